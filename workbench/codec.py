@@ -1,0 +1,129 @@
+"""Records to JSON and back, every type checked on the way in: a stored file is input that can be damaged or hostile.
+
+Works from the type hints of the dataclasses, so a new record needs no code here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union
+
+from workbench import recipes
+from workbench.errors import StoreError
+from workbench.records import SCHEMA_VERSION
+
+Record = TypeVar("Record")
+
+
+def to_plain(record: Any) -> Any:
+    """Return the record as dicts, lists, strings, numbers, booleans and None (ready for `json.dumps`)."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {item.name: to_plain(getattr(record, item.name)) for item in dataclasses.fields(record)}
+    if isinstance(record, Mapping):
+        return {str(key): to_plain(value) for key, value in record.items()}
+    if isinstance(record, (list, tuple)):
+        return [to_plain(value) for value in record]
+    return record
+
+
+def to_json(record: Any, indent: int | None = None) -> str:
+    """Return the record as JSON text; keys keep their order, floats their exact value."""
+    return json.dumps(to_plain(record), indent=indent, ensure_ascii=False, allow_nan=True)
+
+
+def from_json(kind: type[Record], text: str) -> Record:
+    """Read a record from JSON text.
+
+    Raises:
+        StoreError: the text is not JSON, lacks a field, has one of another type, or a newer schema_version.
+    """
+    try:
+        plain = json.loads(text)
+    except ValueError as error:
+        raise StoreError(
+            f"Cannot read a {kind.__name__}: the text is not JSON ({error}). Was the file truncated?"
+        ) from error
+    return from_plain(kind, plain)
+
+
+def from_plain(kind: type[Record], plain: Any) -> Record:
+    """Build a record from what `to_plain` gave; checks every type on the way.
+
+    Raises:
+        StoreError: a field is missing, unknown or of another type, or schema_version is newer than this code's.
+    """
+    if isinstance(plain, dict) and plain.get("schema_version", 0) > SCHEMA_VERSION:
+        found = plain["schema_version"]
+        raise StoreError(
+            f"This {kind.__name__} has schema_version {found}; this code reads up to {SCHEMA_VERSION}. Update trt-workbench."
+        )
+    try:
+        return typing.cast(Record, _decode(kind, plain, kind.__name__))
+    except (TypeError, ValueError, KeyError) as error:
+        raise StoreError(
+            f"Cannot read a {kind.__name__}: {error}. The file was damaged or written by something else."
+        ) from error
+
+
+def _decode(kind: Any, plain: Any, where: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return plain
+    if kind is recipes.Step:
+        step = recipes.STEP_TYPES.get(str(plain.get("kind"))) if isinstance(plain, dict) else None
+        if step is None:
+            raise TypeError(f"{where} is no known step: {plain!r}")
+        return _decode_dataclass(step, plain, where)
+    if origin in (Union, types.UnionType):
+        return _decode_union(arguments, plain, where)
+    if origin is Literal:
+        if plain not in arguments:
+            raise TypeError(f"{where} is {plain!r}, expected one of {arguments}")
+        return plain
+    if origin is tuple:
+        if not isinstance(plain, list):
+            raise TypeError(f"{where} is {type(plain).__name__}, expected a list")
+        return tuple(_decode(arguments[0], value, f"{where}[{index}]") for index, value in enumerate(plain))
+    if origin is dict:
+        if not isinstance(plain, dict):
+            raise TypeError(f"{where} is {type(plain).__name__}, expected an object")
+        return {key: _decode(arguments[1], value, f"{where}.{key}") for key, value in plain.items()}
+    if dataclasses.is_dataclass(kind):
+        return _decode_dataclass(typing.cast(type, kind), plain, where)
+    return _decode_scalar(kind, plain, where)
+
+
+def _decode_union(choices: tuple[Any, ...], plain: Any, where: str) -> Any:
+    if plain is None and type(None) in choices:
+        return None
+    failures = []
+    for choice in choices:
+        if choice is type(None):
+            continue
+        try:
+            return _decode(choice, plain, where)
+        except TypeError as error:
+            failures.append(str(error))
+    raise TypeError("; ".join(failures) or f"{where} must not be {plain!r}")
+
+
+def _decode_dataclass(kind: type, plain: Any, where: str) -> Any:
+    if not isinstance(plain, dict):
+        raise TypeError(f"{where} is {type(plain).__name__}, expected an object")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(plain) - set(hints))
+    if unknown:
+        raise TypeError(f"{where} has unknown fields {', '.join(unknown)}")
+    return kind(**{key: _decode(hints[key], value, f"{where}.{key}") for key, value in plain.items()})
+
+
+def _decode_scalar(kind: Any, plain: Any, where: str) -> Any:
+    if kind is float and isinstance(plain, int) and not isinstance(plain, bool):
+        return float(plain)
+    if not isinstance(plain, kind) or (isinstance(plain, bool) and kind is not bool):
+        raise TypeError(f"{where} is {plain!r}, expected {kind.__name__}")
+    return plain

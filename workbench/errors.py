@@ -1,0 +1,93 @@
+"""Every exception that the workbench raises on purpose.
+
+A message says what happened with the values, why, and what to do next. Knows nothing of any other module.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WorkbenchError(Exception):
+    """Base of all errors raised on purpose; catching it catches nothing that is a bug."""
+
+
+class LoadError(WorkbenchError):
+    """A model source cannot be read: not ONNX, truncated, external data missing, hub out of reach."""
+
+
+class ExportError(LoadError):
+    """A PyTorch module cannot be exported to ONNX by any exporter."""
+
+
+class DataError(WorkbenchError):
+    """Data do not fit: wrong names, shapes or dtypes, no samples, overlapping splits."""
+
+
+class RecipeError(WorkbenchError):
+    """A recipe or a step is unknown, or its steps contradict each other."""
+
+
+class CalibrationError(WorkbenchError):
+    """Calibration cannot give thresholds: no samples, NaN or infinite activations, a damaged table."""
+
+
+class TransformError(WorkbenchError):
+    """A graph step cannot be applied to this model."""
+
+
+class BackendMissing(WorkbenchError):
+    """The asked-for backend is not installed or has no device here; the message holds the line that mends it."""
+
+
+class BuildError(WorkbenchError):
+    """A backend cannot build an engine from a variant; `log` holds what the backend said."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class UnsupportedOperator(BuildError):
+    """The backend lacks an operator of the model."""
+
+
+class OutOfMemory(BuildError):
+    """Building or running needed more memory than there was."""
+
+
+class EngineError(WorkbenchError):
+    """A built engine cannot be opened: other device, other version, damaged file."""
+
+
+class RunError(WorkbenchError):
+    """Inference failed: feeds do not match the engine, or the backend reported an error."""
+
+
+class ChildKilled(WorkbenchError):
+    """A child process ended without an answer (killed, crashed); `log` holds its last words."""
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class Cancelled(WorkbenchError):
+    """The user asked to stop; all that was finished before is kept."""
+
+
+class StoreError(WorkbenchError):
+    """The store on disk cannot be read or written: damaged, full, not ours."""
+
+
+class CompareError(WorkbenchError):
+    """Two measurements must not be compared: other device, shape, boundary or backend."""
+
+
+def nearest(wrong: str, known: Iterable[str]) -> str:
+    """Return a sentence that suggests the known name closest to `wrong` and lists them all."""
+    names = sorted(known)
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(names)}."

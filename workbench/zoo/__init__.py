@@ -1,0 +1,1 @@
+"""The small trained models and data sets that come with the workbench."""
