@@ -59,7 +59,7 @@ def from_plain(kind: type[Record], plain: Any) -> Record:
     if isinstance(plain, dict) and plain.get("schema_version", 0) > SCHEMA_VERSION:
         found = plain["schema_version"]
         raise StoreError(
-            f"This {kind.__name__} has schema_version {found}; this code reads up to {SCHEMA_VERSION}. Update trt-workbench."
+            f"{kind.__name__} has schema_version {found}; this code reads up to {SCHEMA_VERSION}. Update trt-workbench."
         )
     try:
         return typing.cast(Record, _decode(kind, plain, kind.__name__))

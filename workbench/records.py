@@ -172,6 +172,7 @@ class Engine:
         path: the ONNX file or the plan that the runner opens, inside the store.
         options: what it was built with.
         log: what the backend said while building, shortened from the front if long.
+        folder: what the backend left in the store (plan, optimized graph, layer information), or None.
         notes: options it ignored, fallbacks it took; shown in every report.
     """
 
@@ -189,6 +190,7 @@ class Engine:
     options: BuildOptions = field(default_factory=BuildOptions)
     log: str = ""
     notes: tuple[str, ...] = ()
+    folder: str | None = None
 
 
 @dataclass(frozen=True)

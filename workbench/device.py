@@ -1,0 +1,162 @@
+"""What hardware and which versions are here, with peak rates or None where they are not known.
+
+Imports no heavy library: versions come from package metadata, GPUs from NVIDIA's management library if present.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch", "transformers", "openvino", "cuda-python",
+    "polygraphy", "ipywidgets", "jupyterlab", "matplotlib", "pandas",
+)  # fmt: skip
+# What decides how fast low precision is on a CPU: INT8 dot products, BF16, and the width of the vectors.
+_CPU_FLAGS = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+
+# Dense peaks from NVIDIA's data sheets: FP16 tensor-core FLOP/s without sparsity, and memory bytes/s.
+_GPU_PEAKS = {
+    "H200": (989e12, 4.8e12),
+    "H100 80GB HBM3": (989e12, 3.35e12),
+    "A100-SXM4-80GB": (312e12, 2.039e12),
+    "A100-SXM4-40GB": (312e12, 1.555e12),
+    "L40S": (362e12, 0.864e12),
+    "L4": (121e12, 0.3e12),
+    "T4": (65e12, 0.32e12),
+}
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most a device can do: FP16 matrix FLOP/s and memory bytes/s; None where not known, never a guess."""
+
+    flops_per_second: float | None
+    bytes_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One NVIDIA GPU, as its driver tells."""
+
+    name: str
+    memory_bytes: int
+    driver: str
+    compute_capability: str
+
+
+def version(package: str) -> str | None:
+    """Return the installed version of a distribution, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+@functools.cache
+def cpu_name() -> str:
+    """Return the processor's name as the system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def cpu_flags() -> tuple[str, ...]:
+    """Return those instruction sets of this CPU that matter to low precision; empty where the system does not tell."""
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return ()
+    for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith(("flags", "Features")):
+            present = set(line.split(":", 1)[1].split())
+            return tuple(flag for flag in _CPU_FLAGS if flag in present)
+    return ()
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_device() -> str:
+    """Return the CPU in words, such as `AMD EPYC (2 cores)`."""
+    return f"{cpu_name()} ({cores()} cores)"
+
+
+@functools.cache
+def gpus() -> tuple[Gpu, ...]:
+    """Return the NVIDIA GPUs here; empty without a driver or without nvidia-ml-py."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # noqa: BLE001 - any failure of the driver's library means: no GPU that we could use
+        return ()
+    found = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+        found.append(
+            Gpu(
+                name=str(nvml.nvmlDeviceGetName(handle)),
+                memory_bytes=int(nvml.nvmlDeviceGetMemoryInfo(handle).total),
+                driver=str(nvml.nvmlSystemGetDriverVersion()),
+                compute_capability=f"{major}.{minor}",
+            )
+        )
+    return tuple(found)
+
+
+def gpu_peak(name: str) -> Peak:
+    """Return the data-sheet peaks of a GPU by its name, None for each where this table does not know it."""
+    for part, (flops, rate) in _GPU_PEAKS.items():
+        if part in name:
+            return Peak(flops, rate)
+    return Peak(None, None)
+
+
+def describe() -> dict[str, Any]:
+    """Return the environment that every measurement is stored with: system, CPU, GPUs, memory, versions."""
+    import psutil
+
+    return {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "cpu_flags": list(cpu_flags()),
+        "cpu_governor": _governor(),
+        "memory_bytes": int(psutil.virtual_memory().total),
+        "gpus": [vars(gpu) for gpu in gpus()],
+        "versions": {name: found for name in PACKAGES if (found := version(name))},
+        "threads_environment": {
+            key: os.environ[key] for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if key in os.environ
+        },
+        "executable": Path(sys.executable).name,
+    }
+
+
+def _governor() -> str | None:
+    path = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+    return path.read_text(encoding="utf-8").strip() if path.exists() else None

@@ -1,0 +1,135 @@
+"""Backends and the verbs `build` and `open_runner`. One dict names the module that serves each backend.
+
+A build runs in a fresh process by default: a crash or an out-of-memory kill of a builder is then a BuildError
+with its log, and the notebook lives on.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from workbench import device
+from workbench.engines.base import Backend, BuildRequest, Missing, Runner
+from workbench.errors import BackendMissing, nearest
+from workbench.records import BuildOptions, Engine, Variant
+from workbench.store import Store
+
+MODULES = {
+    "onnxruntime-cpu": "workbench.engines.onnxruntime",
+    "onnxruntime-cuda": "workbench.engines.onnxruntime",
+    "onnxruntime-tensorrt": "workbench.engines.onnxruntime",
+    "tensorrt": "workbench.engines.tensorrt",
+}
+# The order in which `auto` looks: the fastest that is present.
+_PREFERENCE = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")
+
+
+def backend(name: str) -> Backend:
+    """Return the module that serves a backend.
+
+    Raises:
+        BackendMissing: no backend has that name.
+    """
+    if name not in MODULES:
+        raise BackendMissing(f"There is no backend {name!r}. {nearest(name, MODULES)}")
+    return cast(Backend, importlib.import_module(MODULES[name]))
+
+
+def backends() -> dict[str, Missing | None]:
+    """Return every backend -> why it cannot be used here, or None where it can."""
+    return {name: backend(name).missing(name) for name in MODULES}
+
+
+def choose(name: str = "auto") -> tuple[str, str]:
+    """Return the backend to use and the reason, in a sentence.
+
+    Args:
+        name: a backend, which must be usable here, or `auto` for the fastest that is.
+
+    Raises:
+        BackendMissing: the asked-for backend, or every backend, cannot be used; the message holds what mends it.
+    """
+    if name != "auto":
+        absent = backend(name).missing(name)
+        if absent is not None:
+            raise BackendMissing(f"The backend {name!r} cannot be used here: {absent}")
+        return name, f"{name} was asked for."
+    reasons: list[str] = []
+    for candidate in _PREFERENCE:
+        absent = backend(candidate).missing(candidate)
+        if absent is None:
+            before = f" ({'; '.join(reasons)})" if reasons else ""
+            return candidate, f"{candidate} is the fastest backend that can be used on {device.cpu_device()}{before}."
+        reasons.append(f"not {candidate}: {absent.reason.rstrip('.')}")
+    raise BackendMissing('No backend can be used here. Run: pip install "trt-workbench[cpu]"')
+
+
+def build(
+    variant: Variant,
+    backend: str = "auto",
+    options: BuildOptions | None = None,
+    *,
+    store: Store,
+    calibration: Path | None = None,
+    log: Callable[[str], None] = lambda line: None,
+) -> Engine:
+    """Build an engine from a variant, in this process.
+
+    `workbench.build` is the same in a fresh process, which survives a builder that crashes.
+
+    Args:
+        backend: a name from `backends()`, or `auto`.
+        store: keeps the engine's files.
+        calibration: `.npz` of calibration feeds, for native calibrators only.
+        log: called with each line that the backend says.
+
+    Raises:
+        BackendMissing: the backend cannot be used here.
+        BuildError: the backend refuses the variant.
+    """
+    name, _ = choose(backend)
+    module = _module(name)
+    with store.scratch() as scratch:
+        folder = scratch / "engine"
+        folder.mkdir()
+        request = BuildRequest(
+            variant=variant,
+            backend=name,
+            options=options or BuildOptions(),
+            folder=str(folder),
+            calibration_path=None if calibration is None else str(calibration),
+            cache_folder=str(store.cache_folder(name)),
+        )
+        engine = module.build(request, log)
+        return _kept(engine, folder, store)
+
+
+def open_runner(engine: Engine, threads: int | None = None) -> Runner:
+    """Open an engine for inference; a context manager.
+
+    Args:
+        threads: CPU threads inside an operator; None takes what the engine was built with.
+
+    Raises:
+        EngineError: the engine's file is gone or damaged, or was built for another device or version.
+        BackendMissing: its backend cannot be used here.
+    """
+    choose(engine.backend)
+    return _module(engine.backend).open_runner(engine, threads if threads is not None else engine.options.threads)
+
+
+_module = backend
+
+
+def _kept(engine: Engine, folder: Path, store: Store) -> Engine:
+    """Move what the backend wrote into the store and point the engine there."""
+    if not any(folder.iterdir()):
+        return engine
+    _, place = store.add(folder)
+    inside = Path(engine.path)
+    path = place / inside.relative_to(folder) if inside.is_relative_to(folder) else inside
+    return replace(engine, path=str(path), folder=str(place))

@@ -1,0 +1,98 @@
+"""What child processes do with engines: build one, or run one over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench import child, codec, engines
+from workbench.engines.base import Feeds
+from workbench.records import BuildOptions, Engine, Variant
+from workbench.store import Store
+
+
+def build(
+    variant: Variant,
+    backend: str = "auto",
+    options: BuildOptions | None = None,
+    *,
+    store: Store | None = None,
+    calibration: Path | None = None,
+    cancel: Callable[[], bool] = lambda: False,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> Engine:
+    """Build an engine from a variant, in a fresh process.
+
+    Args:
+        backend: a name from `workbench.backends()`, or `auto` for the fastest that is here.
+        options: None takes one thread and the engine's own choices.
+        store: keeps the engine's files; None takes the default store.
+        calibration: `.npz` of calibration feeds, for native calibrators only.
+        cancel: asked now and then; True ends the build.
+        on_line: called with each line of the build's log.
+
+    Raises:
+        BackendMissing: the backend cannot be used here.
+        BuildError: the backend refuses the variant (UnsupportedOperator, OutOfMemory where that is why).
+        ChildKilled: the builder crashed or was killed.
+        Cancelled: `cancel` said so.
+    """
+    name, _ = engines.choose(backend)
+    store = store or Store()
+    job = {
+        "variant": codec.to_plain(variant),
+        "backend": name,
+        "options": codec.to_plain(options or BuildOptions()),
+        "store": str(store.root),
+        "calibration": None if calibration is None else str(calibration),
+    }
+    answer = child.call("workbench.engines.jobs:build_job", job, cancel=cancel, on_line=on_line)
+    return codec.from_plain(Engine, answer.plain)
+
+
+def build_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Be the child of `build`."""
+    engine = engines.build(
+        codec.from_plain(Variant, job["variant"]),
+        job["backend"],
+        codec.from_plain(BuildOptions, job["options"]),
+        store=Store(job["store"]),
+        calibration=None if job["calibration"] is None else Path(job["calibration"]),
+        log=lambda line: print(line, flush=True),  # noqa: T201 - the parent reads the child's output as the log
+    )
+    return codec.to_plain(engine), {}
+
+
+def infer(
+    engine: Engine, feeds: Feeds, batch: int, *, threads: int | None = None, cancel: Callable[[], bool] = lambda: False
+) -> dict[str, np.ndarray]:
+    """Run an engine over many samples in a fresh process.
+
+    Args:
+        feeds: input name -> samples on axis 0.
+        batch: samples a call; the last call takes what is left, where the engine's batch axis is dynamic.
+
+    Returns:
+        Output name -> outputs of all samples on axis 0.
+
+    Raises:
+        RunError: the feeds do not fit; ChildKilled: the engine crashed; Cancelled: `cancel` said so.
+    """
+    job = {"engine": codec.to_plain(engine), "batch": batch, "threads": threads}
+    return child.call("workbench.engines.jobs:infer_job", job, feeds, cancel=cancel).arrays
+
+
+def infer_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Be the child of `infer`."""
+    engine = codec.from_plain(Engine, job["engine"])
+    count = len(next(iter(arrays.values())))
+    parts: dict[str, list[np.ndarray]] = {}
+    with engines.open_runner(engine, job["threads"]) as runner:
+        for start in range(0, count, job["batch"]):
+            outputs = runner.infer({name: array[start : start + job["batch"]] for name, array in arrays.items()})
+            for name, value in outputs.items():
+                parts.setdefault(name, []).append(value)
+    return {}, {name: np.concatenate(values) for name, values in parts.items()}
