@@ -111,10 +111,8 @@ def _wait(
 ) -> None:
     with (folder / "log.txt").open(encoding="utf-8", errors="replace") as lines:
         while True:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
-            except subprocess.TimeoutExpired:
-                pass
             for line in lines:
                 on_line(line.rstrip("\n"))
             if process.returncode is not None:

@@ -84,7 +84,9 @@ def lacks(name: str, onnx_path: Path) -> dict[str, str]:
     kernels = {(kernel.domain, kernel.op_name) for kernel in state.get_all_opkernel_def() if kernel.provider in usable}
     # Operators defined as functions of others need no kernel of their own.
     functions = {
-        (schema.domain, schema.name) for schema in onnx.defs.get_all_schemas() if getattr(schema, "has_function", False)
+        (schema.domain, schema.name)
+        for schema in onnx.defs.get_all_schemas()
+        if getattr(schema, "has_function", False) or getattr(schema, "has_context_dependent_function", False)
     }
     graph = onnx.load(onnx_path, load_external_data=False).graph
     absent = {}
