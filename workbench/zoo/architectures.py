@@ -106,9 +106,7 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = SelfAttention(width, heads, tokens)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(
-            nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width)
-        )
+        self.mlp = nn.Sequential(nn.Linear(width, mlp_ratio * width), nn.GELU(), nn.Linear(mlp_ratio * width, width))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Map (N, tokens, width) to the same shape; `mask` as in SelfAttention."""
@@ -165,7 +163,7 @@ class TextTower(nn.Module):
     """A small transformer encoder that embeds a caption on the unit sphere; token id 0 is padding."""
 
     def __init__(
-        self, vocabulary: int, tokens: int, embedding: int = 64, width: int = 64, depth: int = 2, heads: int = 4
+        self, vocabulary: int, tokens: int, embedding: int = 64, width: int = 48, depth: int = 2, heads: int = 4
     ) -> None:
         super().__init__()
         self.token_embedding = nn.Embedding(vocabulary, width)

@@ -4,8 +4,12 @@ One function on numpy arrays, shared by the training scripts and the data sets, 
 Knows nothing of files, labels, splits or models.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numpy.typing import NDArray
+
+from workbench.errors import DataError
 
 STORED_SIZE = 8
 IMAGE_SIZE = 32
@@ -31,15 +35,15 @@ def upsample_digits(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         (N, 1, 32, 32) float32, `(pixel / 16 - PIXEL_MEAN) / PIXEL_STD`.
 
     Raises:
-        ValueError: if the shape is not (N, 8, 8) or a pixel is above 16.
+        DataError: if the shape is not (N, 8, 8) or a pixel is above 16.
     """
     if images.ndim != 3 or images.shape[1:] != (STORED_SIZE, STORED_SIZE):
-        raise ValueError(
+        raise DataError(
             f"Digits must have shape (N, {STORED_SIZE}, {STORED_SIZE}), got {images.shape}. "
             "Pass the `images` array of data/digits.npz or a slice images[i:j] of it."
         )
     if images.size and (int(images.min()) < 0 or int(images.max()) > LARGEST_PIXEL):
-        raise ValueError(
+        raise DataError(
             f"Digit pixels run from 0 to {LARGEST_PIXEL}, got {images.min()}..{images.max()}. "
             "Rescale the images to that range first."
         )
