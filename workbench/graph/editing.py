@@ -29,12 +29,14 @@ class Context:
         modules: ONNX node name -> PyTorch module path; may be empty.
         table: calibration statistics of the parent model's tensors, or None where nothing was calibrated.
         calibrators: tensor name -> calibrator chosen for it (what `auto` found); overrides the step's own.
+        channel_maxima: tensor name -> (channels,) largest |x| along its last axis; what SmoothQuant needs.
     """
 
     dialect: str = "ort-cpu"
     modules: Mapping[str, str] = field(default_factory=dict)
     table: CalibrationTable | None = None
     calibrators: Mapping[str, str] = field(default_factory=dict)
+    channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def excluded_by(self, node: onnx.NodeProto, patterns: Iterable[str]) -> str | None:
         """Return the first pattern found in the node's name or module path, or None."""

@@ -1,0 +1,55 @@
+# make demo   install what the quickstart needs, run it, print its table and where the report is
+# make test   install everything for development and run the whole test suite
+# make lab    open JupyterLab on the notebooks        make app   open the workbench alone, without code
+PYTHON ?= python3
+VENV ?= .venv
+PIP_FLAGS ?=
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt $(PIP_FLAGS)
+
+.PHONY: demo test check unit notebooks lab app clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m workbench demo
+
+test: check unit notebooks
+
+check: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+unit: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+notebooks: $(VENV)/.test
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --override-ini testpaths=notebooks notebooks
+
+lab: $(VENV)/.lab
+	$(BIN)/jupyter lab notebooks
+
+app: $(VENV)/.lab
+	$(BIN)/voila notebooks/05_workbench.ipynb --Voila.ip=127.0.0.1 --token
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; try make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each set of packages; a change of the requirements installs again.
+$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) -e ".[cpu,notebook]"
+	touch $@
+
+$(VENV)/.lab: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) torch -e ".[cpu,lab,torch]"
+	touch $@
+
+# torch first and alone: once it is there, nothing else pulls another build of it.
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(INSTALL) torch
+	$(INSTALL) -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .workbench build dist .pytest_cache .mypy_cache .ruff_cache
