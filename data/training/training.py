@@ -4,7 +4,6 @@ Knows nothing of any one model. Scripts are run from anywhere as `python data/tr
 installed (`pip install -e .`).
 """
 
-import hashlib
 import importlib.metadata
 import io
 import json
@@ -100,9 +99,7 @@ def train_classifier(model: nn.Module, recipe: ClassifierRecipe) -> float:
     started = time.perf_counter()
     digits = load_digits_part("train")
     averaging = _averaging(model, recipe)
-    optimiser = torch.optim.AdamW(
-        model.parameters(), lr=recipe.peak_learning_rate, weight_decay=recipe.weight_decay
-    )
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.peak_learning_rate, weight_decay=recipe.weight_decay)
     steps = recipe.epochs * math.ceil(len(digits.labels) / recipe.batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, recipe.peak_learning_rate, total_steps=steps, pct_start=0.15
@@ -111,9 +108,7 @@ def train_classifier(model: nn.Module, recipe: ClassifierRecipe) -> float:
         model.train()
         for batch in torch.randperm(len(digits.labels)).split(recipe.batch_size):
             logits = model(augment(digits.images[batch], recipe))
-            loss = nn.functional.cross_entropy(
-                logits, digits.labels[batch], label_smoothing=recipe.label_smoothing
-            )
+            loss = nn.functional.cross_entropy(logits, digits.labels[batch], label_smoothing=recipe.label_smoothing)
             optimiser.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -121,7 +116,10 @@ def train_classifier(model: nn.Module, recipe: ClassifierRecipe) -> float:
             schedule.step()
             if averaging is not None:
                 averaging.update_parameters(model)
-        print(f"epoch {epoch + 1}/{recipe.epochs} loss {loss.item():.4f} {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"epoch {epoch + 1}/{recipe.epochs} loss {loss.item():.4f} {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
     if averaging is not None:
         model.load_state_dict(averaging.module.state_dict())
     model.eval()
@@ -171,15 +169,24 @@ def export_onnx(module: nn.Module, example: Tensor, options: OnnxExport) -> None
 
 
 def _constants_to_initializers(graph: onnx.GraphProto) -> None:
-    """Replace Constant nodes by initializers of the same name, so that only work is left among the nodes."""
+    """Turn Constant nodes, and Identity nodes of an initializer, into initializers of the same name.
+
+    The exporter merges weights that happen to be equal (the biases of two BatchNorms that are added) and puts an
+    Identity between; a copy of a few floats is easier to read and to fold.
+    """
+    stored = {tensor.name: tensor for tensor in graph.initializer}
     kept = []
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             tensor = node.attribute[0].t
-            tensor.name = node.output[0]
-            graph.initializer.append(tensor)
+        elif node.op_type == "Identity" and node.input[0] in stored:
+            tensor = stored[node.input[0]]
         else:
             kept.append(node)
+            continue
+        added = graph.initializer.add()
+        added.CopyFrom(tensor)
+        added.name = node.output[0]
     del graph.node[:]
     graph.node.extend(kept)
 
@@ -220,7 +227,9 @@ def proportion(correct: int, total: int) -> dict[str, Any]:
     }
 
 
-def write_classifier(name: str, model: nn.Module, seconds: float, recipe: ClassifierRecipe, keep_batchnorm: bool) -> None:
+def write_classifier(
+    name: str, model: nn.Module, seconds: float, recipe: ClassifierRecipe, keep_batchnorm: bool
+) -> None:
     """Write a digit classifier's safetensors, ONNX file and card, measured on the files as written."""
     from safetensors.torch import save_file
 
@@ -278,8 +287,3 @@ def savez_reproducible(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
             buffer = io.BytesIO()
             np.lib.format.write_array(buffer, array, allow_pickle=False)
             archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED)
-
-
-def sha256(path: Path) -> str:
-    """Return the sha256 of a file as hexadecimal text."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
