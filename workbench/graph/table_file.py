@@ -12,7 +12,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import tempfile
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -39,7 +41,18 @@ _MEMBERS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "snapshot_abs_max": ("<f8", ("S", "T")),
     "snapshot_thresholds": ("<f8", ("S", "T")),
 }
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, NotImplementedError)
+# What zipfile and numpy's header parser raise on bytes they cannot make sense of (found by fuzzing both).
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+    SyntaxError,
+    EOFError,
+    OSError,
+    ValueError,
+    RuntimeError,
+)
 
 Arrays = Mapping[str, NDArray[Any]]
 

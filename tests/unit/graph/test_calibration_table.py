@@ -351,6 +351,7 @@ def header(shape, dtype="<i8"):
         (header((2, 2048)) + bytes(100), "'counts' holds 100 bytes, expected 32768"),
         (header((2, 2048)) + bytes(32769), "'counts' holds more bytes"),
         (b"\x93NUMPY\x01\x00\xff\xff" + b"{" * 65535, "cannot be read"),
+        (header((2, 2048)).replace(b"}", b" "), "cannot be read"),
         (b"hello", "cannot be read"),
     ],
 )
