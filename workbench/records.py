@@ -281,8 +281,10 @@ class Accuracy:
         sqnr_db: output name -> 10 log10(sum y^2 / sum (y - y')^2) against the parent; None where the error is zero.
         cosine: output name -> cosine similarity of the flattened outputs.
         largest_error: output name -> largest absolute difference.
-        data: name of the data, and whether it was `user`, `shipped` or `random`.
+        data_name, data_kind: name of the data, and whether it was `user`, `shipped` or `random`.
         notes: such as "random inputs: no accuracy is claimed" or "3 of 540 samples left the calibrated range".
+        display: whether the score is the mean of the values or its exponential (perplexity).
+        unit: of the score; `share` is shown as a percentage.
     """
 
     variant: str
@@ -302,6 +304,8 @@ class Accuracy:
     cosine: dict[str, float] = field(default_factory=dict)
     largest_error: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    display: Literal["mean", "exp_mean"] = "mean"
+    unit: str = ""
 
 
 @dataclass(frozen=True)

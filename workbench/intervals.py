@@ -1,0 +1,152 @@
+"""Intervals and tests on plain arrays: studentized bootstrap, shares, paired shares, percentiles. Knows no record.
+
+The unit of resampling is the round, a fresh process: latencies of one process share its memory layout and its
+neighbours, and so differ less among themselves than from those of another process. With the 3 to 20 rounds that
+anyone waits for, the usual percentile bootstrap is far too sure of itself: with 3 rounds its 99 % interval held
+the truth in 75 of 100 simulated comparisons. The intervals here come from a studentized bootstrap (Efron 1982) of the
+20 % trimmed mean with winsorized standard error (Yuen 1974; Wilcox 2012, section 4.4), so that a round disturbed by a
+neighbour neither moves nor widens them, and of a smoothed sample (Silverman and Young 1987), because a handful of
+rounds alone gives too few different resamples. `tests/unit/test_intervals.py` checks the coverage.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from workbench.errors import DataError
+
+CONFIDENCE = 0.99
+ACCURACY_CONFIDENCE = 0.95
+TRIM = 0.2
+_RESAMPLES = 3999
+_CHUNK_VALUES = 1_000_000
+# From here on a studentized mean is normal within what anyone could see, and resampling only costs time.
+_NORMAL_FROM = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval, and the p-value of "it is zero"."""
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def required_samples(quantile: float, confidence: float = CONFIDENCE) -> int:
+    """Return the fewest samples from which a percentile may be shown.
+
+    The rule of MLPerf LoadGen's early stopping (mlcommons/inference, loadgen/early_stopping.cc) with one sample to
+    discard: the smallest n with P(Binomial(n, 1 - quantile) <= 1) <= 1 - confidence. 64, 130 and 662 at 99 %.
+    """
+    n = 2
+    while quantile**n + n * (1 - quantile) * quantile ** (n - 1) > 1 - confidence:
+        n += 1
+    return n
+
+
+def center_interval(values: np.ndarray, confidence: float, trim: float = TRIM) -> Interval:
+    """Return the trimmed mean of values (n,), n >= 2, with its interval; `trim` is the share cut off each end."""
+    return studentized([np.asarray(values, dtype=np.float64)], confidence, trim)
+
+
+def wilson(successes: int, n: int, confidence: float = ACCURACY_CONFIDENCE) -> tuple[float, float]:
+    """Return Wilson's score interval of a share (Wilson 1927).
+
+    Raises:
+        DataError: n is 0, or successes are not within 0..n.
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise DataError(f"A share needs 0 <= successes <= n and n >= 1; got {successes} of {n}.")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = successes / n
+    center = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    # At the ends the interval reaches 0 and 1 exactly; rounding would leave it a hair inside.
+    return (0.0 if successes == 0 else center - half, 1.0 if successes == n else center + half)
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test from the numbers of discordant pairs."""
+    n, least = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(n, k) for k in range(least + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def paired_share_interval(table: Sequence[int], confidence: float = ACCURACY_CONFIDENCE) -> tuple[float, float]:
+    """Return the interval of the difference of two paired shares (Newcombe 1998, Stat. Med. 17:2635, method 10).
+
+    Args:
+        table: (both right, only the first right, only the second right, both wrong).
+    """
+    a, b, c, d = table
+    n = a + b + c + d
+    first, second = (a + b) / n, (a + c) / n
+    low1, high1 = wilson(a + b, n, confidence)
+    low2, high2 = wilson(a + c, n, confidence)
+    margins = (a + b) * (c + d) * (a + c) * (b + d)
+    product = a * d - b * c
+    corrected = max(product - n / 2, 0) if product > 0 else product
+    phi = corrected / math.sqrt(margins) if margins else 0.0
+    below, above = (first - low1, high2 - second), (high1 - first, second - low2)
+    lower, upper = (math.sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0)) for x, y in (below, above))
+    return first - second - lower, first - second + upper
+
+
+def studentized(groups: Sequence[np.ndarray], confidence: float, trim: float) -> Interval:
+    """Return center(groups[0]) [- center(groups[1])] with a smoothed, studentized, symmetric bootstrap interval.
+
+    Args:
+        groups: one sample of values (n,), or two independent ones; n >= 2 each.
+        trim: the share cut off each end of a sample.
+    """
+    centers, errors = zip(*(_trimmed(group, trim) for group in groups), strict=True)
+    value = float(centers[0] - (centers[1] if len(groups) > 1 else 0.0))
+    error = math.sqrt(sum(float(one) ** 2 for one in errors))
+    if error == 0:  # identical values: nothing to resample
+        return Interval(value, value, value, 1.0 if value == 0 else 0.0)
+    observed = abs(value) / error
+    if min(len(group) for group in groups) >= _NORMAL_FROM:
+        normal = NormalDist()
+        wide, p_value = normal.inv_cdf(0.5 + confidence / 2), 2 * (1 - normal.cdf(observed))
+    else:
+        spread = np.sort(_resampled(groups, value, trim))
+        wide = float(spread[math.ceil(confidence * (_RESAMPLES + 1)) - 1])
+        p_value = float((1 + (spread >= observed).sum()) / (_RESAMPLES + 1))
+    return Interval(value, value - wide * error, value + wide * error, p_value)
+
+
+def _resampled(groups: Sequence[np.ndarray], value: float, trim: float) -> np.ndarray:
+    """Return |center* - center| / error* of each resample. The seed is fixed: the same raw values, the same interval."""
+    generator = np.random.default_rng(20140101)
+    rows = max(1, _CHUNK_VALUES // max(len(group) for group in groups))
+    parts = []
+    for start in range(0, _RESAMPLES, rows):
+        count = min(rows, _RESAMPLES - start)
+        center, variance = np.zeros(count), np.zeros(count)
+        for sign, group in zip((1, -1), groups, strict=False):
+            n = len(group)
+            width = n**-0.2 * float(_trimmed(group, trim)[1]) * math.sqrt(n)
+            noise = width * generator.standard_normal((count, n))
+            one, error = _trimmed(group[generator.integers(0, n, (count, n))] + noise, trim)
+            center, variance = center + sign * one, variance + error**2
+        parts.append(np.abs(center - value) / np.sqrt(variance))
+    return np.concatenate(parts)
+
+
+def _trimmed(values: np.ndarray, trim: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return trimmed mean and winsorized standard error over the last axis (Yuen 1974, Biometrika 61:165)."""
+    n = values.shape[-1]
+    cut = int(trim * n)
+    kept = n - 2 * cut
+    ordered = np.sort(values, axis=-1)
+    inner = ordered[..., cut : n - cut]
+    winsorized = np.clip(ordered, inner[..., :1], inner[..., -1:])
+    squares = winsorized.var(axis=-1) * n
+    return inner.mean(axis=-1), np.sqrt(squares / (kept * (kept - 1)))
