@@ -158,6 +158,10 @@ def test_a_percentile_clips_at_most_its_share_and_one_bin_less_would_clip_more(p
     assert np.mean(values >= chosen) <= allowed < np.mean(values >= chosen - histogram.width)
 
 
+def test_a_percentile_of_few_elements_keeps_them_all():
+    assert thresholds.threshold(histogram_of([1.0, 2.0, 3.0]), "percentile-99.9") == 3.0
+
+
 def test_a_hundred_percent_is_the_maximum_and_other_percents_are_refused():
     histogram = histogram_of([1.0, 2.0, 3.0])
     assert thresholds.percentile_threshold(histogram, percent=100.0) == 3.0
