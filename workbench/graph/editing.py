@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -48,16 +48,25 @@ class Graph:
     """An ONNX model that is being edited, with producers, consumers and initializers by tensor name.
 
     Steps change `model` through the methods below, which keep the index true. Node order is restored by `finish`.
+    Nodes without a name of their own get one, since reports name them.
+
+    Attributes:
+        producer: tensor name -> the node that writes it.
+        consumers: tensor name -> the nodes that read it; a subgraph's reading is not among them, see `pinned`.
+        pinned: tensors whose name and type are visible outside: graph outputs, and what subgraphs capture.
     """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self.proto = model.graph
         self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in self.proto.initializer}
-        self.inputs = [value.name for value in self.proto.input if value.name not in self.initializers]
+        self._fix_overridable()
+        self.inputs = [value.name for value in self.proto.input]
         self.outputs = [value.name for value in self.proto.output]
+        self.pinned: set[str] = set(self.outputs) | _captured(self.proto.node)
         self._names: set[str] = set()
         self.refresh()
+        self._name_nodes()
 
     def refresh(self) -> None:
         """Rebuild the index; call it after changing nodes' inputs or outputs directly."""
@@ -69,6 +78,22 @@ class Graph:
         self._names.update(
             self.producer, self.consumers, self.initializers, self.inputs, (node.name for node in self.nodes)
         )
+
+    def _fix_overridable(self) -> None:
+        """Make weights constants where an old file lists them as inputs that a caller might override."""
+        kept = [value for value in self.proto.input if value.name not in self.initializers]
+        if len(kept) != len(self.proto.input):
+            copies = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+            del self.proto.input[:]
+            self.proto.input.extend(copies)
+            self.model.ir_version = max(self.model.ir_version, 4)
+
+    def _name_nodes(self) -> None:
+        seen: set[str] = set()
+        for index, node in enumerate(self.nodes):
+            if not node.name or node.name in seen:
+                node.name = self.unique(node.name or f"{node.op_type}_{index}")
+            seen.add(node.name)
 
     def _register(self, node: onnx.NodeProto) -> None:
         self.producer.update({name: node for name in node.output if name})
@@ -94,28 +119,79 @@ class Graph:
         if name in self.initializers:
             return np.array(numpy_helper.to_array(self.initializers[name]))
         node = self.producer.get(name)
-        if node is not None and node.op_type == "Constant":
-            value = next((item for item in node.attribute if item.name == "value"), None)
-            return None if value is None else np.array(numpy_helper.to_array(value.t))
-        return None
+        return None if node is None or node.op_type != "Constant" else _constant(node)
+
+    def lift_constants(self) -> list[str]:
+        """Turn Constant nodes into initializers of the same name; return the names of the nodes that went."""
+        lifted = []
+        for node in [node for node in self.nodes if node.op_type == "Constant"]:
+            array, name = _constant(node), node.output[0]
+            if array is not None and name not in self.pinned:
+                self.remove_node(node)
+                self.put_constant(name, array)
+                lifted.append(node.name)
+        return lifted
 
     def add_initializer(self, name: str, array: np.ndarray) -> str:
         """Add a constant under a unique name derived from `name`; return the name it got."""
         fresh = self.unique(name)
-        self.proto.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array), fresh))
-        self.initializers[fresh] = self.proto.initializer[-1]
+        self.put_constant(fresh, array)
         return fresh
+
+    def put_constant(self, name: str, array: np.ndarray) -> None:
+        """Add a constant under this very name, which no node may write any more."""
+        # asarray with order keeps a scalar a scalar, where ascontiguousarray makes it a vector of one.
+        self.proto.initializer.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+        self.initializers[name] = self.proto.initializer[-1]
+
+    def give_constant(self, node: onnx.NodeProto, index: int, array: np.ndarray) -> str:
+        """Give input `index` of one node new constant values, leaving other readers of the old ones alone.
+
+        Returns the name of the constant: the old one where the node was its only reader, else a new one.
+        """
+        old = node.input[index]
+        places = sum(list(reader.input).count(old) for reader in self.consumers.get(old, []))
+        if places == 1 and old not in self.pinned:
+            self.replace_initializer(old, array)
+            return old
+        fresh = self.add_initializer(old, array)
+        self.set_input(node, index, fresh)
+        return fresh
+
+    def set_input(self, node: onnx.NodeProto, index: int, name: str) -> None:
+        """Make one input of one node read another tensor; `index` may be one past the last input."""
+        old = node.input[index] if index < len(node.input) else ""
+        if index < len(node.input):
+            node.input[index] = name
+        else:
+            node.input.append(name)
+        if old and old not in node.input:
+            self.consumers[old] = [other for other in self.consumers.get(old, []) if other is not node]
+        readers = self.consumers.setdefault(name, [])
+        if not any(other is node for other in readers):
+            readers.append(node)
+
+    def rename_output(self, node: onnx.NodeProto, old: str, new: str) -> None:
+        """Make a node write `new` instead of `old`; the readers of `old` follow, whoever pins it does not."""
+        node.output[list(node.output).index(old)] = new
+        self._names.add(new)
+        del self.producer[old]
+        self.producer[new] = node
+        self.rewire(old, new)
 
     def replace_initializer(self, name: str, array: np.ndarray) -> None:
         """Give a constant new values, for all its consumers (a Constant node's output included)."""
         if name in self.initializers:
-            self.initializers[name].CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array), name))
+            self.initializers[name].CopyFrom(numpy_helper.from_array(np.asarray(array, order="C"), name))
             return
-        value = next(item for item in self.producer[name].attribute if item.name == "value")
-        value.t.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(array)))
+        node = self.producer[name]
+        del node.attribute[:]
+        node.attribute.append(
+            onnx.helper.make_attribute("value", numpy_helper.from_array(np.asarray(array, order="C")))
+        )
 
     def add_node(
-        self, op_type: str, inputs: list[str], outputs: list[str], name: str, domain: str = "", **attributes: object
+        self, op_type: str, inputs: list[str], outputs: list[str], name: str, domain: str = "", **attributes: Any
     ) -> onnx.NodeProto:
         """Append a node with a unique name; `finish` puts it where it belongs."""
         node = onnx.helper.make_node(op_type, inputs, outputs, name=self.unique(name), domain=domain, **attributes)
@@ -124,6 +200,23 @@ class Graph:
         self.nodes.append(added)
         self._register(added)
         return added
+
+    def bypass(self, node: onnx.NodeProto) -> str | None:
+        """Remove a node that hands its first input on unchanged.
+
+        Returns None, or the reason why the node must stay: the names on both sides of it are pinned.
+        """
+        before, after = node.input[0], node.output[0]
+        if after not in self.pinned:
+            self.rewire(after, before)
+            self.remove_node(node)
+            return None
+        source = self.producer.get(before)
+        if source is None or before in self.pinned:
+            return f"it gives {before!r} the name {after!r}, and both names are fixed"
+        self.remove_node(node)
+        self.rename_output(source, before, after)
+        return None
 
     def remove_node(self, node: onnx.NodeProto) -> None:
         """Remove a node; its outputs must have no consumer left."""
@@ -137,22 +230,18 @@ class Graph:
 
     def rewire(self, old: str, new: str, only: Iterable[onnx.NodeProto] | None = None) -> None:
         """Make consumers of tensor `old` (all, or those given) read `new` instead. Graph outputs are not renamed."""
-        chosen = self.consumers.get(old, []) if only is None else list(only)
-        for node in chosen:
+        for node in list(self.consumers.get(old, []) if only is None else only):
             for index, name in enumerate(node.input):
                 if name == old:
-                    node.input[index] = new
-            if node not in self.consumers.setdefault(new, []):
-                self.consumers[new].append(node)
-        self.consumers[old] = [node for node in self.consumers.get(old, []) if old in node.input]
+                    self.set_input(node, index, new)
 
     def finish(self) -> onnx.ModelProto:
         """Drop unused constants, sort nodes topologically, and return the model.
 
         Sorting keeps the given order where it can, so that a diff of two files stays readable.
         """
-        used = {name for node in self.proto.node for name in node.input} | set(self.outputs)
-        used |= _captured(self.proto.node)
+        self.pinned = set(self.outputs) | _captured(self.proto.node)
+        used = {name for node in self.proto.node for name in node.input} | self.pinned
         kept = [tensor for tensor in self.proto.initializer if tensor.name in used]
         if len(kept) != len(self.proto.initializer):
             copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
@@ -166,14 +255,36 @@ class Graph:
         return self.model
 
 
+def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+    """Return the value of an attribute, or `default` where the node has none of that name."""
+    found = next((item for item in node.attribute if item.name == name), None)
+    return default if found is None else onnx.helper.get_attribute_value(found)
+
+
+def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return the graphs inside a node: branches of If, bodies of Loop and Scan."""
+    single = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
+    return single + [graph for attribute in node.attribute for graph in attribute.graphs]
+
+
 def _captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Names that subgraphs read from outside."""
+    """Names that subgraphs may read from outside (their own inner names are among them, which does no harm)."""
     found: set[str] = set()
-    for node in nodes:
-        for attribute in node.attribute:
-            for graph in [attribute.g, *attribute.graphs] if attribute.HasField("g") or attribute.graphs else []:
-                found |= {name for inner in graph.node for name in inner.input} | _captured(graph.node)
+    for graph in [graph for node in nodes for graph in subgraphs(node)]:
+        found |= {name for inner in graph.node for name in inner.input if name} | _captured(graph.node)
+        found |= {value.name for value in graph.output}
     return found
+
+
+def _constant(node: onnx.NodeProto) -> np.ndarray | None:
+    """Return the value of a Constant node, or None where it is sparse or text."""
+    attribute = next((item for item in node.attribute if item.name.startswith("value")), None)
+    if attribute is None or "string" in attribute.name:
+        return None
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return np.array(numpy_helper.to_array(value))
+    return np.array(value, np.float32 if "float" in attribute.name else np.int64)
 
 
 def _sorted(nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
