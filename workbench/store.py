@@ -105,11 +105,12 @@ class Store:
         with self._connect() as connection:
             connection.execute("DELETE FROM records WHERE kind = ? AND key = ?", (kind, key))
 
-    def keys(self, kind: str) -> list[str]:
-        """Return the keys of a kind, latest written first."""
+    def keys(self, kind: str, prefix: str = "") -> list[str]:
+        """Return the keys of a kind that start with `prefix`, latest written first."""
         with self._connect() as connection:
             rows = connection.execute(
-                "SELECT key FROM records WHERE kind = ? ORDER BY written_at DESC, rowid DESC", (kind,)
+                "SELECT key FROM records WHERE kind = ? AND substr(key, 1, ?) = ? ORDER BY written_at DESC, rowid DESC",
+                (kind, len(prefix), prefix),
             )
             return [str(row[0]) for row in rows]
 

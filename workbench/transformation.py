@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import onnx
 
+from workbench.datasets import Split
 from workbench.errors import TransformError
-from workbench.graph import dynamic, fusion, opset, precision, quantization, smooth, sparsity, weights
+from workbench.graph import calibration, dynamic, fusion, opset, precision, quantization, smooth, sparsity, weights
 from workbench.graph.calibration_table import CalibrationTable
 from workbench.graph.editing import Context
 from workbench.recipes import Fuse, Quantize, Recipe, Step, named
@@ -109,6 +110,36 @@ def fused(model: Model, recipe: str | Recipe = "fp32", dialect: str = "ort-cpu")
     """
     proto, _ = _prepared(model, named(recipe), Context(dialect=dialect, modules=model.modules))
     return proto
+
+
+def calibrate(
+    model: Model,
+    split: Split,
+    recipe: str | Recipe = "int8-kl",
+    *,
+    dialect: str = "ort-cpu",
+    data_name: str = "",
+    cancel: Callable[[], bool] = lambda: False,
+) -> CalibrationTable:
+    """Collect the activation statistics of a model in one streaming pass, on ONNX Runtime's CPU engine.
+
+    Args:
+        split: calibration samples, under the model's input names (see `Dataset.bound_to`).
+        recipe: only its fusion matters: folding decides which tensors exist.
+        data_name: kept in the table for people.
+        cancel: asked now and then; True stops with Cancelled.
+
+    Raises:
+        CalibrationError: no samples, or activations that are not finite.
+    """
+    return calibration.calibrate(
+        fused(model, recipe, dialect),
+        split.inputs,
+        model_sha256=model.sha256,
+        dataset_sha256=split.sha256,
+        dataset_name=data_name,
+        cancel=cancel,
+    )
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:

@@ -1,0 +1,138 @@
+"""The command line: `python -m workbench doctor | run | report | studies | demo`, for machines reached by ssh."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import workbench as wb
+from workbench import zoo
+from workbench.errors import Cancelled, WorkbenchError
+
+_MARKS = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit status (0 good, 1 the command found or met a problem, 130 interrupted)."""
+    options = _parser().parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except WorkbenchError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 130 if isinstance(error, Cancelled) else 1
+    except KeyboardInterrupt:
+        print("\nInterrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
+        return 130
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Say what this machine has and lacks."""
+    from workbench.doctor import examine
+
+    findings = examine()
+    width = max(len(finding.topic) for finding in findings)
+    for finding in findings:
+        print(f"{_MARKS[finding.state]} {finding.topic:<{width}}  {finding.text}")
+        if finding.remedy:
+            print(f"{'':<{width + 6}}  -> {finding.remedy}")
+    return int(any(finding.state == "wrong" for finding in findings))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a study and print its table."""
+    model = wb.load(options.model)
+    protocol = wb.Protocol(boundary=options.boundary, batch=options.batch, rounds=options.rounds)
+    study = wb.run(
+        model,
+        _data(options, model),
+        options.recipes.split(","),
+        backend=options.backend,
+        protocol=protocol,
+        options=wb.BuildOptions(threads=options.threads),
+        name=options.name,
+        progress="auto",
+    )
+    print(study.table().to_string(index=False))
+    print(f"\nstudy: {study.name}")
+    if options.report:
+        print(f"report: {study.report(options.report)}")
+    for name, message in study.failures.items():
+        print(f"failed: {name}: {message}", file=sys.stderr)
+    return int(bool(study.failures))
+
+
+def report(options: argparse.Namespace) -> int:
+    """Write the report of a study that was run before."""
+    print(wb.Study.open(options.study).report(options.path))
+    return 0
+
+
+def studies(options: argparse.Namespace) -> int:
+    """List the studies in the store, latest first."""
+    for name in wb.Store().keys("study"):
+        print(name)
+    return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Execute the quickstart notebook, print its table and say where the report is."""
+    from workbench.notebook import execute
+
+    path = zoo.root().parent / "notebooks" / "00_quickstart.ipynb"
+    print(f"executing {path.name}", flush=True)
+    execute(path, lambda text: print(text, end="", flush=True))
+    return 0
+
+
+def _data(options: argparse.Namespace, model: object) -> wb.datasets.Dataset | None:
+    if options.data is None:
+        return None
+    if options.data in zoo.DATASETS:
+        return zoo.DATASETS[options.data]()
+    path = Path(options.data)
+    if path.is_dir():
+        return wb.datasets.image_folder(path)
+    return wb.datasets.npz(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workbench", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("doctor", help="say what this machine has and lacks, and what mends it")
+    command.set_defaults(command=doctor)
+
+    command = commands.add_parser("run", help="run a study: load, transform, build, check, measure")
+    command.add_argument("model", help="a shipped model, an .onnx file, a transformers folder or id, torchvision:NAME")
+    command.add_argument(
+        "--data", help="digits, stdlib_text, an .npz (x, y), or a folder of images; random inputs if absent"
+    )
+    command.add_argument(
+        "--recipes", default="fp32,fp16,int8-kl", help="names, separated by commas (default: %(default)s)"
+    )
+    command.add_argument("--backend", default="auto")
+    command.add_argument("--boundary", default="compute", choices=["compute", "end_to_end", "throughput"])
+    command.add_argument("--batch", type=int, default=8)
+    command.add_argument("--rounds", type=int, default=5, help="fresh processes a variant (default: %(default)s)")
+    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--name", help="of the study; run again under the same name to go on")
+    command.add_argument("--report", help="where to write the report: .html, .md, .csv, .json or a folder")
+    command.set_defaults(command=run)
+
+    command = commands.add_parser("report", help="write the report of a study")
+    command.add_argument("study", help="its name (see `studies`) or a saved .json")
+    command.add_argument("path", help=".html, .md, .csv, .json, or a folder for all four")
+    command.set_defaults(command=report)
+
+    command = commands.add_parser("studies", help="list the studies in the store, latest first")
+    command.set_defaults(command=studies)
+
+    command = commands.add_parser("demo", help="execute the quickstart notebook")
+    command.set_defaults(command=demo)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""`convert`: from a PyTorch module to a callable with the module's signature, in one line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench import engines
+from workbench.datasets import Split, as_inputs
+from workbench.engines import jobs
+from workbench.engines.base import Runner
+from workbench.errors import CalibrationError, RunError, nearest
+from workbench.models import load
+from workbench.recipes import Recipe, named
+from workbench.records import BuildOptions, Engine, Model, Variant
+from workbench.store import Store
+from workbench.transformation import calibrate, transform
+
+if TYPE_CHECKING:
+    import torch
+
+# What people call a precision, and the recipe that it stands for.
+PRECISIONS = {"fp32": "fp32", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16", "int8": "int8-kl", "fp8": "fp8"}
+
+
+def convert(
+    module: torch.nn.Module,
+    example_inputs: Sequence[torch.Tensor],
+    precision: str | Recipe = "fp32",
+    *,
+    calibration: Any = None,
+    backend: str = "auto",
+    options: BuildOptions | None = None,
+    store: Store | None = None,
+) -> Converted:
+    """Turn a module into a fast callable with the module's own signature.
+
+    Args:
+        module: in evaluation mode or not; it is left as it was.
+        example_inputs: one tensor for each argument of `forward`; the first axis of each becomes dynamic.
+        precision: `fp32`, `tf32`, `fp16`, `bf16`, `int8`, `fp8`, the name of a recipe, or a Recipe.
+        calibration: samples for static quantization, never the ones it is judged on: an array or tensor (samples on
+            axis 0), a dict of them by input name, a Split, or a sequence of batches.
+        backend: a name from `workbench.backends()`, or `auto` for the fastest that is here.
+        store: None takes the default store.
+
+    Returns:
+        A callable that takes and returns tensors as the module does. It holds an open engine: `close()` it, or use it
+        in a `with` block.
+
+    Raises:
+        ExportError: the module cannot be exported.
+        CalibrationError: the precision needs calibration samples and none were given.
+        BackendMissing, TransformError, BuildError: see `transform` and `build`.
+    """
+    store = store or Store()
+    recipe = named(PRECISIONS.get(precision, precision) if isinstance(precision, str) else precision)
+    model = load(module, list(example_inputs), store=store)
+    name, _ = engines.choose(backend)
+    dialect = engines.backend(name).dialect(name)
+    table = None
+    if recipe.needs_calibration:
+        table = calibrate(model, _calibration_split(calibration, model, recipe), recipe, dialect=dialect)
+    variant = transform(model, recipe, dialect=dialect, table=table, store=store)
+    engine = jobs.build(variant, name, options, store=store)
+    return Converted(model, variant, engine, inspect.signature(module.forward))
+
+
+class Converted:
+    """An open engine that is called like the module it was made from. Not for two threads at once.
+
+    Attributes:
+        model, variant, engine: the records of what was done to get here, notes and skipped layers included.
+    """
+
+    def __init__(self, model: Model, variant: Variant, engine: Engine, signature: inspect.Signature) -> None:
+        self.model = model
+        self.variant = variant
+        self.engine = engine
+        self._signature = signature
+        self._runner: Runner | None = engines.open_runner(engine).__enter__()
+
+    def __call__(self, *arguments: Any, **named_arguments: Any) -> Any:
+        """Run the engine; takes what the module's `forward` takes.
+
+        Returns:
+            One tensor, or a tuple of them in the order of the module's outputs.
+
+        Raises:
+            RunError: closed, or arguments do not fit the engine.
+        """
+        import torch
+
+        if self._runner is None:
+            raise RunError("This converted module was closed. Call workbench.convert again.")
+        bound = self._signature.bind(*arguments, **named_arguments).arguments
+        wanted = [spec.name for spec in self._runner.inputs]
+        feeds = {name: _array(bound[name]) for name in wanted if name in bound}
+        if len(feeds) != len(wanted):
+            # Exporters may rename arguments; the order is theirs as well as ours.
+            feeds = dict(zip(wanted, (_array(value) for value in bound.values()), strict=False))
+        device = next(
+            (value.device for value in bound.values() if isinstance(value, torch.Tensor)), torch.device("cpu")
+        )
+        outputs = tuple(torch.from_numpy(value).to(device) for value in self._runner.infer(feeds).values())
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def close(self) -> None:
+        """Free the engine; a second call does nothing."""
+        if self._runner is not None:
+            self._runner.__exit__(None, None, None)
+            self._runner = None
+
+    def __enter__(self) -> Converted:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Converted({self.model.name!r}, {self.variant.name!r}, backend={self.engine.backend!r})"
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.ascontiguousarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+
+
+def _calibration_split(calibration: Any, model: Model, recipe: Recipe) -> Split:
+    if calibration is None:
+        raise CalibrationError(
+            f"The recipe {recipe.name!r} needs calibration samples. Pass calibration=<array or batches of real inputs>, "
+            f"a few hundred samples that you do not judge the result on."
+        )
+    if isinstance(calibration, Split):
+        return calibration
+    names = [spec.name for spec in model.inputs]
+    if isinstance(calibration, Mapping):
+        unknown = set(calibration) - set(names)
+        if unknown:
+            raise CalibrationError(f"Calibration data name the input {min(unknown)!r}. {nearest(min(unknown), names)}")
+        return Split(as_inputs({name: _array(value) for name, value in calibration.items()}), None)
+    if hasattr(calibration, "shape"):
+        return Split({names[0]: _array(calibration)}, None)
+    batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in calibration]
+    if not batches:
+        raise CalibrationError("Calibration needs at least one batch, got 0. Pass batches of real inputs.")
+    columns = [np.concatenate([_array(batch[place]) for batch in batches]) for place in range(len(names))]
+    return Split(dict(zip(names, columns, strict=True)), None)

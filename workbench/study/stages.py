@@ -1,0 +1,208 @@
+"""The stages of a study, each remembered in the store by all that its result depends on.
+
+A finished stage is never repeated: not after Ctrl-C, not after a kill, not when the same study is run again. A
+remembered result whose artefact is gone or damaged is made again. Knows nothing of the order of stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+import workbench
+from workbench import codec, engines
+from workbench.checking import check
+from workbench.datasets import Dataset, Split
+from workbench.engines import jobs
+from workbench.errors import CalibrationError, StoreError
+from workbench.graph import calibration
+from workbench.graph.calibration_table import CalibrationTable
+from workbench.recipes import Quantize, Recipe
+from workbench.records import Accuracy, BuildOptions, Engine, Model, Variant
+from workbench.store import Store
+from workbench.transformation import calibrate, fused, transform
+
+Made = TypeVar("Made")
+
+
+@dataclass
+class Stages:
+    """What every stage of one study needs, and the stages as methods.
+
+    Attributes:
+        batch: samples a call while accuracy is checked.
+        cancel: asked now and then; True stops the stage with Cancelled.
+    """
+
+    store: Store
+    model: Model
+    dataset: Dataset
+    backend: str
+    options: BuildOptions
+    batch: int
+    cancel: Callable[[], bool] = lambda: False
+    on_line: Callable[[str], None] = lambda line: None
+    _tables: dict[str, tuple[CalibrationTable, float]] = field(default_factory=dict)
+    _parent_folders: set[Path] = field(default_factory=set)
+
+    @property
+    def dialect(self) -> str:
+        """The Q/DQ dialect of the backend."""
+        return engines.backend(self.backend).dialect(self.backend)
+
+    def table(self, recipe: Recipe) -> tuple[CalibrationTable, float]:
+        """Return the calibration table that a recipe needs, and the seconds it took to collect.
+
+        Raises:
+            CalibrationError: there are no calibration data, or activations are not finite.
+        """
+        split = self._calibration_split(recipe)
+        key = self._key("table", self.model.sha256, recipe.fusion, self.dialect, split.sha256)
+        if key not in self._tables:
+            self._tables[key] = self._stored_table(key) or self._collected(key, recipe, split)
+        return self._tables[key]
+
+    def variant(self, recipe: Recipe) -> Variant:
+        """Apply a recipe, calibrating first where it needs that."""
+        table, seconds = self.table(recipe) if recipe.needs_calibration else (None, None)
+        key = self._key(
+            "variant", self.model.sha256, codec.to_plain(recipe), self.dialect, None if table is None else table.sha256
+        )
+
+        def make() -> Variant:
+            maxima = self._channel_maxima(recipe) if recipe.step("smooth_quant") is not None else None
+            variant = transform(
+                self.model, recipe, dialect=self.dialect, table=table, channel_maxima=maxima, store=self.store
+            )
+            return replace(variant, calibration_seconds=seconds)
+
+        return self._remembered(Variant, key, make, lambda made: self.store.holds(made.sha256, Path(made.path).parent))
+
+    def engine(self, variant: Variant) -> Engine:
+        """Build a variant in a fresh process."""
+        backend = engines.backend(self.backend)
+        where = (self.backend, backend.version(self.backend), backend.device(self.backend))
+        key = self._key(
+            "engine", variant.sha256, variant.name, variant.recipe.fusion, codec.to_plain(self.options), *where
+        )
+
+        def make() -> Engine:
+            with self.store.scratch() as scratch:
+                feeds = None
+                if self.options.extra.get("native_calibrator") and self.dataset.calibration is not None:
+                    feeds = scratch / "calibration.npz"
+                    np.savez(feeds, **self.dataset.calibration.inputs)  # type: ignore[arg-type]
+                return jobs.build(
+                    variant,
+                    self.backend,
+                    self.options,
+                    store=self.store,
+                    calibration=feeds,
+                    cancel=self.cancel,
+                    on_line=self.on_line,
+                )
+
+        return self._remembered(Engine, key, make, lambda made: Path(made.path).exists())
+
+    def accuracy(self, engine: Engine, parent: Engine) -> Accuracy:
+        """Compare a variant's answers with its FP32 parent's and with the labels, sample by sample."""
+        evaluation = self.dataset.evaluation
+        key_of_parent = self._key(*_identity(parent), evaluation.sha256, self.batch)
+        key = self._key("accuracy", key_of_parent, *_identity(engine), _metric_identity(self.dataset.metric))
+
+        def make() -> Accuracy:
+            folder = self.store.cache_folder("parent-outputs") / key_of_parent
+            folder.mkdir(exist_ok=True)
+            self._parent_folders.add(folder)
+            return check(engine, parent, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.cancel)
+
+        return self._remembered(Accuracy, key, make, lambda made: True)
+
+    def forget_parent(self) -> None:
+        """Drop the parent's outputs that were kept on disk while variants were compared with them."""
+        for folder in self._parent_folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._parent_folders.clear()
+
+    def _calibration_split(self, recipe: Recipe) -> Split:
+        split = self.dataset.calibration
+        if split is None or len(split) == 0:
+            raise CalibrationError(
+                f"The recipe {recipe.name!r} needs calibration samples, and the data {self.dataset.name!r} have none. "
+                f"Give the dataset a calibration split, or use a recipe without static quantization such as 'int8-dynamic'."
+            )
+        step = recipe.step("quantize")
+        samples = step.samples if isinstance(step, Quantize) else None
+        return split if samples is None else split.take(range(min(samples, len(split))))
+
+    def _stored_table(self, key: str) -> tuple[CalibrationTable, float] | None:
+        text = self.store.get("table", key)
+        if text is None:
+            return None
+        kept = json.loads(text)
+        try:
+            if not self.store.holds(kept["sha256"], kept["path"]):
+                return None
+            return CalibrationTable.load(kept["path"]), float(kept["seconds"])
+        except (CalibrationError, KeyError, TypeError):
+            return None
+
+    def _collected(self, key: str, recipe: Recipe, split: Split) -> tuple[CalibrationTable, float]:
+        started = time.perf_counter()
+        table = calibrate(
+            self.model, split, recipe, dialect=self.dialect, data_name=self.dataset.name, cancel=self.cancel
+        )
+        seconds = time.perf_counter() - started
+        with self.store.scratch() as scratch:
+            path = scratch / "table.npz"
+            table.save(path)
+            sha256, place = self.store.add(path)
+        self.store.put("table", key, json.dumps({"sha256": sha256, "path": str(place), "seconds": seconds}))
+        return table, seconds
+
+    def _channel_maxima(self, recipe: Recipe) -> dict[str, np.ndarray]:
+        split = self._calibration_split(recipe)
+        return calibration.channel_maxima(fused(self.model, recipe, self.dialect), split.inputs)
+
+    def _key(self, *parts: object) -> str:
+        text = json.dumps([workbench.__version__, *parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def _remembered(self, kind: type[Made], key: str, make: Callable[[], Made], valid: Callable[[Made], bool]) -> Made:
+        name = kind.__name__.lower()
+        text = self.store.get(name, key)
+        if text is not None:
+            try:
+                found = codec.from_json(kind, text)
+                if valid(found):
+                    return found
+            except StoreError:
+                pass  # a record from a damaged store or another version: make it again
+        made = make()
+        self.store.put(name, key, codec.to_json(made))
+        return made
+
+
+def _identity(engine: Engine) -> tuple[str, ...]:
+    return (engine.variant_sha256, engine.fusion, engine.backend, engine.backend_version, engine.device)
+
+
+def _metric_identity(metric: object) -> str | None:
+    """A metric is the same if its source is: a user edits the function and keeps its name."""
+    if metric is None:
+        return None
+    function = metric.function  # type: ignore[attr-defined]
+    try:
+        return inspect.getsource(function)
+    except (OSError, TypeError):
+        code = getattr(function, "__code__", None)
+        return repr(function) if code is None else code.co_code.hex()

@@ -1,0 +1,114 @@
+"""A study that was run, or is being run: its record, and the verbs that show it. Measures nothing."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import codec
+from workbench.compare import Comparison, compare
+from workbench.errors import StoreError, nearest
+from workbench.records import StudyRecord, VariantResult
+from workbench.store import Store, write_text
+
+if TYPE_CHECKING:
+    import pandas
+    from matplotlib.figure import Figure
+
+
+class Study:
+    """What is known of one model under N recipes.
+
+    Attributes:
+        record: all of it as plain, immutable data.
+    """
+
+    def __init__(self, record: StudyRecord) -> None:
+        self.record = record
+
+    @classmethod
+    def open(cls, source: str | Path, store: Store | None = None) -> Study:
+        """Open a study that was run before.
+
+        Args:
+            source: its name in the store, or a `.json` file that `save` (or a report) wrote.
+
+        Raises:
+            StoreError: there is no such study, or the file is damaged.
+        """
+        if str(source).endswith(".json"):
+            path = Path(source)
+            if not path.exists():
+                raise StoreError(
+                    f"There is no file {path}. Give the name of a study in the store, or a .json that exists."
+                )
+            return cls(codec.from_json(StudyRecord, path.read_text(encoding="utf-8")))
+        store = store or Store()
+        text = store.get("study", str(source))
+        if text is None:
+            names = store.keys("study")
+            hint = (
+                nearest(str(source), names)
+                if names
+                else "The store holds no study yet: run one with workbench.run(...)."
+            )
+            raise StoreError(f"There is no study {source!s} in {store.root}. {hint}")
+        return cls(codec.from_json(StudyRecord, text))
+
+    @property
+    def name(self) -> str:
+        """The study's name, under which `Study.open` finds it."""
+        return self.record.name
+
+    def __getitem__(self, variant: str) -> VariantResult:
+        """Return all that is known of one variant."""
+        for result in self.record.results:
+            if result.recipe.name == variant:
+                return result
+        names = [result.recipe.name for result in self.record.results]
+        raise KeyError(f"{self.name} has no variant {variant!r}. {nearest(variant, names)}")
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Variants that did not get through -> the message that says why."""
+        return {item.recipe.name: item.failure.message for item in self.record.results if item.failure is not None}
+
+    def comparison(self) -> Comparison:
+        """Compare every variant with the baseline: ratios with intervals, verdicts, the accuracy-latency front."""
+        baseline = self[self.record.baseline]
+        others = [item for item in self.record.results if item.recipe.name != self.record.baseline]
+        return compare(baseline, others)
+
+    def table(self) -> pandas.DataFrame:
+        """Return one row a variant, formatted for a reader (numbers with their intervals)."""
+        return _report().table(self.record)
+
+    def plot(self, **options: Any) -> Figure:
+        """Return accuracy against latency, with intervals and the front (see `workbench.plots.front`)."""
+        from workbench import plots
+
+        return plots.front(self.record, **options)
+
+    def report(self, path: str | Path) -> Path:
+        """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four."""
+        written: Path = _report().write(self.record, Path(path))
+        return written
+
+    def save(self, path: str | Path) -> Path:
+        """Write the record as JSON, to be opened on another machine with `Study.open`."""
+        write_text(Path(path), codec.to_json(self.record, indent=1))
+        return Path(path)
+
+    def __repr__(self) -> str:
+        done = [item.recipe.name for item in self.record.results if item.failure is None]
+        failed = f", failed: {', '.join(self.failures)}" if self.failures else ""
+        return f"Study({self.name!r}: {self.record.model.name} on {self.record.backend}: {', '.join(done)}{failed})"
+
+    def _repr_html_(self) -> str:
+        return str(self.table().to_html(escape=True))
+
+
+def _report() -> Any:
+    # Formatting is a layer above: a study is shown by it, and never needs it to run.
+    return importlib.import_module("workbench.report")
