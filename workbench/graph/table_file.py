@@ -104,7 +104,9 @@ def read_table_file(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
                 for name, (dtype, shape) in _MEMBERS.items()
             }
     except _DAMAGE as error:
-        raise _damaged(path, f"it cannot be read ({type(error).__name__}: {error})") from error
+        # The first line only: numpy goes on to suggest that the file be trusted.
+        cause = (str(error).splitlines() or [""])[0]
+        raise _damaged(path, f"it cannot be read ({type(error).__name__}: {cause})") from error
     return text, arrays
 
 
