@@ -1,0 +1,32 @@
+"""Evaluation and calibration data: shipped, from arrays, from files, from a loader, or random.
+
+Every function returns a `Dataset`; `Dataset.bound_to(model)` fits it to a model's input names and types. A dataset
+without calibration samples can take some from its evaluation samples with `Dataset.split_off`.
+"""
+
+from __future__ import annotations
+
+from workbench.datasets.from_arrays import arrays, loader, npz, random
+from workbench.datasets.images import ImagePreprocessing, image_folder
+from workbench.datasets.shipped import digits, stdlib_text
+from workbench.datasets.split import Dataset, Split, check_disjoint
+from workbench.datasets.texts import text
+from workbench.metrics import Metric, perplexity, top1
+
+__all__ = [
+    "Dataset",
+    "ImagePreprocessing",
+    "Metric",
+    "Split",
+    "arrays",
+    "check_disjoint",
+    "digits",
+    "image_folder",
+    "loader",
+    "npz",
+    "perplexity",
+    "random",
+    "stdlib_text",
+    "text",
+    "top1",
+]
