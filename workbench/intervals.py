@@ -23,6 +23,8 @@ from workbench.errors import DataError
 CONFIDENCE = 0.99
 ACCURACY_CONFIDENCE = 0.95
 TRIM = 0.2
+# Of five values three would be left, and their standard error is so uncertain that it costs more than an outlier does.
+_TRIM_FROM = 6
 _RESAMPLES = 3999
 _CHUNK_VALUES = 1_000_000
 # From here on a studentized mean is normal within what anyone could see, and resampling only costs time.
@@ -143,7 +145,7 @@ def _resampled(groups: Sequence[np.ndarray], value: float, trim: float) -> np.nd
 def _trimmed(values: np.ndarray, trim: float) -> tuple[np.ndarray, np.ndarray]:
     """Return trimmed mean and winsorized standard error over the last axis (Yuen 1974, Biometrika 61:165)."""
     n = values.shape[-1]
-    cut = int(trim * n)
+    cut = int(trim * n) if n >= _TRIM_FROM else 0
     kept = n - 2 * cut
     ordered = np.sort(values, axis=-1)
     inner = ordered[..., cut : n - cut]

@@ -76,15 +76,17 @@ def _next_token_nll(outputs: Outputs, labels: np.ndarray) -> np.ndarray:
             f"perplexity needs logits (N, T, V) with token ids (N, T), T >= 2; got logits {logits.shape} and labels "
             f"{labels.shape}. Pass the fed token ids as labels."
         )
-    predicted, wanted = np.asarray(logits[:, :-1], dtype=np.float64), labels[:, 1:]
+    # Sample by sample: the logits of a batch in float64 would need several times its memory.
+    return np.array([_mean_nll(*pair) for pair in zip(logits[:, :-1], labels[:, 1:], strict=True)])
+
+
+def _mean_nll(logits: np.ndarray, wanted: np.ndarray) -> float:
+    """Return the mean negative log-likelihood of tokens (T,) under logits (T, V); NaN where logits are not finite."""
     kept = wanted != IGNORED_TOKEN
-    highest = predicted.max(-1)
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the accuracy record names
-        log_sum = np.log(np.exp(predicted - highest[..., None]).sum(-1)) + highest
-        index = np.where(kept, wanted, 0)[..., None].astype(np.int64)
-        nll = log_sum - np.take_along_axis(predicted, index, -1)[..., 0]
-    counts = kept.sum(-1)
-    if not counts.all():
-        empty = int(np.flatnonzero(counts == 0)[0])
-        raise DataError(f"Sample {empty} of a batch has no token to predict: all its labels are {IGNORED_TOKEN}.")
-    return np.where(kept, nll, 0.0).sum(-1) / counts
+    if not kept.any():
+        raise DataError(f"A sample has no token to predict: all its labels are {IGNORED_TOKEN}. Leave it out.")
+    values = np.asarray(logits, dtype=np.float64)[kept]
+    highest = values.max(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", over="ignore"):
+        log_sum = np.log(np.exp(values - highest).sum(axis=-1)) + highest[:, 0]
+        return float((log_sum - np.take_along_axis(values, wanted[kept, None].astype(np.int64), -1)[:, 0]).mean())
