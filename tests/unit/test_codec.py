@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from workbench import codec
+from workbench.errors import StoreError
+from workbench.recipes import NAMED
+from workbench.records import (
+    SCHEMA_VERSION,
+    Origin,
+    Protocol,
+    Round,
+    StepReport,
+    StudyRecord,
+    TensorSpec,
+    VariantResult,
+)
+
+
+@pytest.mark.parametrize("recipe", NAMED.values(), ids=lambda recipe: recipe.name)
+def test_every_named_recipe_survives_json(recipe) -> None:
+    result = VariantResult(recipe)
+    assert codec.from_json(VariantResult, codec.to_json(result)) == result
+
+
+def test_floats_keep_their_exact_value() -> None:
+    values = (0.1, 1e-300, 3.0000000000000004, float("inf"))
+    taken = Round(0, values, 0.5, 1.0)
+    assert codec.from_json(Round, codec.to_json(taken)).latencies_seconds == values
+
+
+def test_dynamic_axes_and_nested_data_survive_json() -> None:
+    spec = TensorSpec("x", "float32", (None, 3))
+    assert codec.from_json(TensorSpec, codec.to_json(spec)) == spec
+    report = StepReport("fuse", 0.5, details={"a": [1, {"b": None}]})
+    assert codec.from_json(StepReport, codec.to_json(report)) == report
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected an object"),
+        ('{"name": 1, "dtype": "float32", "shape": []}', "TensorSpec.name is 1, expected str"),
+        ('{"name": "x", "dtype": "float32", "shape": [true]}', "shape"),
+        ('{"name": "x", "dtype": "float32"}', "shape"),
+        ('{"name": "x", "dtype": "float32", "shape": [], "evil": 1}', "unknown fields evil"),
+        ('{"name": "x", "dtype": "float32", "shape": {}}', "expected a list"),
+    ],
+)
+def test_damaged_text_is_refused_and_named(text: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        codec.from_json(TensorSpec, text)
+
+
+def test_values_that_a_record_refuses_are_refused_when_read() -> None:
+    plain = codec.to_plain(Protocol())
+    with pytest.raises(StoreError, match="rounds is 0"):
+        codec.from_plain(Protocol, {**plain, "rounds": 0})
+    with pytest.raises(StoreError, match="expected one of"):
+        codec.from_plain(Protocol, {**plain, "boundary": "somewhere"})
+
+
+def test_an_unknown_step_is_refused() -> None:
+    plain = codec.to_plain(VariantResult(NAMED["fp32"]))
+    plain["recipe"]["steps"][0]["kind"] = "explode"
+    with pytest.raises(StoreError, match="no known step"):
+        codec.from_plain(VariantResult, plain)
+
+
+def test_a_newer_schema_is_refused_with_what_to_do() -> None:
+    with pytest.raises(StoreError, match="Update trt-workbench"):
+        codec.from_json(StudyRecord, json.dumps({"schema_version": SCHEMA_VERSION + 1}))
+
+
+def test_dictionaries_must_be_objects() -> None:
+    plain = codec.to_plain(Origin("onnx", "x"))
+    assert codec.from_plain(Origin, plain) == Origin("onnx", "x")
+    with pytest.raises(StoreError, match="expected an object"):
+        codec.from_plain(StepReport, {"kind": "fuse", "seconds": 1.0, "details": []})

@@ -1,0 +1,96 @@
+"""The architecture as a test: imports point one way, and `import workbench` loads nothing heavy."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import workbench
+
+PACKAGE = Path(workbench.__file__).parent
+# A module imports only from its own layer's package or from lower layers; ARCHITECTURE.md shows the same table.
+LAYERS = [
+    {"errors", "recipes", "records", "codec"},
+    {"device", "store", "child", "progress", "metrics"},
+    {"models", "datasets", "zoo"},
+    {"engines"},
+    {"graph"},
+    {"transformation"},
+    {"intervals", "statistics", "conditions", "measurement", "accuracy", "checking"},
+    {"comparison", "layers", "sensitivity", "calibrators"},
+    {"study", "search", "conversion"},
+    {"plots", "reports"},
+    {"llm", "ui", "doctor", "notebook"},
+    {"__main__"},
+]
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+HEAVY = ("torch", "tensorrt", "onnxruntime", "ipywidgets", "onnx", "matplotlib", "pandas", "transformers", "numpy")
+
+
+def modules() -> list[Path]:
+    return sorted(path for path in PACKAGE.rglob("*.py") if "_data" not in path.parts)
+
+
+def room(path: Path) -> str:
+    """The top-level module or package that a file belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "workbench" else [node.module]
+            )
+        found |= {name.split(".")[1] for name in names if name.startswith("workbench.")}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_only_to_the_same_or_a_lower_layer(path: Path) -> None:
+    own = room(path)
+    if own == "__init__":
+        return  # the package's front door names every verb, lazily
+    assert own in LEVEL, f"{own} has no layer: add it to LAYERS and to ARCHITECTURE.md"
+    upward = {name for name in imported_rooms(path) if name in LEVEL and LEVEL[name] > LEVEL[own]}
+    assert not upward, f"{path.name} (layer {LEVEL[own]}) imports {upward} from above"
+
+
+def test_no_module_is_called_like_a_verb() -> None:
+    rooms = {room(path) for path in modules()} - set(workbench._MODULES)
+    assert not rooms & set(workbench._HOMES), "importing such a module would hide the verb of the same name"
+
+
+def test_every_public_name_can_be_had() -> None:
+    for name in workbench.__all__:
+        assert getattr(workbench, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = workbench.lode
+
+
+def test_importing_the_package_loads_no_heavy_library() -> None:
+    code = f"import sys, workbench; print([name for name in {HEAVY!r} if name in sys.modules])"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.strip() == "[]"
+
+
+def test_only_the_engines_import_the_inference_libraries() -> None:
+    for path in modules():
+        if room(path) == "engines":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and node.level == 0 else []
+            used = {name.split(".")[0] for name in names} & {"onnxruntime", "tensorrt", "openvino", "cuda"}
+            assert not used, f"{path} imports {used}; only workbench/engines may"
