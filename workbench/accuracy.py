@@ -16,7 +16,7 @@ import numpy as np
 from workbench.errors import DataError, WorkbenchError
 from workbench.metrics import Metric, Outputs, scores_output
 from workbench.records import Accuracy
-from workbench.statistics import Score, wilson
+from workbench.statistics import Score, mean_score
 
 # The prediction of a sample whose scores hold NaN: no class, so it agrees with nothing.
 NO_PREDICTION = -1
@@ -252,16 +252,19 @@ def flips(accuracy: Accuracy) -> np.ndarray:
     return np.zeros(0, dtype=np.int64)
 
 
+def agreeing(accuracy: Accuracy) -> np.ndarray:
+    """Return for each sample the share of its predictions that equal the parent's (0 or 1 where it has one); (samples,)."""
+    ours, theirs = (np.asarray(side) for side in (accuracy.predictions, accuracy.parent_predictions))
+    same = (ours == theirs) & (ours != NO_PREDICTION)
+    return same.reshape(accuracy.samples, -1).mean(axis=1)
+
+
 def agreement(accuracy: Accuracy) -> Score | None:
-    """Return the share of predictions (samples, or tokens) that equal the parent's, with Wilson's interval.
+    """Return the mean share of predictions that equal the parent's, with its interval over samples.
 
     None where the first output is not made of class scores.
     """
-    if not accuracy.predictions:
-        return None
-    ours, theirs = np.asarray(accuracy.predictions), np.asarray(accuracy.parent_predictions)
-    same = int(((ours == theirs) & (ours != NO_PREDICTION)).sum())
-    return Score(same / len(ours), *wilson(same, len(ours)), 0.95)
+    return mean_score(agreeing(accuracy)) if accuracy.predictions else None
 
 
 def _evaluate(metric: Metric, outputs: Outputs, labels: np.ndarray) -> np.ndarray:

@@ -157,7 +157,7 @@ def ratio(baseline: Measurement, candidate: Measurement, confidence: float = CON
     cannot be told from a difference.
 
     Args:
-        baseline, candidate: measurements of like things (`workbench.compare` sees to that). A round counts with the
+        baseline, candidate: measurements of like things (`workbench.comparison` sees to that). A round counts with the
             median of its latencies; for the boundary `throughput`, with its seconds a query.
 
     Raises:
@@ -191,12 +191,30 @@ def interleaved(first: Measurement, second: Measurement) -> bool:
 
 def score_interval(accuracy: Accuracy, confidence: float = ACCURACY_CONFIDENCE) -> Score | None:
     """Return a variant's score with its interval; None where there is no metric or a value is not finite."""
-    return _score(np.asarray(accuracy.scores, dtype=np.float64), accuracy.display, confidence)
+    return mean_score(np.asarray(accuracy.scores, dtype=np.float64), accuracy.display, confidence)
 
 
 def parent_score_interval(accuracy: Accuracy, confidence: float = ACCURACY_CONFIDENCE) -> Score | None:
     """Return the parent's score with its interval; None where there is no metric or a value is not finite."""
-    return _score(np.asarray(accuracy.parent_scores, dtype=np.float64), accuracy.display, confidence)
+    return mean_score(np.asarray(accuracy.parent_scores, dtype=np.float64), accuracy.display, confidence)
+
+
+def mean_score(values: np.ndarray, display: str = "mean", confidence: float = ACCURACY_CONFIDENCE) -> Score | None:
+    """Return the score of values (n,) with its interval: Wilson's for 0 and 1, a bootstrap for others.
+
+    None where there are no values or one is not finite; no interval where there is one value only.
+    """
+    if len(values) == 0 or not np.isfinite(values).all():
+        return None
+    value = _shown(values, display)
+    if len(values) == 1:
+        return Score(value, None, None, confidence)
+    if np.isin(values, (0, 1)).all() and display == "mean":
+        return Score(value, *wilson(int(values.sum()), len(values), confidence), confidence)
+    interval = center_interval(values, confidence, trim=0.0)
+    edges = (interval.low, interval.high)
+    low, high = (_exp(edge) for edge in edges) if display == "exp_mean" else edges
+    return Score(value, low, high, confidence)
 
 
 def accuracy_change(accuracy: Accuracy, confidence: float = ACCURACY_CONFIDENCE) -> Change:
@@ -266,20 +284,6 @@ def _binary_change(scores: np.ndarray, parent_scores: np.ndarray, confidence: fl
     both, neither = int((ours & theirs).sum()), int((~ours & ~theirs).sum())
     low, high = paired_share_interval((both, gained, lost, neither), confidence)
     return low, high, mcnemar(gained, lost)
-
-
-def _score(values: np.ndarray, display: str, confidence: float) -> Score | None:
-    if len(values) == 0 or not np.isfinite(values).all():
-        return None
-    value = _shown(values, display)
-    if len(values) == 1:
-        return Score(value, None, None, confidence)
-    if np.isin(values, (0, 1)).all() and display == "mean":
-        return Score(value, *wilson(int(values.sum()), len(values), confidence), confidence)
-    interval = center_interval(values, confidence, trim=0.0)
-    edges = (interval.low, interval.high)
-    low, high = (_exp(edge) for edge in edges) if display == "exp_mean" else edges
-    return Score(value, low, high, confidence)
 
 
 def _shown(values: np.ndarray, display: str) -> float:
