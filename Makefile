@@ -27,10 +27,10 @@ notebooks: $(VENV)/.test
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --override-ini testpaths=notebooks notebooks
 
 lab: $(VENV)/.lab
-	$(BIN)/jupyter lab notebooks
+	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/jupyter lab notebooks
 
 app: $(VENV)/.lab
-	$(BIN)/voila notebooks/05_workbench.ipynb --Voila.ip=127.0.0.1 --token
+	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/voila notebooks/05_workbench.ipynb --Voila.ip=127.0.0.1 --token
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; try make PYTHON=python3.11")'

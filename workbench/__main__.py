@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import workbench as wb
 from workbench import zoo
 from workbench.errors import Cancelled, WorkbenchError
 
+_SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
 _MARKS = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
 
 
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     protocol = wb.Protocol(boundary=options.boundary, batch=options.batch, rounds=options.rounds)
     study = wb.run(
         model,
-        _data(options, model),
+        _data(options),
         options.recipes.split(","),
         backend=options.backend,
         protocol=protocol,
@@ -80,17 +82,22 @@ def demo(options: argparse.Namespace) -> int:
     """Execute the quickstart notebook, print its table and say where the report is."""
     from workbench.notebook import execute
 
-    path = zoo.root().parent / "notebooks" / "00_quickstart.ipynb"
+    path = zoo.data_folder().parent / "notebooks" / "00_quickstart.ipynb"
+    # The kernel works in the notebook's folder; its studies go where this command's would.
+    os.environ["WORKBENCH_HOME"] = str(wb.Store().root)
     print(f"executing {path.name}", flush=True)
     execute(path, lambda text: print(text, end="", flush=True))
+    study = wb.Study.open(wb.Store().keys("study")[0])
+    print(f"\n{study.table().to_string(index=False)}")
+    print(f"\nreport: {path.parent / 'out' / 'quickstart.html'}")
     return 0
 
 
-def _data(options: argparse.Namespace, model: object) -> wb.datasets.Dataset | None:
+def _data(options: argparse.Namespace) -> wb.datasets.Dataset | None:
     if options.data is None:
         return None
-    if options.data in zoo.DATASETS:
-        return zoo.DATASETS[options.data]()
+    if options.data in _SHIPPED_DATA:
+        return _SHIPPED_DATA[options.data]()
     path = Path(options.data)
     if path.is_dir():
         return wb.datasets.image_folder(path)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from workbench import accuracy, codec, datasets, device, engines, measure, progress
+from workbench import accuracy, codec, datasets, device, engines, measurement, progress
 from workbench.datasets import Dataset
 from workbench.errors import Cancelled, DataError, RecipeError, StoreError, WorkbenchError
 from workbench.recipes import Recipe, named
@@ -174,7 +174,7 @@ class _Run:
                     continue
                 self._tick("measure", name, message=f"round {index + 1}")
                 try:
-                    taken = measure.take_round(engine, self.feeds, self.record.protocol, index, cancel=self.cancel)
+                    taken = measurement.take_round(engine, self.feeds, self.record.protocol, index, cancel=self.cancel)
                     self.store.put("round", f"{self._round_prefix(engine)}{index}", codec.to_json(taken))
                     self._add_round(name, engine, taken)
                 except Cancelled:
@@ -191,11 +191,11 @@ class _Run:
         return [item.recipe.name for item in usable if len(self._rounds(item.recipe.name)) < wanted]
 
     def _rounds(self, name: str) -> tuple[Round, ...]:
-        measurement = self._result(name).measurement
-        return () if measurement is None else measurement.rounds
+        taken = self._result(name).measurement
+        return () if taken is None else taken.rounds
 
     def _add_round(self, name: str, engine: Engine, taken: Round) -> None:
-        measurement = self._result(name).measurement or Measurement(
+        so_far = self._result(name).measurement or Measurement(
             variant=engine.variant,
             variant_sha256=engine.variant_sha256,
             backend=engine.backend,
@@ -205,7 +205,7 @@ class _Run:
             rounds=(),
             environment={**self.record.environment, "threads": engine.options.threads},
         )
-        self._put(name, measurement=replace(measurement, rounds=(*measurement.rounds, taken)))
+        self._put(name, measurement=replace(so_far, rounds=(*so_far.rounds, taken)))
 
     def _feeds(self) -> dict[str, np.ndarray]:
         inputs = self.stages.dataset.evaluation.inputs

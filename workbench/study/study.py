@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import codec
-from workbench.compare import Comparison, compare
+from workbench.comparison import Comparison, compare
 from workbench.errors import StoreError, nearest
 from workbench.records import StudyRecord, VariantResult
 from workbench.store import Store, write_text
@@ -111,4 +111,4 @@ class Study:
 
 def _report() -> Any:
     # Formatting is a layer above: a study is shown by it, and never needs it to run.
-    return importlib.import_module("workbench.report")
+    return importlib.import_module("workbench.reports")
