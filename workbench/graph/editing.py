@@ -121,6 +121,10 @@ class Graph:
         node = self.producer.get(name)
         return None if node is None or node.op_type != "Constant" else _constant(node)
 
+    def is_constant(self, name: str) -> bool:
+        """Whether a tensor is an initializer or the output of a Constant node; cheaper than asking for its `array`."""
+        return name in self.initializers or name in self.producer and self.producer[name].op_type == "Constant"
+
     def lift_constants(self) -> list[str]:
         """Turn Constant nodes into initializers of the same name; return the names of the nodes that went."""
         lifted = []

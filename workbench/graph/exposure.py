@@ -1,0 +1,195 @@
+"""Run an FP32 graph over samples with chosen tensors as its outputs, one batch at a time.
+
+Memory does not grow with the number of samples. Where the outputs of a batch would exceed a limit, the tensors are
+taken in groups, one pass over the samples each. Knows ONNX Runtime's CPU; knows nothing of what is done with the values.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from workbench.engines.base import Runner
+from workbench.engines.onnxruntime import open_file
+from workbench.errors import CalibrationError, Cancelled
+from workbench.graph.tensor_types import tensor_types
+from workbench.records import Progress
+
+Samples = Mapping[str, NDArray[Any]]
+
+# Portable rewrites only: they leave every exposed tensor's values alone, and were as fast as all of them
+# (the device's own layouts have to be undone for each tensor that is looked at).
+_FUSION = "basic"
+# Outputs of one batch that may be held at a time.
+LARGEST_BATCH_BYTES = 512 << 20
+# Protobuf refuses messages of 2 GB; above this size the graph goes to disk with its weights beside it.
+LARGEST_MESSAGE_BYTES = 1_500_000_000
+
+
+@dataclass(frozen=True)
+class Observation:
+    """How to observe.
+
+    Attributes:
+        batch: samples in a run.
+        samples: how many to take, from the front; None takes all.
+        threads: of the engine; None leaves the choice to it.
+        largest_batch_bytes: observed values held at a time.
+        progress: called after each batch.
+        cancel: asked before each batch; True ends the pass.
+    """
+
+    batch: int = 32
+    samples: int | None = None
+    threads: int | None = None
+    largest_batch_bytes: int = LARGEST_BATCH_BYTES
+    progress: Callable[[Progress], None] | None = None
+    cancel: Callable[[], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one run showed.
+
+    Attributes:
+        first: index of its first sample.
+        samples: how many it holds.
+        group: number of the pass, from 0.
+        arrays: observed tensor -> values.
+    """
+
+    first: int
+    samples: int
+    group: int
+    arrays: dict[str, NDArray[Any]]
+
+
+def batches(
+    proto: onnx.ModelProto, names: Sequence[str], inputs: Samples, how: Observation
+) -> tuple[list[list[str]], Iterator[Batch]]:
+    """Return the groups in which tensors are observed, and the batches, group by group.
+
+    A graph whose first axis is fixed is run at that size; samples that do not fill a run are left out then.
+
+    Args:
+        proto: the graph; not changed.
+        names: tensors of the main graph to observe, graph inputs among them if wanted.
+        inputs: input name -> array with samples on axis 0.
+
+    Raises:
+        CalibrationError: there are no samples, or they do not fit the graph's inputs.
+        Cancelled: `how.cancel` said so.
+        RunError, BuildError: ONNX Runtime cannot run the graph.
+    """
+    count, size = _sizes(proto, inputs, how)
+    groups = _groups(proto, list(names), inputs, how, size)
+    return groups, _run(proto, groups, inputs, how, (count, size))
+
+
+def _run(
+    proto: onnx.ModelProto, groups: list[list[str]], inputs: Samples, how: Observation, sizes: tuple[int, int]
+) -> Iterator[Batch]:
+    count, size = sizes
+    for number, group in enumerate(groups):
+        with _opened(proto, group, how.threads) as runner:
+            for first in range(0, count, size):
+                if how.cancel is not None and how.cancel():
+                    raise Cancelled(f"Calibration was cancelled after {first} of {count} samples.")
+                taken = min(size, count - first)
+                feeds = {name: array[first : first + taken] for name, array in inputs.items()}
+                yield Batch(first, taken, number, _observed(runner, group, feeds))
+                if how.progress is not None:
+                    done = (number + (first + taken) / count) / len(groups)
+                    message = f"{first + taken} of {count} samples"
+                    how.progress(Progress("calibrate", "", done, message))
+
+
+def _observed(runner: Runner | None, group: Sequence[str], feeds: Samples) -> dict[str, NDArray[Any]]:
+    values = runner.infer(feeds) if runner is not None else {}
+    return {name: feeds[name] if name in feeds else values[name] for name in group}
+
+
+def _sizes(proto: onnx.ModelProto, inputs: Samples, how: Observation) -> tuple[int, int]:
+    """Return how many samples are run, and how many at a time."""
+    if how.batch < 1:
+        raise CalibrationError(f"Calibration in batches of {how.batch}: a batch needs at least 1 sample.")
+    lengths = {name: len(array) for name, array in inputs.items()}
+    if len(set(lengths.values())) != 1 or not min(lengths.values()):
+        raise CalibrationError(
+            f"Calibration needs at least 1 sample, and equally many for each input; got {lengths or 'no inputs'}. "
+            f"Add calibration data, or take a recipe without static quantization."
+        )
+    count = min(lengths.values())
+    count = count if how.samples is None else min(how.samples, count)
+    fixed = _fixed_batch(proto)
+    if fixed is None:
+        return count, min(how.batch, count)
+    if count < fixed:
+        raise CalibrationError(
+            f"The model takes {fixed} samples at a time, and {count} are given for calibration. Give at least {fixed}."
+        )
+    return count - count % fixed, fixed
+
+
+def _fixed_batch(proto: onnx.ModelProto) -> int | None:
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    for value in proto.graph.input:
+        axes = value.type.tensor_type.shape.dim
+        if value.name not in constants and axes and axes[0].dim_value > 0:
+            return int(axes[0].dim_value)
+    return None
+
+
+def _groups(proto: onnx.ModelProto, names: list[str], inputs: Samples, how: Observation, size: int) -> list[list[str]]:
+    """Split tensors so that what one run shows of a group stays within the limit, judged by a run of few samples."""
+    probe = _fixed_batch(proto) or 1
+    with _opened(proto, names, how.threads) as runner:
+        shown = _observed(runner, names, {name: array[:probe] for name, array in inputs.items()})
+    groups: list[list[str]] = [[]]
+    held = 0
+    for name in names:
+        needed = shown[name].nbytes * size // probe
+        if groups[-1] and held + needed > how.largest_batch_bytes:
+            groups.append([])
+            held = 0
+        groups[-1].append(name)
+        held += needed
+    return groups
+
+
+@contextlib.contextmanager
+def _opened(proto: onnx.ModelProto, names: Sequence[str], threads: int | None) -> Iterator[Runner | None]:
+    """Open the graph with these tensors as its only outputs; None where all of them are graph inputs."""
+    given = {value.name for value in proto.graph.input}
+    wanted = [name for name in names if name not in given]
+    if not wanted:
+        yield None
+        return
+    exposed = onnx.ModelProto()
+    exposed.CopyFrom(proto)
+    elements = tensor_types(proto).elements
+    del exposed.graph.output[:]
+    for name in wanted:
+        element = elements.get(name, onnx.TensorProto.FLOAT)
+        exposed.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
+    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
+        source = _source(exposed, Path(folder))
+        del exposed
+        with open_file(source, _FUSION, threads) as runner:
+            yield runner
+
+
+def _source(exposed: onnx.ModelProto, folder: Path) -> Path | bytes:
+    weights = sum(len(tensor.raw_data) for tensor in exposed.graph.initializer)
+    if weights < LARGEST_MESSAGE_BYTES:
+        return exposed.SerializeToString()
+    path = folder / "exposed.onnx"
+    onnx.save(exposed, str(path), save_as_external_data=True, location="exposed.data")
+    return path

@@ -1,0 +1,278 @@
+"""Quantize a graph with static scales: INT8 in three dialects, FP8 (E4M3) in two.
+
+`placement` says where; the calibration table and the calibrator say which range; this module turns ranges into scales
+and zero points and has `qdq` write them. Knows nothing of how activations are observed, and opens no engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from workbench.errors import CalibrationError, RecipeError, TransformError
+from workbench.graph.calibration_table import CalibrationTable
+from workbench.graph.dialects import Dialect, dialect
+from workbench.graph.editing import Context, Graph, attribute
+from workbench.graph.histogram import Histogram
+from workbench.graph.placement import Placement, label, place
+from workbench.graph.qdq import (
+    FLOAT8,
+    SIGNED,
+    SMALLEST_SCALE,
+    UNSIGNED,
+    Bias,
+    Format,
+    Written,
+    scale_of_weight,
+    write_bias,
+    write_pair,
+    write_weight,
+)
+from workbench.graph.recognize import quantized_by
+from workbench.graph.thresholds import clipped_share, threshold
+from workbench.recipes import Quantize
+from workbench.records import StepReport
+
+# Per-channel scales came with opset 13, float8 with opset 19.
+_SMALLEST_OPSET = {"int8": 13, "fp8": 19}
+_LARGEST_OPSET_TRT_8 = 17
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How an activation is coded, and what its calibrator decided.
+
+    Attributes:
+        calibrator: which one had the say.
+        threshold: largest magnitude that is not clipped.
+        abs_max: largest magnitude seen.
+        clipped_share: share of the calibration values beyond the threshold.
+    """
+
+    calibrator: str
+    threshold: float
+    abs_max: float
+    clipped_share: float
+    scale: float
+    zero_point: int
+
+
+def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepReport:
+    """Quantize in place.
+
+    Args:
+        model: an FP32 graph with BatchNormalization folded, in the dialect's opset.
+        context: `table` must hold the graph's activations; `calibrators` overrides the step's per tensor.
+
+    Returns:
+        A report; `details["thresholds"]` tells what every activation got.
+
+    Raises:
+        RecipeError: the dialect does not know what the step asks for, or `auto` was not resolved.
+        CalibrationError: there is no calibration table.
+        TransformError: quantized already, opset too old, calibrated on another graph, or nothing to quantize.
+    """
+    style = dialect(context.dialect)
+    to = activation_format(step, style)
+    _check(model, step, style)
+    if context.table is None:
+        raise CalibrationError(
+            "Static quantization needs the ranges of activations, and no calibration table was given. Pass data with a "
+            "calibration split, or ask for Quantize(activations='dynamic'), which needs none."
+        )
+    graph = Graph(model)
+    placement = place(graph, step, context, style, _unseen(context.table))
+    if not placement.lowered:
+        reasons = "; ".join(f"{item.name}: {item.reason}" for item in placement.skipped) or "it has no such operator"
+        raise TransformError(f"Nothing in this model can be quantized ({reasons}). Leave the Quantize step out.")
+    scales = _scales(graph, placement, step, context, to)
+    dead_channels = _lower(graph, placement, scales, step, style)
+    for name, readers in placement.readers.items():
+        restored = write_pair(graph, name, scales[name].scale, scales[name].zero_point, to)
+        graph.rewire(name, restored, readers)
+    graph.finish()
+    return StepReport(
+        kind=step.kind,
+        seconds=0.0,
+        changed=tuple(label(node) for node in placement.lowered),
+        skipped=placement.skipped,
+        notes=_notes(scales, dead_channels, step, style),
+        details={
+            "dialect": style.name,
+            "format": to.dtype.name,
+            "thresholds": {name: asdict(scale) for name, scale in scales.items()},
+            "also_reading_codes": _followers(placement),
+            "dead_weight_channels": dead_channels,
+        },
+    )
+
+
+def activation_format(step: Quantize, style: Dialect) -> Format:
+    """Return the number format of activations.
+
+    Raises:
+        RecipeError: the step's symmetry contradicts its format or the dialect.
+        TransformError: the dialect has no FP8.
+    """
+    if step.to == "fp8":
+        if not style.fp8:
+            raise TransformError(
+                f"FP8 Q/DQ does not exist in the dialect {style.name!r} ({style.engine}). Take int8, or a newer engine."
+            )
+        if step.symmetric is False:
+            raise RecipeError("FP8 has no zero point: Quantize(to='fp8', symmetric=False). Leave `symmetric` out.")
+        return FLOAT8
+    symmetric = style.symmetric if step.symmetric is None else step.symmetric
+    if not symmetric and not style.asymmetric_allowed:
+        raise RecipeError(
+            f"Quantize(symmetric=False) is not possible in the dialect {style.name!r}: {style.engine} takes signed "
+            f"symmetric codes only. Leave `symmetric` out, so that each dialect takes what suits it."
+        )
+    return SIGNED if symmetric else UNSIGNED
+
+
+def encode(histogram: Histogram, calibrator: str, to: Format) -> Scale:
+    """Turn a range into scale and zero point.
+
+    Signed and floating-point formats scale the threshold to their largest code. Unsigned ones cover
+    [minimum, maximum], clipped to the threshold on both sides and widened to hold zero, which has a code of its own.
+    """
+    low, high = min(histogram.minimum, 0.0), max(histogram.maximum, 0.0)
+    levels = 128
+    if to is UNSIGNED and low < high:
+        # As many codes as lie between zero and the farther end: 128 for a symmetric range, 256 for a one-sided one.
+        levels = int(to.high * histogram.abs_max / (high - low)) + 1
+    limit = threshold(histogram, calibrator, levels)
+    if to is UNSIGNED:
+        low, high = (max(low, -limit), min(high, limit)) if low < high else (0.0, limit)
+        scale = float(np.float32(max((high - low) / to.high, SMALLEST_SCALE)))
+        zero_point = int(np.clip(np.rint(-low / scale), to.low, to.high))
+    else:
+        scale, zero_point = float(np.float32(max(limit / to.high, SMALLEST_SCALE))), 0
+    lost = clipped_share(histogram, limit)
+    return Scale(calibrator, limit, histogram.abs_max, lost, scale, zero_point)
+
+
+def _check(model: onnx.ModelProto, step: Quantize, style: Dialect) -> None:
+    origin = quantized_by(model)
+    if origin is not None:
+        raise TransformError(
+            f"This graph is quantized already (by {origin}); quantizing twice would add the error of both. "
+            f"Load the unquantized model, or run this one with the recipe 'fp32'."
+        )
+    opset, needed = Graph(model).opset, _SMALLEST_OPSET[step.to]
+    if opset < needed:
+        raise TransformError(
+            f"The graph has opset {opset}, and {step.to} Q/DQ needs at least {needed}. "
+            f"Load the model with a newer opset: workbench.load(source, opset={needed})."
+        )
+    if style.name == "trt-8.6" and opset > _LARGEST_OPSET_TRT_8:
+        raise TransformError(
+            f"The graph has opset {opset}, and {style.engine} reads up to {_LARGEST_OPSET_TRT_8}. "
+            f"Load the model with an older opset: workbench.load(source, opset={_LARGEST_OPSET_TRT_8})."
+        )
+
+
+def _unseen(table: CalibrationTable) -> dict[str, str]:
+    reason = f"had no finite value in {table.samples} calibration samples"
+    return {name: reason for name, histogram in table.items() if not histogram.finite}
+
+
+def _scales(graph: Graph, placement: Placement, step: Quantize, context: Context, to: Format) -> dict[str, Scale]:
+    table: Mapping[str, Histogram] = context.table or {}
+    sources = {name: placement.ranges.get(name, (name,)) for name in placement.readers}
+    missing = sorted({name for names in sources.values() for name in names} - set(table))
+    if missing:
+        raise TransformError(
+            f"The calibration table holds no range for {len(missing)} of the activations to quantize, such as "
+            f"{', '.join(missing[:3])}. It was made on another graph: calibrate the graph that is quantized."
+        )
+    found: dict[tuple[str, ...], Scale] = {}
+    for names in sources.values():
+        if names not in found:
+            found[names] = encode(_joined(table, names), _calibrator(graph, names, step, context), to)
+    return {name: found[names] for name, names in sources.items()}
+
+
+def _joined(table: Mapping[str, Histogram], names: tuple[str, ...]) -> Histogram:
+    joined = Histogram()
+    for name in names:
+        joined.merge(table[name])
+    return joined
+
+
+def _calibrator(graph: Graph, names: tuple[str, ...], step: Quantize, context: Context) -> str:
+    """Return whose word counts for a range: the one chosen for it, else full range for inputs, else the step's."""
+    chosen = next((context.calibrators[name] for name in names if name in context.calibrators), None)
+    if chosen is not None:
+        return chosen
+    if not step.clip_inputs and any(name in graph.inputs for name in names):
+        return "max"
+    if step.calibrator == "auto":
+        raise RecipeError(
+            f"The calibrator 'auto' was not resolved for {names[0]!r}: a graph step cannot measure output errors. "
+            f"workbench.run resolves it; or name a calibrator, such as Quantize(calibrator='max')."
+        )
+    return step.calibrator
+
+
+def _lower(graph: Graph, placement: Placement, scales: Mapping[str, Scale], step: Quantize, style: Dialect) -> int:
+    """Quantize weights, and biases where the dialect wants that; return how many weight channels are zero throughout."""
+    integer = style.integer_constants
+    to = FLOAT8 if step.to == "fp8" else SIGNED
+    written, dead = Written(), 0
+    for weight in placement.weights:
+        node = weight.node
+        bias = _bias(graph, node, scales) if integer and to is SIGNED else None
+        scale, dead_here = scale_of_weight(_constant(graph, node.input[1]), weight.axis, to, bias)
+        dead += dead_here
+        if bias is not None:
+            node.input[2] = write_bias(graph, bias, scale)
+        node.input[1] = write_weight(graph, node.input[1], scale, weight.axis, to, integer, written)
+    graph.refresh()
+    return dead
+
+
+def _bias(graph: Graph, node: onnx.NodeProto, scales: Mapping[str, Scale]) -> Bias | None:
+    """Return the bias that an integer kernel can take: a constant vector, added as it is."""
+    if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+        return None
+    array = graph.array(node.input[2])
+    if array is None or array.ndim != 1 or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+        return None
+    return Bias(node.input[2], array, scales[node.input[0]].scale)
+
+
+def _constant(graph: Graph, name: str) -> NDArray[np.float32]:
+    array = graph.array(name)
+    if array is None:
+        raise KeyError(name)
+    return array
+
+
+def _followers(placement: Placement) -> list[str]:
+    """Return the nodes that read codes without being lowered themselves: additions, pooling, copies, float consumers."""
+    lowered = {id(node) for node in placement.lowered}
+    names = [label(node) for nodes in placement.readers.values() for node in nodes if id(node) not in lowered]
+    return list(dict.fromkeys(names))
+
+
+def _notes(scales: Mapping[str, Scale], dead_channels: int, step: Quantize, style: Dialect) -> tuple[str, ...]:
+    notes = []
+    dead = [name for name, scale in scales.items() if not scale.abs_max]
+    if dead:
+        notes.append(
+            f"{len(dead)} activations were zero in all calibration samples ({', '.join(dead[:3])}); "
+            f"their scale is arbitrary. Check that the calibration data reach every branch."
+        )
+    if dead_channels:
+        notes.append(f"{dead_channels} weight channels are zero throughout; their scale is arbitrary and not zero.")
+    if style.name == "ort-cpu" and step.to == "fp8":
+        notes.append("FP8 on a CPU is a rehearsal of accuracy: values are rounded to FP8 and computed in FP32, slowly.")
+    if style.name == "ort-cpu" and step.to == "int8" and step.symmetric:
+        notes.append("Signed activations are slow on ONNX Runtime's CPU; leave `symmetric` out for speed.")
+    return tuple(notes)
