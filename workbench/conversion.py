@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import engines
-from workbench.datasets import Split, as_inputs
+from workbench.datasets import Split
+from workbench.datasets.split import as_inputs
 from workbench.engines import jobs
 from workbench.engines.base import Runner
 from workbench.errors import CalibrationError, RunError, nearest

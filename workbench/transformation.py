@@ -18,7 +18,7 @@ import onnx
 from workbench.datasets import Split
 from workbench.errors import TransformError
 from workbench.graph import calibration, dynamic, fusion, opset, precision, quantization, smooth, sparsity, weights
-from workbench.graph.calibration_table import CalibrationTable
+from workbench.graph.calibration_table import CalibrationTable, Provenance
 from workbench.graph.editing import Context
 from workbench.recipes import Fuse, Quantize, Recipe, Step, named
 from workbench.records import Model, StepReport, Variant
@@ -132,13 +132,11 @@ def calibrate(
     Raises:
         CalibrationError: no samples, or activations that are not finite.
     """
-    return calibration.calibrate(
+    return calibration.calibrate_proto(
         fused(model, recipe, dialect),
         split.inputs,
-        model_sha256=model.sha256,
-        dataset_sha256=split.sha256,
-        dataset_name=data_name,
-        cancel=cancel,
+        Provenance(model.sha256, split.sha256, data_name),
+        calibration.Observation(cancel=cancel),
     )
 
 

@@ -1,0 +1,275 @@
+"""Whole studies of a tiny real network, through real child processes; a round takes milliseconds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import workbench as wb
+from workbench import datasets, measurement, zoo
+from workbench.engines import jobs
+from workbench.errors import (
+    BackendMissing,
+    CalibrationError,
+    Cancelled,
+    ChildKilled,
+    DataError,
+    RecipeError,
+    StoreError,
+    WorkbenchError,
+)  # fmt: skip
+from workbench.recipes import Quantize, Recipe
+from workbench.records import Progress, Protocol
+from workbench.store import Store
+
+QUICK = Protocol(batch=4, rounds=3, min_seconds=0.001, min_runs=5, warmup_seconds=0.0, warmup_runs=1)
+
+
+def classifier(folder: Path, batch: int | str = "N") -> Path:
+    """(N, 8) -> Gemm -> Relu -> Gemm -> logits (N, 3), with fixed random weights."""
+    rng = np.random.default_rng(0)
+    weights = {
+        "w1": rng.normal(size=(8, 16)), "b1": rng.normal(size=16), "w2": rng.normal(size=(16, 3)), "b2": np.zeros(3),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="first"),
+        helper.make_node("Relu", ["h"], ["r"], name="relu"),
+        helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"], name="head"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )
+    path = folder / "classifier.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def model(tmp_path: Path):
+    return wb.load(classifier(tmp_path))
+
+
+@pytest.fixture
+def data(model):
+    rng = np.random.default_rng(1)
+    x = rng.normal(size=(60, 8)).astype(np.float32)
+    return datasets.arrays(x, rng.integers(0, 3, 60)).split_off(calibration=20)
+
+
+def rounds(study: wb.Study, name: str) -> list[tuple[int, float]]:
+    return [(item.index, item.started_at) for item in study[name].measurement.rounds]
+
+
+def test_a_study_has_everything_about_every_recipe(model, data, store) -> None:
+    study = wb.run(model, data, ["fp32", "int8-kl"], protocol=QUICK, store=store)
+    assert [item.recipe.name for item in study.record.results] == ["fp32", "int8-kl"]
+    assert not study.failures
+    for item in study.record.results:
+        assert len(item.measurement.rounds) == QUICK.rounds
+        assert item.measurement.shapes == {"x": (4, 8)}
+        assert item.accuracy.samples == 40 and item.accuracy.metric == "top-1"
+    assert study["int8-kl"].variant.calibration_seconds > 0
+    assert study.record.backend_reason
+    assert study["fp32"].accuracy.scores == study["int8-kl"].accuracy.parent_scores
+
+
+def test_running_an_unchanged_study_again_only_reads(model, data, store, monkeypatch) -> None:
+    first = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store)
+
+    def forbidden(*arguments, **options):
+        raise AssertionError("nothing may be done again")
+
+    for owner, name in ((jobs, "build"), (jobs, "infer"), (measurement, "take_round")):
+        monkeypatch.setattr(owner, name, forbidden)
+    again = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store)
+    assert again.record.results == first.record.results
+
+
+def test_a_recipe_added_later_is_measured_beside_the_baseline_in_new_rounds(model, data, store) -> None:
+    wb.run(model, data, ["fp32"], protocol=QUICK, store=store)
+    study = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store)
+    assert [index for index, _ in rounds(study, "int8-max")] == [3, 4, 5]
+    assert [index for index, _ in rounds(study, "fp32")] == [0, 1, 2, 3, 4, 5]
+    assert study.comparison()
+
+
+def test_an_interrupted_study_goes_on_where_it_stopped(model, data, store) -> None:
+    asked = 0
+
+    def impatient(step: Progress) -> None:
+        nonlocal asked
+        asked += step.stage == "measure"
+        if asked == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store, progress=impatient)
+    before = wb.Study.open(store.keys("study")[0], store)
+    kept = set(rounds(before, "fp32")) | set(rounds(before, "int8-max"))
+    assert kept
+    after = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store)
+    assert kept <= set(rounds(after, "fp32")) | set(rounds(after, "int8-max"))
+    shared = {index for index, _ in rounds(after, "fp32")} & {index for index, _ in rounds(after, "int8-max")}
+    assert len(shared) >= QUICK.rounds - 1
+
+
+def test_cancelling_stops_and_keeps_what_is_there(model, data, store) -> None:
+    steps: list[Progress] = []
+    with pytest.raises(Cancelled, match="run again"):
+        wb.run(
+            model, data, ["fp32", "int8-max"], protocol=QUICK, store=store,
+            progress=steps.append, cancel=lambda: any(step.stage == "check" for step in steps),
+        )  # fmt: skip
+    assert wb.Study.open(store.keys("study")[0], store)["fp32"].engine is not None
+
+
+def test_progress_moves_forward_to_the_end(model, data, store) -> None:
+    steps: list[Progress] = []
+    wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store, progress=steps.append)
+    fractions = [step.fraction for step in steps]
+    assert fractions == sorted(fractions) and fractions[-1] == 1.0
+    assert {"transform", "build", "check", "measure", "finished"} <= {step.stage for step in steps}
+
+
+def test_a_variant_that_fails_is_recorded_and_the_others_go_on(model, data, store, monkeypatch) -> None:
+    real = measurement.take_round
+
+    def crash(engine, *arguments, **options):
+        if engine.variant == "int8-max":
+            raise ChildKilled("The process was ended by SIGSEGV.", log="last words")
+        return real(engine, *arguments, **options)
+
+    monkeypatch.setattr(measurement, "take_round", crash)
+    study = wb.run(model, data, ["fp32", "int8-max", "int8-kl"], protocol=QUICK, store=store)
+    assert list(study.failures) == ["int8-max"]
+    assert study["int8-max"].failure.stage == "measure" and study["int8-max"].failure.log == "last words"
+    assert len(study["int8-kl"].measurement.rounds) == QUICK.rounds
+    monkeypatch.undo()
+    assert not wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store).failures
+
+
+def test_a_damaged_artefact_is_made_again(model, data, store) -> None:
+    first = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store)
+    Path(first["int8-max"].variant.path).write_bytes(b"damaged")
+    again = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store)
+    assert not again.failures
+    onnx.load(again["int8-max"].variant.path)
+
+
+def test_damaged_records_cost_only_themselves(model, data, store) -> None:
+    wb.run(model, data, ["fp32"], protocol=QUICK, store=store)
+    for kind in ("study", "variant", "engine", "accuracy", "round", "table"):
+        for key in store.keys(kind)[:1]:
+            store.put(kind, key, "{damaged")
+    study = wb.run(model, data, ["fp32"], protocol=QUICK, store=store)
+    assert not study.failures and len(study["fp32"].measurement.rounds) >= QUICK.rounds
+
+
+def test_the_baseline_is_added_where_it_was_not_asked_for(model, data, store) -> None:
+    study = wb.run(model, data, ["int8-max"], protocol=QUICK, store=store)
+    assert [item.recipe.name for item in study.record.results] == ["fp32", "int8-max"]
+
+
+def test_without_data_inputs_are_random_and_no_accuracy_is_claimed(model, store) -> None:
+    study = wb.run(model, None, ["fp32", "fp16"], protocol=QUICK, store=store)
+    assert study.record.data["kind"] == "random"
+    assert any("random" in note for note in study.record.notes)
+    assert study["fp16"].accuracy.metric is None and study["fp16"].accuracy.scores == ()
+
+
+def test_without_calibration_samples_static_quantization_fails_with_what_to_do(model, data, store) -> None:
+    study = wb.run(model, replace(data, calibration=None), ["fp32", "int8-kl"], protocol=QUICK, store=store)
+    assert study["int8-kl"].failure.error == CalibrationError.__name__
+    assert "int8-dynamic" in study.failures["int8-kl"]
+
+
+def test_a_fixed_batch_size_is_taken_and_noted(tmp_path, store) -> None:
+    study = wb.run(wb.load(classifier(tmp_path, batch=2)), None, ["fp32"], protocol=QUICK, store=store)
+    assert study.record.protocol.batch == 2
+    assert any("batches of 2" in note for note in study.record.notes)
+
+
+def test_what_cannot_be_is_refused_before_anything_starts(model, data, store) -> None:
+    with pytest.raises(RecipeError, match="int8-kl"):
+        wb.run(model, data, ["int8-lk"], store=store)
+    with pytest.raises(BackendMissing, match="Known"):
+        wb.run(model, data, ["fp32"], backend="abacus", store=store)
+    with pytest.raises(RecipeError, match="more than once"):
+        wb.run(model, data, ["fp32", Recipe("fp32")], store=store)
+    with pytest.raises(DataError):
+        wb.run(model, datasets.arrays(np.zeros((4, 9), np.float32)), ["fp32"], store=store)
+    assert store.keys("study") == []
+
+
+def test_a_baseline_that_fails_is_an_error(tmp_path, data, store) -> None:
+    proto = onnx.load(str(classifier(tmp_path)))
+    proto.graph.node[1].op_type, proto.graph.node[1].domain = "Frobnicate", "my.domain"
+    proto.opset_import.append(helper.make_opsetid("my.domain", 1))
+    onnx.save(proto, str(tmp_path / "strange.onnx"))
+    with pytest.raises(WorkbenchError, match="Frobnicate"):
+        wb.run(wb.load(tmp_path / "strange.onnx"), data, ["fp32"], protocol=QUICK, store=store)
+
+
+def test_a_name_is_not_shared_by_studies_on_other_terms(model, data, store) -> None:
+    wb.run(model, data, ["fp32"], protocol=QUICK, store=store, name="mine")
+    with pytest.raises(StoreError, match="another name"):
+        wb.run(model, data, ["fp32"], protocol=replace(QUICK, batch=2), store=store, name="mine")
+
+
+def test_a_metric_whose_source_changed_is_computed_anew(model, data, store) -> None:
+    from workbench.metrics import Metric
+
+    def always(value: float) -> Metric:
+        return Metric("mine", (lambda outputs, labels: np.ones(len(labels))) if value else _zeros)
+
+    one = wb.run(model, replace(data, metric=always(1)), ["fp32"], protocol=QUICK, store=store)
+    other = wb.run(model, replace(data, metric=always(0)), ["fp32"], protocol=QUICK, store=store)
+    assert set(one["fp32"].accuracy.scores) == {1.0} and set(other["fp32"].accuracy.scores) == {0.0}
+
+
+def _zeros(outputs, labels):
+    return np.zeros(len(labels))
+
+
+def test_studies_are_opened_by_name_or_file_and_missing_ones_are_named(model, data, store, tmp_path) -> None:
+    study = wb.run(model, data, ["fp32"], protocol=QUICK, store=store, name="mine")
+    assert wb.Study.open("mine", store).record == study.record
+    assert wb.Study.open(study.save(tmp_path / "study.json")).record == study.record
+    with pytest.raises(StoreError, match="Did you mean 'mine'"):
+        wb.Study.open("mime", store)
+    with pytest.raises(StoreError, match="no file"):
+        wb.Study.open(tmp_path / "absent.json")
+    with pytest.raises(StoreError, match="holds no study yet"):
+        wb.Study.open("mine", Store(tmp_path / "empty"))
+    with pytest.raises(KeyError, match="fp32"):
+        study["fp23"]
+    assert "mine" in repr(study)
+
+
+def test_fewer_calibration_samples_give_another_table(model, data, store) -> None:
+    few = Recipe("few", (Quantize(calibrator="max", samples=3),))
+    study = wb.run(model, data, ["fp32", "int8-max", few], protocol=QUICK, store=store)
+    assert study["few"].variant.calibration_sha256 != study["int8-max"].variant.calibration_sha256
+
+
+def test_the_shipped_network_keeps_its_accuracy_in_int8(store) -> None:
+    quick = replace(QUICK, rounds=1, batch=8)
+    study = wb.run(wb.load("digits_resnet"), datasets.digits(), ["fp32", "int8-kl"], protocol=quick, store=store)
+    scores = {item.recipe.name: np.mean(item.accuracy.scores) for item in study.record.results}
+    stated = zoo.models()["digits_resnet"].metrics
+    assert scores["fp32"] >= 0.98, stated
+    assert abs(scores["int8-kl"] - scores["fp32"]) <= 0.01
