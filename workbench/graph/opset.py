@@ -1,0 +1,179 @@
+"""Bring a model to another version of ONNX's operator set without losing names, weights or metadata.
+
+`onnx.version_converter` does the operators; it drops the metadata of nodes (PyTorch module paths) and copies all
+weights, so weights stay outside and metadata is put back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import onnx
+from onnx import version_converter
+
+from workbench.errors import TransformError
+from workbench.graph.editing import Graph, subgraphs
+from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
+
+# Adapters read small constants (axes, shapes); larger ones are weights, which they must not touch.
+_WEIGHT_BYTES = 4096
+# Q/DQ with a scale a channel came with 13, FP8 and FP16 scales with 19, INT4 and blocks with 21, BF16 Conv with 22.
+_PER_CHANNEL, _LOW_FLOAT, _BLOCKS, _BF16 = 13, 19, 21, 22
+_TENSORRT_8_LARGEST = 17
+_TENSORRT_8_IR = 8
+
+
+def fit(model: onnx.ModelProto, dialect: str, recipe: Recipe) -> tuple[str, ...]:
+    """Bring the model, in place, to the opset that the recipe's steps need in this dialect.
+
+    Returns:
+        A sentence where the opset was changed, else nothing.
+
+    Raises:
+        TransformError: an operator of the model has no form in the opset needed.
+    """
+    needed = _needed(recipe, dialect)
+    if dialect != "trt-8.6":
+        return raise_to(model, needed)
+    if needed > _TENSORRT_8_LARGEST:
+        return raise_to(model, min(needed, _PER_CHANNEL))  # the step itself says that 8.6 has no such thing
+    notes = raise_to(model, needed) + lower_to(model, _TENSORRT_8_LARGEST)
+    model.ir_version = min(model.ir_version, _TENSORRT_8_IR)
+    return notes
+
+
+def raise_to(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
+    """Convert in place if the model's opset is lower; return what was done, in at most one sentence.
+
+    Raises:
+        TransformError: an operator cannot be converted.
+    """
+    return _convert(model, version) if _version(model) < version else ()
+
+
+def lower_to(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
+    """Convert in place if the model's opset is higher; return what was done, in at most one sentence.
+
+    Raises:
+        TransformError: an operator did not exist then, or cannot be converted.
+    """
+    return _convert(model, version) if _version(model) > version else ()
+
+
+def _needed(recipe: Recipe, dialect: str) -> int:
+    quantize, precision = recipe.step("quantize"), recipe.step("precision")
+    low_float = isinstance(precision, Precision) and precision.to in ("fp16", "bf16")
+    needed = 1
+    if isinstance(quantize, Quantize):
+        weak = dialect == "trt-8.6" and quantize.to == "int8"
+        needed = _LOW_FLOAT if quantize.to == "fp8" or (low_float and not weak) else _PER_CHANNEL
+    if isinstance(recipe.step("quantize_weights"), QuantizeWeights):
+        needed = max(needed, _BLOCKS)
+    if isinstance(precision, Precision) and precision.to == "bf16" and dialect == "strong":
+        needed = max(needed, _BF16)
+    return needed
+
+
+def _version(model: onnx.ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
+    old = _version(model)
+    where = f"opset {old} to {version}"
+    graph = Graph(model)
+    _refuse_foreign(model, old, version)
+    light, weights = _without_weights(graph)
+    try:
+        converted = version_converter.convert_version(light, version)
+    except (RuntimeError, ValueError) as error:
+        raise TransformError(
+            f"The model cannot be brought from {where}: {str(error).splitlines()[0]}. "
+            f"Export it with opset {version}, or take a recipe or backend that does not need it."
+        ) from error
+    _check_names(graph, converted, where)
+    _put_back(model, converted, weights)
+    return (f"The graph was converted from {where}.",)
+
+
+def _refuse_foreign(model: onnx.ModelProto, old: int, new: int) -> None:
+    """Refuse subgraphs and functions whose operators changed between the versions: the converter skips them."""
+    inside = [node for outer in model.graph.node for node in _inner(outer)]
+    inside += [node for function in model.functions for node in function.node]
+    for node in inside:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        if _since(node.op_type, old) != _since(node.op_type, new):
+            raise TransformError(
+                f"The model cannot be brought from opset {old} to {new}: {node.op_type} inside a subgraph or function "
+                f"changed in between, and only the main graph can be converted. Export it with opset {new}."
+            )
+
+
+def _inner(node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
+    for graph in subgraphs(node):
+        for inner in graph.node:
+            yield inner
+            yield from _inner(inner)
+
+
+def _since(operator: str, version: int) -> int | None:
+    try:
+        return int(onnx.defs.get_schema(operator, version, "").since_version)
+    except onnx.defs.SchemaError:
+        return None
+
+
+def _without_weights(graph: Graph) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+    """A copy in which large weights are graph inputs, and those weights."""
+    weights = [tensor for tensor in graph.proto.initializer if tensor.ByteSize() > _WEIGHT_BYTES]
+    model = graph.model
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    light.graph.name = graph.proto.name or "graph"
+    light.graph.node.extend(graph.proto.node)
+    light.graph.input.extend(graph.proto.input)
+    light.graph.output.extend(graph.proto.output)
+    light.graph.initializer.extend(tensor for tensor in graph.proto.initializer if tensor.ByteSize() <= _WEIGHT_BYTES)
+    for tensor in weights:
+        light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    return light, weights
+
+
+def _check_names(graph: Graph, converted: onnx.ModelProto, where: str) -> None:
+    """Make sure that what others refer to by name is still there, and rename nodes that an adapter replaced."""
+    result = Graph(converted)
+    present = {node.name for node in result.nodes}
+    lost = [name for name in graph.outputs if name not in result.outputs]
+    lost += [name for name in graph.initializers if name not in result.initializers and name not in result.inputs]
+    for node in [node for node in graph.nodes if node.name not in present]:
+        heir = result.producer.get(next(iter(node.output), ""))
+        if heir is None:
+            lost.append(node.name)
+        else:
+            heir.name = node.name
+    if lost:
+        raise TransformError(
+            f"Bringing the model from {where} lost {len(lost)} names that later steps need, such as {lost[0]!r}. "
+            f"Export it with the opset that is needed."
+        )
+
+
+def _put_back(model: onnx.ModelProto, converted: onnx.ModelProto, weights: list[onnx.TensorProto]) -> None:
+    metadata = {node.name: list(node.metadata_props) for node in model.graph.node}
+    kept = {tensor.name for tensor in weights}
+    nodes, small = list(converted.graph.node), [t for t in converted.graph.initializer if t.name not in kept]
+    for node in nodes:
+        if not node.metadata_props:
+            node.metadata_props.extend(metadata.get(node.name, []))
+    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in weights]
+    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend([*copies, *small])
+    foreign = [(entry.domain, entry.version) for entry in model.opset_import if entry.domain not in ("", "ai.onnx")]
+    del model.opset_import[:]
+    model.opset_import.append(
+        onnx.helper.make_opsetid("", next(e.version for e in converted.opset_import if not e.domain))
+    )
+    model.opset_import.extend(onnx.helper.make_opsetid(domain, version) for domain, version in foreign)
+    least = onnx.helper.find_min_ir_version_for([entry for entry in model.opset_import if not entry.domain])
+    model.ir_version = max(model.ir_version, least)

@@ -1,0 +1,146 @@
+"""The precision step: FP16 and BF16 written into the graph, or, where the engine casts by itself, listed for it.
+
+Three dialects, three forms. `strong`: weights and activations have the type in the file. `ort-cpu`: FP16 likewise
+(stored so, computed in FP32 by the engine); BF16, for which ONNX Runtime has no CPU kernels, as a rehearsal.
+`trt-8.6`: FP16 is a flag of the builder, so the graph stays FP32 and the nodes to pin are listed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import onnx
+
+from workbench.errors import TransformError
+from workbench.graph import opset
+from workbench.graph.casting import Conversion, convert, rehearse
+from workbench.graph.editing import Context, Graph
+from workbench.graph.fp32_rules import kept_in_fp32, touches_fp32
+from workbench.graph.tensor_types import tensor_types
+from workbench.recipes import Precision
+from workbench.records import Skipped, StepReport
+
+_TARGETS = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
+_Q_DQ = ("QuantizeLinear", "DequantizeLinear")
+_FP16_Q_DQ_OPSET = 19
+_BF16_OPSET = 22
+_UNCHANGED = {
+    "fp32": "FP32: the graph is unchanged; the engine computes in FP32, with TF32 off.",
+    "tf32": "TF32 is a switch of engines on NVIDIA GPUs; the graph is unchanged.",
+}
+
+
+def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepReport:
+    """Bring the graph to the step's floating-point type in place.
+
+    Graph inputs and outputs keep their types. Nodes stay in FP32 where a pattern of the step says so, where they
+    hold subgraphs or have no such form, and with `auto_exclude` where numerics ask for it: norms and Softmax,
+    position arithmetic, and for FP16 activations that calibration saw above 512 or constants above 65504.
+
+    Args:
+        model: any ONNX model, quantized or not.
+        step: what to.
+        context: its dialect decides the form; its table, where there is one, brings the activations' magnitudes.
+
+    Returns:
+        A report; `skipped` has each node that stays in FP32 with the reason. Details: `casts` (Cast nodes added),
+        `constants` (elements rounded), `underflowed`, `overflowed` (shares of them), and for `trt-8.6` `keep_fp32`
+        (names of the nodes that the builder must pin).
+
+    Raises:
+        TransformError: BF16 for TensorRT 8.6, which has none.
+    """
+    started = time.perf_counter()
+    if step.to in _UNCHANGED:
+        return StepReport("precision", time.perf_counter() - started, notes=(_UNCHANGED[step.to],))
+    if context.dialect == "trt-8.6":
+        return _listed(model, step, context, started)
+    target, rehearsal = _TARGETS[step.to], step.to == "bf16" and context.dialect == "ort-cpu"
+    notes = () if rehearsal else _raise_opset(model, step)
+    casts = _casts(model)
+    graph = Graph(model)
+    graph.lift_constants()
+    types = tensor_types(model)
+    kept = kept_in_fp32(graph, step, context, types, target)
+    done = convert(graph, types, kept, target)
+    if rehearsal:
+        rehearse(graph, done, target)
+        notes += (
+            "A rehearsal of BF16: weights and every node's results are rounded to BF16, arithmetic and file are FP32, "
+            "because ONNX Runtime has no BF16 kernels on a CPU. It shows accuracy, not speed or size.",
+        )
+    graph.finish()
+    details = {"casts": _casts(model) - casts, **_shares(done)}
+    return StepReport(
+        kind="precision",
+        seconds=time.perf_counter() - started,
+        changed=tuple(done.changed),
+        skipped=_skipped(kept),
+        notes=notes + _notes(step, done),
+        details=details,
+    )
+
+
+def _listed(model: onnx.ModelProto, step: Precision, context: Context, started: float) -> StepReport:
+    if step.to == "bf16":
+        raise TransformError(
+            "TensorRT 8.6 has no BF16: its builder knows FP32, TF32, FP16 and INT8. Use fp16, or TensorRT 10 or later."
+        )
+    graph = Graph(model)
+    types = tensor_types(model)
+    kept = kept_in_fp32(graph, step, context, types, _TARGETS[step.to])
+    # The builder refuses a precision on Q/DQ, and needs none on what moves data or computes with integers.
+    quantizing = {node.name for node in graph.nodes if node.op_type in _Q_DQ}
+    pinned = [name for name in kept if name not in quantizing]
+    note = (
+        f"FP16 is a flag of the TensorRT 8.6 builder: the file stays FP32, and the builder is told to keep "
+        f"{len(pinned)} nodes in FP32."
+    )
+    changed = [node.name for node in graph.nodes if node.name not in kept and touches_fp32(node, types)]
+    return StepReport(
+        kind="precision",
+        seconds=time.perf_counter() - started,
+        changed=tuple(name for name in changed if name not in quantizing),
+        skipped=_skipped({name: kept[name] for name in pinned}),
+        notes=(note,),
+        details={"keep_fp32": pinned},
+    )
+
+
+def _raise_opset(model: onnx.ModelProto, step: Precision) -> tuple[str, ...]:
+    if step.to == "bf16":
+        return opset.raise_to(model, _BF16_OPSET)
+    if any(node.op_type in _Q_DQ for node in model.graph.node):
+        return opset.raise_to(model, _FP16_Q_DQ_OPSET)
+    return ()
+
+
+def _casts(model: onnx.ModelProto) -> int:
+    return sum(node.op_type == "Cast" for node in model.graph.node)
+
+
+def _skipped(kept: Mapping[str, str]) -> tuple[Skipped, ...]:
+    return tuple(Skipped(name, reason) for name, reason in kept.items())
+
+
+def _shares(done: Conversion) -> dict[str, Any]:
+    constants = max(done.constants, 1)
+    return {
+        "constants": done.constants,
+        "underflowed": done.underflowed / constants,
+        "overflowed": done.overflowed / constants,
+    }
+
+
+def _notes(step: Precision, done: Conversion) -> tuple[str, ...]:
+    notes = []
+    if not done.changed:
+        notes.append(f"No node was changed to {step.to.upper()}: the model has no FP32 tensors, or all are excluded.")
+    if done.overflowed:
+        notes.append(
+            f"{done.overflowed} of {done.constants} constants lie beyond the largest {step.to.upper()} number and "
+            f"were set to it. With auto_exclude their nodes would stay in FP32."
+        )
+    return tuple(notes)
