@@ -69,14 +69,7 @@ def place(
         RecipeError: the step names an operator that is not quantized at all.
     """
     types = tensor_types(graph.model)
-    lowered, skipped = [], []
-    for node in graph.nodes:
-        if node.op_type in _wanted_types(step):
-            reason = _obstacle(graph, node, step, context, dialect, types) or _unusable(node, unusable or {})
-            if reason:
-                skipped.append(Skipped(label(node), reason))
-            else:
-                lowered.append(node)
+    lowered, skipped = quantizable_nodes(graph, step, context, dialect, unusable)
     weights = tuple(weight for node in lowered for weight in _weights(graph, node, step, types))
     inputs = _activations(graph, lowered)
     if dialect.integer_chains and step.to == "int8":
@@ -88,6 +81,23 @@ def place(
             continue
         readers.setdefault(skip, []).append(add)
     return Placement(tuple(lowered), readers, _concatenated(graph, readers), weights, tuple(skipped))
+
+
+def quantizable_nodes(
+    graph: Graph, step: Quantize, context: Context, dialect: Dialect, unusable: Mapping[str, str] | None = None
+) -> tuple[list[onnx.NodeProto], list[Skipped]]:
+    """Return the nodes that the step lowers, and those of their kinds that it skips; arguments as for `place`."""
+    types = tensor_types(graph.model)
+    lowered, skipped = [], []
+    for node in graph.nodes:
+        if node.op_type not in _wanted_types(step):
+            continue
+        reason = _obstacle(graph, node, step, context, dialect, types) or _unusable(node, unusable or {})
+        if reason:
+            skipped.append(Skipped(label(node), reason))
+        else:
+            lowered.append(node)
+    return lowered, skipped
 
 
 def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:

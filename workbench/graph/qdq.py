@@ -92,8 +92,8 @@ def write_weight(
         attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
         constants = _constants(graph, name, scale, np.zeros(scale.shape, to.dtype))
         if integer:
-            codes = graph.add_initializer(f"{name}_quantized", _codes(array, scale, axis, to))
-            written.weights[key] = _dequantize(graph, name, [codes, *constants], attributes)
+            stored = graph.add_initializer(f"{name}_quantized", codes(array, scale, axis, to))
+            written.weights[key] = _dequantize(graph, name, [stored, *constants], attributes)
         else:
             written.weights[key] = _write_nodes(graph, name, constants, attributes)
     return written.weights[key]
@@ -108,11 +108,11 @@ def write_bias(graph: Graph, bias: Bias, weight_scale: NDArray[np.float32]) -> s
     return _dequantize(graph, bias.name, [stored, *constants], {"axis": 0})
 
 
-def _codes(array: NDArray[np.float32], scale: NDArray[np.float32], axis: int | None, to: Format) -> NDArray[Any]:
+def codes(array: NDArray[np.float32], scale: NDArray[np.float32], axis: int | None, to: Format) -> NDArray[Any]:
+    """Return the codes of a constant, rounded to even and clipped as QuantizeLinear does."""
     shape = [1] * array.ndim
     if axis is not None:
         shape[axis] = -1
-    # Dividing and rounding to even, as QuantizeLinear does.
     scaled = array / scale.reshape(shape)
     if to is not FLOAT8:
         scaled = np.rint(scaled)
