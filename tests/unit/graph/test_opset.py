@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+from small_nets import copied, net, relative_error, run, shipped, values
+
+from workbench.errors import TransformError
+from workbench.graph import opset
+from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe, named
+
+CONV = """(float[N,8,9,9] x) => (float[N,C] y) {
+    c = Conv <pads: ints = [1,1,1,1]> (x, w)
+    r = Relu (c)
+    m = ReduceMean <axes: ints = [2,3], keepdims: int = 0> (r)
+    y = Softmax (m)
+}"""
+
+
+def version(model: onnx.ModelProto) -> int:
+    return model.opset_import[0].version
+
+
+def with_metadata(model: onnx.ModelProto) -> onnx.ModelProto:
+    for index, node in enumerate(model.graph.node):
+        node.name = f"node {index}"
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value=f"module.{index}")
+    model.metadata_props.add(key="author", value="test")
+    model.producer_name = "somebody"
+    return model
+
+
+@pytest.mark.parametrize("target", [18, 19, 21, 22])
+def test_raising_keeps_results_names_weights_and_metadata(target: int) -> None:
+    model = with_metadata(net(CONV, w=values((40, 8, 3, 3))))
+    before = copied(model)
+    feeds = {"x": values((2, 8, 9, 9), 5)}
+    want = run(model, feeds)["y"]
+
+    notes = opset.raise_to(model, target)
+
+    onnx.checker.check_model(model, full_check=True)
+    assert version(model) == target and notes == (f"The graph was converted from opset 17 to {target}.",)
+    np.testing.assert_array_equal(run(model, feeds)["y"], want)
+    names = {node.name: node.metadata_props[0].value for node in model.graph.node if node.metadata_props}
+    assert names == {f"node {index}": f"module.{index}" for index in range(4)}
+    assert before.graph.initializer[0] in model.graph.initializer
+    assert model.metadata_props == before.metadata_props and model.producer_name == "somebody"
+    assert (model.graph.input, model.graph.output) == (before.graph.input, before.graph.output)
+
+
+def test_raising_then_lowering_comes_back_to_the_same_results() -> None:
+    model = net(CONV, w=values((40, 8, 3, 3)))
+    feeds = {"x": values((2, 8, 9, 9), 5)}
+    want = run(model, feeds)["y"]
+    opset.raise_to(model, 22)
+    opset.lower_to(model, 18)
+    assert version(model) == 18
+    np.testing.assert_array_equal(run(model, feeds)["y"], want)
+
+
+def test_nothing_happens_where_the_opset_suffices() -> None:
+    model = net(CONV, w=values((4, 8, 3, 3)))
+    before = copied(model)
+    assert opset.raise_to(model, 13) == () and opset.lower_to(model, 17) == ()
+    assert model == before
+
+
+def test_an_operator_that_did_not_exist_then_is_refused_with_what_to_do() -> None:
+    model = net("(float[N,4] x) => (float[N,4] y) { y = Gelu (x) }", opset=20)
+    with pytest.raises(TransformError, match=r"from opset 20 to 17.*[Ee]xport it with opset 17"):
+        opset.lower_to(model, 17)
+
+
+def test_a_subgraph_whose_operators_changed_is_refused_and_one_that_did_not_is_converted() -> None:
+    text = """(bool c, float[2,4] x) => (float[2,1] y) {
+        y = If (c) <
+            then_branch = one () => (float[2,1] t) { t = ReduceMean <axes: ints = [1]> (x) },
+            else_branch = other () => (float[2,1] e) { e = ReduceMean <axes: ints = [1]> (x) }
+        >
+    }"""
+    with pytest.raises(TransformError, match="ReduceMean inside a subgraph"):
+        opset.raise_to(net(text), 18)
+    same = net(
+        text.replace("ReduceMean <axes: ints = [1]> (x)", "Gather <axis: int = 1> (x, first)"), first=np.array([0])
+    )
+    opset.raise_to(same, 18)
+    got = run(same, {"c": np.array(True), "x": values((2, 4))})["y"]
+    np.testing.assert_array_equal(got, values((2, 4))[:, :1])
+
+
+def test_custom_operators_pass_through() -> None:
+    text = "(float[N,4] x) => (float[N,4] y) { g = com.microsoft.Gelu (x)  y = Relu (g) }"
+    model = net(text)
+    want = run(model, {"x": values((2, 4))})["y"]
+    opset.raise_to(model, 19)
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 19), ("com.microsoft", 1)]
+    np.testing.assert_array_equal(run(model, {"x": values((2, 4))})["y"], want)
+
+
+INT8, WEIGHTS, FP16, BF16 = Quantize(), QuantizeWeights(), Precision("fp16"), Precision("bf16")
+NEEDED = [
+    ("ort-cpu", (), 11),
+    ("ort-cpu", (INT8,), 13),
+    ("ort-cpu", (INT8, FP16), 19),
+    ("strong", (FP16,), 11),
+    ("strong", (Quantize(to="fp8"),), 19),
+    ("strong", (INT8, FP16), 19),
+    ("strong", (BF16,), 22),
+    ("strong", (WEIGHTS,), 21),
+    ("ort-cpu", (BF16,), 11),
+    ("trt-8.6", (INT8, FP16), 13),
+    ("trt-8.6", (WEIGHTS,), 13),
+]
+
+
+@pytest.mark.parametrize(("dialect", "steps", "want"), NEEDED)
+def test_the_opset_is_raised_to_what_the_steps_need_and_no_further(dialect: str, steps: tuple, want: int) -> None:
+    model = net("(float[N,4] x) => (float[N,4] y) { y = Relu (x) }", opset=11)
+    opset.fit(model, dialect, Recipe("r", steps))
+    assert version(model) == want
+
+
+def test_tensorrt_8_gets_at_most_opset_17_and_ir_8() -> None:
+    model = net("(float[N,4] x) => (float[N,4] y) { y = Relu (x) }", opset=20)
+    model.ir_version = 10
+    notes = opset.fit(model, "trt-8.6", named("fp32"))
+    assert (version(model), model.ir_version) == (17, 8) and "20 to 17" in notes[0]
+
+
+@pytest.mark.parametrize("name", ["digits_resnet", "digits_vit"])
+def test_the_shipped_nets_reach_opset_22(name: str) -> None:
+    model = shipped(name)
+    value = model.graph.input[0]
+    shape = tuple(axis.dim_value or 4 for axis in value.type.tensor_type.shape.dim)
+    feeds = {value.name: np.random.default_rng(0).uniform(0, 1, shape).astype(np.float32)}
+    want = next(iter(run(model, feeds).values()))
+    opset.raise_to(model, 22)
+    # Another version of an operator may have another kernel, which sums in another order.
+    assert relative_error(next(iter(run(model, feeds).values())), want) < 1e-5
