@@ -1,0 +1,143 @@
+"""Words beside points: shortening names and placing labels so that none covers another or a point.
+
+Placement is greedy: the labels take turns, each trying places around its point, near ones first, and keeping the one
+that covers least. Enough for the dozen points of a study; knows nothing of studies.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
+
+from workbench.plots.theme import NOTE_POINTS, Theme
+
+# Directions that a label may stand in, the easiest to read first: right, left, above, below, then the corners.
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
+_DISTANCES_POINTS = (9.0, 16.0, 26.0, 40.0, 58.0, 80.0)
+# From this distance on, a thin line ties the label to its point.
+_LEADER_POINTS = 16.0
+
+
+Line = tuple[tuple[float, float], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Label:
+    """A text for the point (x, y), in data coordinates."""
+
+    text: str
+    x: float
+    y: float
+    bold: bool = False
+
+
+def shorten(name: str, most: int = 34) -> str:
+    """Return the name, cut in the middle where it is long: its ends are what tells it apart."""
+    if len(name) <= most:
+        return name
+    tail = most // 2
+    return f"{name[: most - tail - 1]}…{name[-tail:]}"
+
+
+def place(
+    axes: Axes,
+    labels: Sequence[Label],
+    theme: Theme,
+    lines: Sequence[Line] = (),
+) -> list[Annotation]:
+    """Write each label beside its point where it covers no other label, no point and as few lines as can be.
+
+    Args:
+        axes: with its limits and everything else already set.
+        lines: ends of the straight lines (error bars, in data coordinates) that are better not covered.
+    """
+    figure = typing.cast(Figure, axes.get_figure())
+    figure.draw_without_rendering()  # settles the layout, so that data coordinates have their final pixels
+    scale = figure.dpi / 72
+    taken = [_square(axes, label.x, label.y, 6 * scale) for label in labels]
+    soft = [_segment(axes, *line) for line in lines]
+    frame = axes.get_window_extent()
+    written = []
+    for label in labels:
+        note = axes.annotate(
+            label.text,
+            (label.x, label.y),
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=NOTE_POINTS + 0.5,
+            color=theme.ink,
+            fontweight="bold" if label.bold else "normal",
+            zorder=6,
+        )
+        note.set_in_layout(False)
+        box = _best(note, frame, taken, soft, scale)
+        taken.append(box)
+        written.append(note)
+        _tie(axes, label, box, theme, scale)
+    return written
+
+
+def _best(note: Annotation, frame: Bbox, taken: list[Bbox], soft: list[Bbox], scale: float) -> Bbox:
+    costs = []
+    for distance in _DISTANCES_POINTS:
+        for rank, (right, up) in enumerate(_DIRECTIONS):
+            length = distance / math.hypot(right, up)
+            _stand(note, right * length, up * length, right, up)
+            box = note.get_window_extent().padded(1.5 * scale)
+            hard = sum(_overlap(box, other) for other in taken) + _outside(box, frame)
+            light = sum(_overlap(box, other) for other in soft)
+            # Covering a label is never worth a shorter way; covering a bit of a line sometimes is.
+            cost = 1000 * hard + 4 * light + (distance + 1.5 * rank) * scale
+            costs.append((cost, right * length, up * length, right, up))
+    _, x, y, right, up = min(costs)
+    _stand(note, x, y, right, up)
+    return note.get_window_extent().padded(1.5 * scale)
+
+
+def _stand(note: Annotation, x: float, y: float, right: int, up: int) -> None:
+    note.set_position((x, y))
+    note.set_horizontalalignment({1: "left", -1: "right", 0: "center"}[right])
+    note.set_verticalalignment({1: "bottom", -1: "top", 0: "center"}[up])
+
+
+def _tie(axes: Axes, label: Label, box: Bbox, theme: Theme, scale: float) -> None:
+    x, y = axes.transData.transform((label.x, label.y))
+    near = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
+    if math.dist((x, y), near) < _LEADER_POINTS * scale:
+        return
+    line = axes.annotate(
+        "",
+        (label.x, label.y),
+        xytext=((near[0] - x) / scale, (near[1] - y) / scale),
+        textcoords="offset points",
+        arrowprops={"arrowstyle": "-", "color": theme.quiet, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 6},
+        zorder=2,
+    )
+    line.set_in_layout(False)
+
+
+def _square(axes: Axes, x: float, y: float, half: float) -> Bbox:
+    across, up = axes.transData.transform((x, y))
+    return Bbox.from_extents(across - half, up - half, across + half, up + half)
+
+
+def _segment(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> Bbox:
+    (x0, y0), (x1, y1) = axes.transData.transform((start, end))
+    return Bbox.from_extents(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1)
+
+
+def _overlap(one: Bbox, other: Bbox) -> float:
+    width = min(one.x1, other.x1) - max(one.x0, other.x0)
+    height = min(one.y1, other.y1) - max(one.y0, other.y0)
+    return width * height if width > 0 and height > 0 else 0.0
+
+
+def _outside(box: Bbox, frame: Bbox) -> float:
+    return box.width * box.height - _overlap(box, frame)
