@@ -116,7 +116,7 @@ def compare_studies(before: StudyRecord, after: StudyRecord, *, allow_unlike: bo
     notes = [f"Only {study.name!r} has {name!r}." for study, ours, other in
              ((before, first, second), (after, second, first)) for name in ours if name not in other]  # fmt: skip
     if before.model.name != after.model.name:
-        _refuse(before.name, after.name, {"model": (before.model.name, after.model.name)}, allow_unlike)
+        notes += _refuse(before.name, after.name, {"model": (before.model.name, after.model.name)}, allow_unlike)
     if before.model.sha256 != after.model.sha256:
         notes.append(f"The models differ: sha256 {before.model.sha256[:12]} before, {after.model.sha256[:12]} after.")
     rows = tuple(_row(first[name], second[name], allow_unlike) for name in common)
@@ -222,10 +222,18 @@ def _front(results: Sequence[VariantResult]) -> tuple[Quality, set[int], tuple[s
             beats[one].add(other)
         if min(faster, better) < 0 and max(faster, better) <= 0:
             beats[other].add(one)
-    reach = {index: _reachable(index, beats) for index in runs}
-    front = {index for index in runs if all(index not in reach[other] or other in reach[index] for other in runs)}
     notes = () if certain else ("One round: the front is drawn from single values, without intervals.",)
-    return quality, front, notes
+    return quality, undominated(beats), notes
+
+
+def undominated(beats: dict[int, set[int]]) -> set[int]:
+    """Return what nothing dominates, directly or through others, unless it dominates that in turn (a circle).
+
+    Args:
+        beats: item -> the items that it dominates; every item is a key.
+    """
+    reach = {item: _reachable(item, beats) for item in beats}
+    return {item for item in beats if all(item not in reach[other] or other in reach[item] for other in beats)}
 
 
 def _reachable(start: int, beats: dict[int, set[int]]) -> set[int]:
