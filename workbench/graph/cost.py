@@ -1,0 +1,114 @@
+"""What one pass through a graph costs in floating-point operations, counted from shapes; runs nothing.
+
+A multiplication and an addition are two operations. Counted are the operators that dominate: Conv, ConvTranspose, Gemm,
+MatMul; what is left out is named. Knows nothing of devices or of how long an operation takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx
+
+from workbench.graph.tensor_types import Shape, tensor_types
+
+# Their work is small beside that of the counted ones wherever both occur.
+COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of one pass.
+
+    Attributes:
+        flops: of all counted nodes together; None where a counted node's shapes are unknown.
+        by_operator: operator type -> operations of its nodes.
+        unknown: counted nodes whose shapes could not be inferred.
+        assumed: input name -> shape that was assumed.
+    """
+
+    flops: int | None
+    by_operator: dict[str, int] = field(default_factory=dict)
+    unknown: tuple[str, ...] = ()
+    assumed: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def cost(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Cost:
+    """Count the operations of one pass.
+
+    Args:
+        shapes: input name -> shape to assume; a dynamic axis of an input without one is taken as 1, so that the count
+            is that of one sample.
+    """
+    fixed = _with_fixed_inputs(model, shapes or {})
+    known = tensor_types(fixed).shapes
+    by_operator: dict[str, int] = {}
+    unknown = []
+    for node in model.graph.node:
+        if node.op_type not in COUNTED or node.domain not in ("", "ai.onnx"):
+            continue
+        count = _flops(node, known)
+        if count is None:
+            unknown.append(node.name or node.output[0])
+        else:
+            by_operator[node.op_type] = by_operator.get(node.op_type, 0) + count
+    assumed = {value.name: _sizes(value) for value in fixed.graph.input}
+    return Cost(None if unknown else sum(by_operator.values()), by_operator, tuple(unknown), assumed)
+
+
+def _flops(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
+    output, inner = _numbers(shapes.get(node.output[0])), _inner(node, shapes)
+    if node.op_type == "ConvTranspose":
+        # Each input element is multiplied with the kernel of every output channel of its group.
+        output = _numbers(shapes.get(node.input[0]))
+    return None if output is None or inner is None else 2 * math.prod(output) * inner
+
+
+def _inner(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
+    """How many products make one element (of the output; of the input for ConvTranspose)."""
+    if node.op_type in ("Conv", "ConvTranspose"):
+        weight = _numbers(
+            shapes.get(node.input[1])
+        )  # (out, in / groups, kernel...), transposed: (in, out / groups, ...)
+        return None if weight is None else math.prod(weight[1:])
+    left = _numbers(shapes.get(node.input[0]))
+    if not left:
+        return None
+    transposed = node.op_type == "Gemm" and any(item.name == "transA" and item.i for item in node.attribute)
+    return left[0] if transposed else left[-1]
+
+
+def _numbers(shape: Shape | None) -> tuple[int, ...] | None:
+    if shape is None or not all(isinstance(axis, int) for axis in shape):
+        return None
+    return tuple(int(axis) for axis in shape if axis is not None)
+
+
+def _with_fixed_inputs(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> onnx.ModelProto:
+    """Return the graph, without its big weights, with numbers for all input axes and no other written shapes."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    light.graph.name = model.graph.name or "graph"
+    light.graph.node.extend(model.graph.node)
+    light.graph.initializer.extend(model.graph.initializer)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    for value in model.graph.input:
+        if value.name in weights:
+            continue
+        kind = value.type.tensor_type
+        given = shapes.get(value.name, ())
+        sizes = [
+            given[place] if place < len(given) else (axis.dim_value or 1) for place, axis in enumerate(kind.shape.dim)
+        ]
+        light.graph.input.append(onnx.helper.make_tensor_value_info(value.name, kind.elem_type, sizes))
+    # Written output shapes carry the symbols that were just replaced.
+    light.graph.output.extend(
+        onnx.helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, None)
+        for value in model.graph.output
+    )
+    return light
+
+
+def _sizes(value: onnx.ValueInfoProto) -> tuple[int, ...]:
+    return tuple(int(axis.dim_value) for axis in value.type.tensor_type.shape.dim)
