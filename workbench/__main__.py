@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--backend", default="auto")
     command.add_argument("--boundary", default="compute", choices=["compute", "end_to_end", "throughput"])
     command.add_argument("--batch", type=int, default=8)
-    command.add_argument("--rounds", type=int, default=5, help="fresh processes a variant (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=7, help="fresh processes a variant (default: %(default)s)")
     command.add_argument("--threads", type=int, default=1)
     command.add_argument("--name", help="of the study; run again under the same name to go on")
     command.add_argument("--report", help="where to write the report: .html, .md, .csv, .json or a folder")

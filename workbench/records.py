@@ -211,8 +211,8 @@ class Protocol:
 
     boundary: Boundary = "compute"
     batch: int = 8
-    rounds: int = 5
-    min_seconds: float = 0.5
+    rounds: int = 7
+    min_seconds: float = 0.3
     min_runs: int = 20
     warmup_seconds: float = 0.2
     warmup_runs: int = 10

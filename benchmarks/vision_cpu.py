@@ -1,0 +1,33 @@
+"""The shipped vision models on ONNX Runtime's CPU engine: what each recipe costs and gains here.
+
+    python benchmarks/vision_cpu.py [--rounds 15] [--models digits_resnet,digits_vit]
+
+Writes one recorded study a model to data/studies/ and prints their tables. Run it on a quiet machine: it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import workbench as wb
+
+STUDIES = Path(__file__).parents[1] / "data" / "studies"
+RECIPES = ["fp32", "fp32-unfused", "fp32-basic", "fp16", "int8-max", "int8-kl", "int8-mse", "int8-dynamic"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--models", default="digits_resnet,digits_vit")
+    options = parser.parse_args()
+    STUDIES.mkdir(exist_ok=True)
+    for name in options.models.split(","):
+        protocol = wb.Protocol(batch=8, rounds=options.rounds)
+        study = wb.run(wb.load(name), wb.datasets.digits(), RECIPES, protocol=protocol, name=f"{name}-cpu")
+        print(f"\n{name}\n{study.table().to_string(index=False)}")
+        print("saved:", study.save(STUDIES / f"{name}-cpu.json"))
+
+
+if __name__ == "__main__":
+    main()
