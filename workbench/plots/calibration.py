@@ -6,6 +6,7 @@ it runs no model and finds no threshold.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -193,19 +194,19 @@ def sqnr_waterfall(layers: Sequence[tuple[str, float | None]], *, theme: ThemeNa
     figure, axes = look.new_figure(colours, height_inches=max(2.6, 1.4 + 0.27 * len(layers)))
     look.dress(axes, colours, grid="x")
     known = [(row, value) for row, (_, value) in enumerate(layers) if value is not None]
-    drops = [(earlier[1] - later[1], later[0]) for earlier, later in zip(known, known[1:], strict=False)]
+    drops = [(earlier[1] - later[1], later[0]) for earlier, later in itertools.pairwise(known)]
     worst = max(drops)[1] if drops and max(drops)[0] > 0 else None
     for row, value in known:
         colour = colours.series[1] if row == worst else colours.series[0]
         axes.barh(row, value, color=colour, height=0.68, hatch="///" if row == worst else None, edgecolor=colours.ink)
     top = max((value for _, value in known), default=1.0)
-    for row, (_, value) in enumerate(layers):
-        words = "no error" if value is None else f"{value:.1f}"
+    for row, (_, decibels) in enumerate(layers):
+        words = "no error" if decibels is None else f"{decibels:.1f}"
         if row == worst:
             words += f"  ({max(drops)[0]:.1f} dB lost here)"
         axes.annotate(
             words,
-            (max(value or 0.0, 0.0), row),
+            (max(decibels or 0.0, 0.0), row),
             xytext=(5, 0),
             textcoords="offset points",
             va="center",
@@ -215,11 +216,13 @@ def sqnr_waterfall(layers: Sequence[tuple[str, float | None]], *, theme: ThemeNa
     axes.set_yticks(range(len(layers)), [shorten(name) for name, _ in layers])
     axes.set_ylim(len(layers) - 0.4, -0.6)
     axes.set_xlim(min(0.0, *(value for _, value in known)) if known else 0.0, top * 1.22)
-    look.entitle(axes, colours, "Where the quantization error comes in", "SQNR after the layer (dB, more is better)", "")
+    look.entitle(
+        axes, colours, "Where the quantization error comes in", "SQNR after the layer (dB, more is better)", ""
+    )
     return figure
 
 
-def sensitivity(rows: Sequence[Any], *, metric: str = "score", theme: ThemeName = "light") -> Figure:
+def sensitivity(rows: Sequence[tuple[Any, ...]], *, metric: str = "score", theme: ThemeName = "light") -> Figure:
     """Draw what quantizing each layer alone costs, the most sensitive on top, with intervals where there are any.
 
     Args:
@@ -237,7 +240,8 @@ def sensitivity(rows: Sequence[Any], *, metric: str = "score", theme: ThemeName 
     look.dress(axes, colours, grid="x")
     axes.axvline(0, color=colours.quiet, linewidth=1.2)
     for place, row in enumerate(ordered):
-        change, low, high = row[1], *(row[2:] if len(row) == 4 else (row[1], row[1]))
+        change = float(row[1])
+        low, high = (float(row[2]), float(row[3])) if len(row) == 4 else (change, change)
         certain = len(row) == 4 and not low <= 0 <= high
         axes.plot([low, high], [place, place], color=colours.series[0], linewidth=2.2, solid_capstyle="butt")
         axes.plot(
@@ -272,4 +276,3 @@ def _share(share: float) -> str:
     if share == 0:
         return "nothing"
     return f"{share:.2%}" if share >= 0.0001 else "< 0.01 %"
-

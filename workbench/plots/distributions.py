@@ -47,7 +47,9 @@ def latencies(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
         look.dress(axes, colours, grid="x")
         cut += _distribution(axes, measurement, span, marks[measurement.variant], colours)
     look.entitle(rows[0], colours, "Latency of every call", "", "")
-    rows[-1].set_xlabel(f"latency per call of {batch_words(record)} (ms)", color=colours.ink, fontsize=look.LABEL_POINTS)
+    rows[-1].set_xlabel(
+        f"latency per call of {batch_words(record)} (ms)", color=colours.ink, fontsize=look.LABEL_POINTS
+    )
     look.footnote(figure, colours, _what_was_drawn(measured, cut) + failed_words(record))
     return figure
 
@@ -78,7 +80,9 @@ def rounds(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, -2.0), max(high, 2.0))
     look.legend(axes, colours, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    look.entitle(axes, colours, "Drift and noise, round by round", "time since the first round (s)", "from own median (%)")
+    look.entitle(
+        axes, colours, "Drift and noise, round by round", "time since the first round (s)", "from own median (%)"
+    )
     note = "A line that climbs or falls is drift; lines that move together were disturbed together."
     look.footnote(figure, colours, note + failed_words(record))
     return figure
@@ -123,9 +127,7 @@ def size_bytes(result: VariantResult) -> int | None:
     return result.variant.size_bytes if result.variant is not None else None
 
 
-def _distribution(
-    axes: Axes, measurement: Measurement, span: tuple[float, float], style: Style, colours: Theme
-) -> int:
+def _distribution(axes: Axes, measurement: Measurement, span: tuple[float, float], style: Style, colours: Theme) -> int:
     """Draw one variant; return how many calls lie beyond its axis."""
     raw = _calls(measurement) * 1e3
     summary = statistics.summary(measurement)

@@ -6,7 +6,7 @@ Better is always up, and to the left for latency or to the right for speed-up. W
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,7 +55,9 @@ def front(
         return look.empty_figure(colours, "No variant was checked for accuracy, so there is no front to draw.")
     found, lacking = points(record, comparison, shown)
     if not found:
-        return look.empty_figure(colours, "No variant has both a latency and an accuracy, so there is no front to draw.")
+        return look.empty_figure(
+            colours, "No variant has both a latency and an accuracy, so there is no front to draw."
+        )
     figure, axes = look.new_figure(colours, height_inches=5.2)
     marks = look.styles([result.recipe.name for result in record.results], record.baseline, colours)
     _scale(axes, found, shown, x)
@@ -126,14 +128,13 @@ def _name_axes(axes: Axes, record: StudyRecord, shown: Quality, x: Axis, colours
     )
 
 
-def _front_line(
-    axes: Axes, members: list[Point], shown: Quality, x: Axis, end: float, colours: Theme
-) -> list[Line]:
+def _front_line(axes: Axes, members: list[Point], shown: Quality, x: Axis, end: float, colours: Theme) -> list[Line]:
     """Draw the border of what is reached: from each member on, at least this good until a better one comes."""
     if not members:
         return []
     better = max if shown.higher_is_better else min
-    across, up = [], []
+    across: list[float] = []
+    up: list[float] = []
     for point in sorted(members, key=lambda point: point.seconds.value):
         across.append(_across(point, x).value)
         # Members within each other's noise may stand lower though slower; the border never steps back.
@@ -199,7 +200,13 @@ def _budgets(
     """Hatch the ground that breaks a budget, and widen the axes where a budget lies outside them."""
     base = next((point for point in found if point.name == record.baseline), None)
     latency, loss = budgets
-    look_like = {"facecolor": "none", "edgecolor": colours.grid, "hatch": "///", "linewidth": 0, "zorder": 0.5}
+    look_like: dict[str, Any] = {
+        "facecolor": "none",
+        "edgecolor": colours.grid,
+        "hatch": "///",
+        "linewidth": 0,
+        "zorder": 0.5,
+    }
     if latency is not None and (x == "latency" or base is not None):
         limit = latency * 1e3 if x == "latency" or base is None else base.seconds.value / latency
         low, high = axes.get_xlim()

@@ -103,8 +103,8 @@ def _best(note: Annotation, frame: Bbox, taken: list[Bbox], soft: list[Bbox], sc
 
 def _stand(note: Annotation, x: float, y: float, right: int, up: int) -> None:
     note.set_position((x, y))
-    note.set_horizontalalignment({1: "left", -1: "right", 0: "center"}[right])
-    note.set_verticalalignment({1: "bottom", -1: "top", 0: "center"}[up])
+    note.set_horizontalalignment("left" if right > 0 else "right" if right < 0 else "center")
+    note.set_verticalalignment("bottom" if up > 0 else "top" if up < 0 else "center")
 
 
 def _tie(axes: Axes, label: Label, box: Bbox, theme: Theme, scale: float) -> None:

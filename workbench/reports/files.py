@@ -1,0 +1,73 @@
+"""Where a report goes: a file by its suffix, or a folder with all four."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from workbench import codec
+from workbench.errors import StoreError
+from workbench.records import StudyRecord
+from workbench.reports.page import html
+from workbench.reports.plain import csv, markdown
+from workbench.store import write_text
+
+
+def json(record: StudyRecord) -> str:
+    """Return the study itself as JSON, raw samples included; `Study.open` reads it."""
+    return codec.to_json(record, indent=1)
+
+
+_WRITERS: dict[str, Callable[[StudyRecord], str]] = {
+    ".html": html,
+    ".htm": html,
+    ".md": markdown,
+    ".csv": csv,
+    ".json": json,
+}
+_IN_A_FOLDER = ("report.html", "report.md", "report.csv", "study.json")
+
+
+def write(record: StudyRecord, path: str | Path) -> Path:
+    """Write a report and return where it is; a file that was there is replaced at once or not at all.
+
+    Args:
+        path: a file `.html`, `.md`, `.csv` or `.json`; or a folder (no suffix, or one that exists), made where it is
+            missing, which gets all four.
+
+    Raises:
+        StoreError: the suffix is none of these, or the place cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir() or not path.suffix:
+        for name in _IN_A_FOLDER:
+            write(record, path / name)
+        return path
+    writer = _WRITERS.get(path.suffix.lower())
+    if writer is None:
+        raise StoreError(
+            f"There is no report with the suffix {path.suffix!r} ({path.name}). Take .html, .md, .csv or .json, or a "
+            f"folder for all four."
+        )
+    text = writer(record)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+    except OSError as error:
+        raise StoreError(f"Cannot write {path}: {error}. Choose a place that can be written.") from error
+    return path
+
+
+def report(study: Any, path: str | Path) -> Path:
+    """Write a study for a reader: `.html`, `.md`, `.csv`, `.json`, or a folder with all four.
+
+    Args:
+        study: a Study, or its StudyRecord.
+        path: see `write`.
+
+    Raises:
+        StoreError: the suffix is none of these, or the place cannot be written.
+    """
+    record = study if isinstance(study, StudyRecord) else study.record
+    return write(record, path)

@@ -1,0 +1,139 @@
+"""What a study found, in a sentence or three: which variant is faster, what it costs, and what did not work.
+
+Takes verdicts from the comparison; a difference that cannot be told from none is never called one.
+"""
+
+from __future__ import annotations
+
+from workbench.comparison import Comparison, Row
+from workbench.plots.points import sqnr_db
+from workbench.records import Accuracy, StudyRecord
+from workbench.reports import formats
+from workbench.reports.rows import speed_words
+from workbench.statistics import Change, ratio
+
+
+def verdict(record: StudyRecord, comparison: Comparison | None, refusal: str = "") -> list[str]:
+    """Return the finding as sentences for the top of a report, the most important first."""
+    if comparison is None:
+        return [refusal, *_failures(record)]
+    candidates = [row for row in comparison.rows if row.ratio is not None]
+    best = _best(record, candidates)
+    if not candidates:
+        first = f"There is nothing to compare: only {record.baseline} was measured."
+    elif best is not None:
+        first = f"{best.variant} is {_speed(best)} than {comparison.baseline} {_cost(record, best)}."
+    elif any(row.ratio is not None and row.ratio.verdict == "faster" for row in candidates):
+        fastest = max(candidates, key=_times)
+        first = (
+            f"Every faster variant answers distinguishably worse: {fastest.variant} is {_speed(fastest)} than "
+            f"{comparison.baseline} {_cost(record, fastest)}."
+        )
+    else:
+        first = f"No variant is distinguishably faster than {comparison.baseline}."
+    return [first, *_others(comparison, candidates, best), *_failures(record)]
+
+
+def _best(record: StudyRecord, candidates: list[Row]) -> Row | None:
+    """The most accurate of those on the front that are as fast as the fastest, faster than the baseline and not worse."""
+    good = [
+        row
+        for row in candidates
+        if row.ratio is not None
+        and row.ratio.verdict == "faster"
+        and row.on_front
+        and (row.change is None or row.change.verdict != "worse")
+    ]
+    if not good:
+        return None
+    fastest = max(good, key=_times)
+    equals = [row for row in good if row is fastest or _as_fast(record, fastest, row)]
+    return max(equals, key=lambda row: (_quality(record, row), _times(row)))
+
+
+def _times(row: Row) -> float:
+    return 0.0 if row.ratio is None else row.ratio.value
+
+
+def _as_fast(record: StudyRecord, one: Row, other: Row) -> bool:
+    results = {result.recipe.name: result.measurement for result in record.results}
+    first, second = results[one.variant], results[other.variant]
+    return first is not None and second is not None and ratio(first, second).verdict == "not distinguishable"
+
+
+def _quality(record: StudyRecord, row: Row) -> float:
+    check = _check(record, row.variant)
+    if row.change is not None and row.change.difference is not None and check is not None:
+        return row.change.difference if check.higher_is_better else -row.change.difference
+    if row.agreement is not None:
+        return row.agreement.value
+    decibels = None if check is None else sqnr_db(check)
+    return float("inf") if decibels is None else decibels
+
+
+def _speed(row: Row) -> str:
+    if row.ratio is None:
+        return "not measured"
+    words, interval = speed_words(row.ratio)
+    return f"{words} {interval}".strip()
+
+
+def _cost(record: StudyRecord, row: Row) -> str:
+    check = _check(record, row.variant)
+    if check is None:
+        return "; its answers were not checked"
+    if row.change is not None and row.change.difference is not None:
+        return _change(check, row.change, row.change.difference)
+    if row.agreement is not None:
+        return f"and gives the same answer on {row.agreement.value:.2%} of the samples (no labels, so no accuracy)"
+    decibels = sqnr_db(check)
+    return (
+        "with the very same outputs"
+        if decibels is None
+        else f"with {decibels:.1f} dB of signal over error in its outputs"
+    )
+
+
+def _change(check: Accuracy, change: Change, difference: float) -> str:
+    share = check.unit == "share"
+    if difference == 0 and change.p_value is not None and change.p_value >= 1:
+        return f"at the same {check.metric}"
+    amount = f"{abs(difference) * 100:.2f} points" if share else formats.significant(abs(difference))
+    direction = "more" if difference > 0 else "less"
+    certain = "" if change.verdict in ("better", "worse") else "not distinguishable"
+    test = "" if change.p_value is None else f"p = {change.p_value:.2g}"
+    if test and share:
+        test = f"McNemar {test}"
+    aside = ", ".join(part for part in (certain, test) if part)
+    return f"at {amount} {direction} {check.metric}" + (f" ({aside})" if aside else "")
+
+
+def _others(comparison: Comparison, candidates: list[Row], best: Row | None) -> list[str]:
+    groups: dict[str, list[str]] = {"faster": [], "not distinguishable": [], "slower": [], "no interval": []}
+    for row in candidates:
+        if row is not best and row.ratio is not None:
+            groups[row.ratio.verdict].append(f"{row.variant} ({speed_words(row.ratio)[0].split()[0]})")
+    names = {key: [name.partition(" (")[0] for name in group] for key, group in groups.items()}
+    parts = []
+    if groups["faster"]:
+        parts.append(f"Also faster: {formats.listed(groups['faster'])}")
+    if groups["slower"]:
+        parts.append(f"Slower: {formats.listed(groups['slower'])}")
+    if names["not distinguishable"]:
+        speed = f"Not distinguishable from {comparison.baseline} in speed"
+        parts.append(f"{speed}: {formats.listed(names['not distinguishable'])}")
+    if names["no interval"]:
+        parts.append(f"Measured in one round, so without a verdict: {formats.listed(names['no interval'])}")
+    return [". ".join(parts) + "."] if parts else []
+
+
+def _failures(record: StudyRecord) -> list[str]:
+    failures = [result.failure for result in record.results if result.failure is not None]
+    if not failures:
+        return []
+    words = [f"{failure.variant} during {failure.stage} ({failure.error})" for failure in failures]
+    return [f"Failed: {formats.listed(words)}."]
+
+
+def _check(record: StudyRecord, name: str) -> Accuracy | None:
+    return next((result.accuracy for result in record.results if result.recipe.name == name), None)
