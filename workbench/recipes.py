@@ -111,12 +111,14 @@ class QuantizeWeights:
 
     Attributes:
         to: `int8` or `int4`.
-        block_size: elements along the input-feature axis that share a scale.
+        block_size: elements along the input-feature axis that share a scale (INT8 for TensorRT: not used).
+        head: quantize the projection that gives a graph output too; it loses most and is left out by default.
         exclude: regular expressions; nodes whose ONNX name or module path matches stay as they are.
     """
 
     to: Literal["int8", "int4"] = "int4"
     block_size: int = 32
+    head: bool = False
     exclude: tuple[str, ...] = ()
     kind: Literal["quantize_weights"] = "quantize_weights"
 

@@ -67,8 +67,10 @@ def _needed(recipe: Recipe, dialect: str) -> int:
     if isinstance(quantize, Quantize):
         weak = dialect == "trt-8.6" and quantize.to == "int8"
         needed = _LOW_FLOAT if quantize.to == "fp8" or (low_float and not weak) else _PER_CHANNEL
-    if isinstance(recipe.step("quantize_weights"), QuantizeWeights):
-        needed = max(needed, _BLOCKS)
+    weights = recipe.step("quantize_weights")
+    if isinstance(weights, QuantizeWeights):
+        blocks = dialect == "ort-cpu" or (dialect == "strong" and weights.to == "int4")
+        needed = max(needed, _BLOCKS if blocks else _LOW_FLOAT if low_float and dialect == "strong" else _PER_CHANNEL)
     if isinstance(precision, Precision) and precision.to == "bf16" and dialect == "strong":
         needed = max(needed, _BF16)
     return needed
