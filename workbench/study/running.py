@@ -48,6 +48,8 @@ def run(
     name: str | None = None,
     store: Store | None = None,
     progress: progress.Listener | Literal["auto"] | None = "auto",
+    watch: Callable[[StudyRecord], None] = lambda record: None,
+    on_line: Callable[[str], None] = lambda line: None,
     cancel: Callable[[], bool] = lambda: False,
 ) -> Study:
     """Transform, build, check and measure a model under several recipes, and compare them with the baseline.
@@ -65,6 +67,9 @@ def run(
         name: of the study, to find it again; None derives one from model, data, backend and protocol.
         store: None takes the default store.
         progress: a function called with each Progress, `auto` for a bar where somebody looks, None for silence.
+        watch: called from this thread with the record so far, whenever something was added to it; nothing is being
+            measured meanwhile.
+        on_line: called from this thread with each line of the builds' logs.
         cancel: asked now and then from this thread; True stops with Cancelled.
 
     Raises:
@@ -72,7 +77,10 @@ def run(
         Cancelled: `cancel` said so; KeyboardInterrupt likewise loses nothing.
         WorkbenchError: the baseline itself failed, so that there is nothing to compare with.
     """
-    return _Run(model, data, recipes, backend, protocol, options, baseline, name, store, progress, cancel).go()
+    begun = _Run(model, data, recipes, backend, protocol, options, baseline, name, store, progress, cancel)
+    begun.watch = watch
+    begun.stages.on_line = on_line
+    return begun.go()
 
 
 class _Run:
@@ -93,6 +101,7 @@ class _Run:
         cancel: Callable[[], bool],
     ) -> None:
         self.cancel = cancel
+        self.watch: Callable[[StudyRecord], None] = lambda record: None
         self.show = progress.listener(show)
         self.store = store or Store()
         chosen = _chosen(recipes, baseline)
@@ -265,6 +274,7 @@ class _Run:
     def _put(self, name: str, **fields: Any) -> None:
         results = tuple(replace(item, **fields) if item.recipe.name == name else item for item in self.record.results)
         self.record = replace(self.record, results=results)
+        self.watch(self.record)
 
     def _put_samples(self) -> None:
         """Keep pictures or texts of the samples on which most variants disagree with the baseline."""

@@ -169,7 +169,8 @@ class Job(Generic[Result]):
         pulse = threading.Thread(target=self._pulse, name=f"workbench-pulse-{self.name}", daemon=True)
         pulse.start()
         state: JobState = "done"
-        outcome, failure = None, None
+        outcome: Result | None = None
+        failure: BaseException | None = None
         try:
             outcome = self._work(self)
         except Cancelled as error:
