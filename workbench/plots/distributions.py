@@ -184,9 +184,11 @@ def batch_words(record: StudyRecord) -> str:
 def _what_was_drawn(measured: list[Measurement], cut: int) -> str:
     counts = [len(measurement.rounds) for measurement in measured]
     calls = [sum(len(part.latencies_seconds) for part in measurement.rounds) for measurement in measured]
+    rounds_word = "round" if max(counts) == 1 else "rounds"
     return (
         f"Hill: all calls ({_span(calls)} a variant; the {cut} slowest are off the axis). Tick: median, bar: its "
-        f"{CONFIDENCE:.0%} interval.\nMarks below: medians of {_span(counts)} rounds, each a process of its own."
+        f"{CONFIDENCE:.0%} interval.\nMarks below: medians of {_span(counts)} {rounds_word}, each a "
+        "process of its own."
     )
 
 
