@@ -10,13 +10,13 @@ on the smoothed graph. Knows nothing of Q/DQ.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 
-from workbench.errors import DataError, TransformError
+from workbench.errors import TransformError
 from workbench.graph.editing import Context, Graph, attribute
 from workbench.graph.linear_layers import WeightLayer, weight_layers
 from workbench.recipes import SmoothQuant
@@ -82,36 +82,12 @@ def apply(model: onnx.ModelProto, step: SmoothQuant, context: Context) -> StepRe
 
 
 def smoothed_tensors(model: onnx.ModelProto, step: SmoothQuant, context: Context) -> list[str]:
-    """Return the activations whose channel maxima `apply` needs, in graph order. The model may get node names."""
+    """Return the activations whose channel maxima `apply` needs, in graph order; unnamed nodes get names.
+
+    `workbench.graph.calibration.channel_maxima` collects them.
+    """
     groups, _ = _groups(Graph(model), step, context)
     return [group.tensor for group in groups]
-
-
-def channel_maxima(batches: Iterable[Mapping[str, np.ndarray]], tensors: Iterable[str]) -> dict[str, np.ndarray]:
-    """Return tensor name -> (channels,) largest magnitude along the last axis, over all batches; memory is constant.
-
-    Args:
-        batches: the activations of one batch after another, by tensor name.
-        tensors: which of them.
-
-    Raises:
-        DataError: there is no batch, or a value is NaN or infinite.
-    """
-    names = list(tensors)
-    maxima: dict[str, np.ndarray] = {}
-    for batch in batches:
-        for name in names:
-            array = np.abs(np.asarray(batch[name], np.float32))
-            largest = array.reshape(-1, array.shape[-1]).max(axis=0, initial=0.0)
-            if not np.isfinite(largest).all():
-                raise DataError(
-                    f"Activation {name!r} is NaN or infinite in {int((~np.isfinite(largest)).sum())} channels. "
-                    f"Look at the inputs, or leave its layer out of SmoothQuant."
-                )
-            maxima[name] = largest if name not in maxima else np.maximum(maxima[name], largest)
-    if names and not maxima:
-        raise DataError("Channel maxima need at least one batch of activations, got none. Give calibration samples.")
-    return maxima
 
 
 def _groups(graph: Graph, step: SmoothQuant, context: Context) -> tuple[list[_Group], list[Skipped]]:

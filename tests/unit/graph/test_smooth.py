@@ -7,10 +7,11 @@ import onnx
 import pytest
 from small_nets import copied, net, operators, relative_error, run, shipped, values
 
-from workbench.errors import DataError, TransformError
+from workbench.errors import TransformError
 from workbench.graph import smooth
+from workbench.graph.calibration import channel_maxima
 from workbench.graph.editing import Context
-from workbench.graph.smooth import channel_maxima, smoothed_tensors
+from workbench.graph.smooth import smoothed_tensors
 from workbench.recipes import SmoothQuant
 
 # Each constant and each product is rounded once more; scales reach some tens.
@@ -30,7 +31,7 @@ def activations(model: onnx.ModelProto, names: list[str], feeds: dict[str, np.nd
 def smoothed(model: onnx.ModelProto, feeds: dict[str, np.ndarray] = FEEDS, **options):
     step = SmoothQuant(**options)
     names = smoothed_tensors(model, step, Context())
-    maxima = channel_maxima([activations(model, names, feeds)], names)
+    maxima = channel_maxima(copied(model), names, feeds)
     report = smooth.apply(model, step, Context(channel_maxima=maxima))
     onnx.checker.check_model(model, full_check=True)
     return report, maxima
@@ -154,21 +155,6 @@ def test_missing_or_wrong_channel_maxima_are_errors() -> None:
         smooth.apply(model, SmoothQuant(), Context())
     with pytest.raises(TransformError, match="have 4 channels"):
         smooth.apply(model, SmoothQuant(), Context(channel_maxima={"x": np.ones(4)}))
-
-
-def test_channel_maxima_stream_over_batches_of_any_rank() -> None:
-    array = values((6, 5, 4))
-    whole = channel_maxima([{"a": array}], ["a"])["a"]
-    parts = channel_maxima(({"a": part} for part in (array[:2], array[2:])), ["a"])["a"]
-    np.testing.assert_array_equal(whole, parts)
-    np.testing.assert_array_equal(whole, np.abs(array).max(axis=(0, 1)))
-
-
-def test_channel_maxima_refuse_no_data_and_values_that_are_not_finite() -> None:
-    with pytest.raises(DataError, match="at least one batch"):
-        channel_maxima([], ["a"])
-    with pytest.raises(DataError, match="1 channels"):
-        channel_maxima([{"a": np.array([[1.0, np.nan]], np.float32)}], ["a"])
 
 
 def test_the_shipped_vit_keeps_its_logits() -> None:
