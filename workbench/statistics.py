@@ -13,7 +13,6 @@ from workbench.errors import DataError
 from workbench.intervals import (
     ACCURACY_CONFIDENCE,
     CONFIDENCE,
-    TRIM,
     center_interval,
     mcnemar,
     paired_share_interval,
@@ -24,13 +23,13 @@ from workbench.intervals import (
 from workbench.records import Accuracy, Measurement, Round
 
 METHOD = (
-    "A round is a fresh process, and counts with the median of its calls. A ratio is the 20 % trimmed mean of the paired "
-    "differences of rounds' log medians; its interval, at 99 % confidence, comes from a studentized bootstrap over "
-    "rounds, because calls of one process resemble each other more than those of another. A difference is named only "
-    "where that interval excludes 1; with one round there is no interval and no verdict. A percentile is shown where "
-    "the calls suffice for it at 99 % confidence: 64 for the 90th, 130 for the 95th, 662 for the 99th. Scores of right "
-    "or wrong have Wilson's interval, their change the exact McNemar test and Newcombe's paired interval; other scores "
-    "a bootstrap over samples, paired; all at 95 % confidence."
+    "A round is a fresh process, and counts with the median of its calls. A ratio is the trimmed mean of the paired "
+    "differences of rounds' log medians (from 6 rounds on 20 %, from 20 on 30 % are cut off each end); its interval, "
+    "at 99 % confidence, comes from a studentized bootstrap over rounds, because calls of one process resemble each "
+    "other more than those of another. A difference is named only where that interval excludes 1; with one round there "
+    "is no interval and no verdict. A percentile is shown where the calls suffice for it at 99 % confidence: 64 for the "
+    "90th, 130 for the 95th, 662 for the 99th. Scores of right or wrong have Wilson's interval, their change the exact "
+    "McNemar test and Newcombe's paired interval; other scores a bootstrap over samples, paired; all at 95 % confidence."
 )
 
 SpeedVerdict = Literal["faster", "slower", "not distinguishable", "no interval"]
@@ -175,7 +174,7 @@ def ratio(baseline: Measurement, candidate: Measurement, confidence: float = CON
         value = math.exp(sum(sign * float(np.mean(group)) for sign, group in zip((1, -1), groups, strict=False)))
         words = f"{_times(value, 2)}; one round: no interval, so no verdict"
         return Ratio(value, None, None, confidence, "no interval", words, rounds, paired)
-    interval = studentized(groups, confidence, TRIM)
+    interval = studentized(groups, confidence)
     value, low, high = (_exp(edge) for edge in (interval.value, interval.low, interval.high))
     verdict: SpeedVerdict = "faster" if low > 1 else "slower" if high < 1 else "not distinguishable"
     return Ratio(value, low, high, confidence, verdict, _speed_words(verdict, value, low, high), rounds, paired)

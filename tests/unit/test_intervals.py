@@ -65,15 +65,15 @@ def test_equal_values_have_an_interval_without_width() -> None:
     assert center_interval(np.zeros(5), 0.99).p_value == 1.0
 
 
-@pytest.mark.parametrize("rounds", [2, 3, 5, 8, 15])
+@pytest.mark.parametrize("rounds", [2, 3, 5, 8, 15, 25])
 def test_the_99_percent_interval_of_few_rounds_holds_the_truth(rounds: int) -> None:
-    """400 seeded samples: at a true coverage of 99 % fewer than 386 happen with p < 1e-4."""
+    """200 seeded samples: at a true coverage of 99 % fewer than 190 happen with p < 1e-4."""
     generator = np.random.default_rng(rounds)
     held = 0
-    for _ in range(400):
+    for _ in range(200):
         interval = center_interval(generator.normal(0.3, 1.0, rounds), 0.99)
         held += interval.low <= 0.3 <= interval.high
-    assert held >= 386
+    assert held >= 190
 
 
 def test_one_disturbed_round_neither_moves_nor_widens_the_interval_much() -> None:
@@ -91,7 +91,7 @@ def test_one_disturbed_round_neither_moves_nor_widens_the_interval_much() -> Non
 def test_large_samples_take_the_normal_quantile_and_agree_with_resampling() -> None:
     values = np.random.default_rng(4).normal(0.1, 1.0, 2000)
     normal, resampled = center_interval(values, 0.95, trim=0.0), center_interval(values[:-1], 0.95, trim=0.0)
-    # One value of 2000 less, and 3999 resamples: a few percent of the width.
+    # One value of 2000 less, and 1999 resamples: a few percent of the width.
     assert normal.low == pytest.approx(resampled.low, abs=0.005)
     assert normal.high == pytest.approx(resampled.high, abs=0.005)
 
@@ -101,6 +101,6 @@ def test_two_independent_samples_are_compared_without_pairing() -> None:
     held = 0
     for _ in range(200):
         first, second = generator.normal(1.0, 0.1, 8), generator.normal(0.8, 0.3, 6)
-        interval = studentized([first, second], 0.99, 0.2)
+        interval = studentized([first, second], 0.99)
         held += interval.low <= 0.2 <= interval.high
     assert held >= 190  # at 99 %, fewer happen with p < 1e-4

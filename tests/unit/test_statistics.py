@@ -127,19 +127,25 @@ def test_throughput_is_compared_by_queries_per_second() -> None:
 @pytest.mark.parametrize("rounds", [3, 5, 10, 15])
 def test_equal_variants_are_not_distinguishable_in_at_least_95_of_100(rounds: int) -> None:
     generator = np.random.default_rng(100 + rounds)
-    verdicts = [statistics.ratio(*pair(generator, rounds, 1.0)).verdict for _ in range(200)]
-    assert verdicts.count("not distinguishable") >= 190
+    verdicts = [statistics.ratio(*pair(generator, rounds, 1.0)).verdict for _ in range(100)]
+    assert verdicts.count("not distinguishable") >= 95
 
 
 def test_a_slowdown_of_5_percent_is_found_in_at_least_90_of_100() -> None:
     """15 rounds; processes differ by 2 %, 1 in 20 is 1.5 times slower: noisier than what a quiet machine shows."""
     generator = np.random.default_rng(200)
-    found = [statistics.ratio(*pair(generator, 15, 1.05)) for _ in range(200)]
-    assert sum(ratio.verdict == "slower" for ratio in found) >= 180
+    found = [statistics.ratio(*pair(generator, 15, 1.05)) for _ in range(100)]
+    assert sum(ratio.verdict == "slower" for ratio in found) >= 90
     held = sum(
         ratio.low <= 1 / 1.05 <= ratio.high for ratio in found if ratio.low is not None and ratio.high is not None
     )
-    assert held >= 190
+    assert held >= 95
+
+
+def test_a_slowdown_is_still_found_where_every_seventh_process_is_disturbed() -> None:
+    generator = np.random.default_rng(300)
+    found = [statistics.ratio(*pair(generator, 25, 1.05, noise=0.01, outliers=0.15)).verdict for _ in range(100)]
+    assert found.count("slower") >= 90
 
 
 def test_a_change_of_right_and_wrong_answers_takes_mcnemar() -> None:
