@@ -40,9 +40,10 @@ def fold_constants(graph: Graph) -> tuple[list[str], dict[str, str]]:
     for node in list(graph.nodes):
         if node.op_type not in _FOLDABLE or node.domain not in ("", "ai.onnx"):
             continue
-        inputs = {name: graph.array(name) for name in node.input if name}
-        constants = {name: array for name, array in inputs.items() if array is not None}
-        if len(constants) != len(inputs) or any(array.dtype.kind not in "biuf" for array in constants.values()):
+        if not all(graph.is_constant(name) for name in node.input if name):
+            continue
+        constants = {name: np.asarray(graph.array(name)) for name in node.input if name}
+        if any(array.dtype.kind not in "biuf" for array in constants.values()):
             continue
         reason = _refusal(graph, node, constants, types)
         if reason is None:

@@ -114,16 +114,19 @@ class Graph:
         self._names.add(fresh)
         return fresh
 
+    def is_constant(self, name: str) -> bool:
+        """Whether `array` has a value for that name; unlike it, copies nothing."""
+        if name in self.initializers:
+            return True
+        node = self.producer.get(name)
+        return node is not None and node.op_type == "Constant" and self.array(name) is not None
+
     def array(self, name: str) -> np.ndarray | None:
         """Return a copy of the constant of that name (an initializer, or the output of a Constant node), or None."""
         if name in self.initializers:
             return np.array(numpy_helper.to_array(self.initializers[name]))
         node = self.producer.get(name)
         return None if node is None or node.op_type != "Constant" else _constant(node)
-
-    def is_constant(self, name: str) -> bool:
-        """Whether a tensor is an initializer or the output of a Constant node; cheaper than asking for its `array`."""
-        return name in self.initializers or name in self.producer and self.producer[name].op_type == "Constant"
 
     def lift_constants(self) -> list[str]:
         """Turn Constant nodes into initializers of the same name; return the names of the nodes that went."""
@@ -246,11 +249,9 @@ class Graph:
         """
         self.pinned = set(self.outputs) | _captured(self.proto.node)
         used = {name for node in self.proto.node for name in node.input} | self.pinned
-        kept = [tensor for tensor in self.proto.initializer if tensor.name in used]
-        if len(kept) != len(self.proto.initializer):
-            copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in kept]
-            del self.proto.initializer[:]
-            self.proto.initializer.extend(copies)
+        for index in reversed(range(len(self.proto.initializer))):
+            if self.proto.initializer[index].name not in used:
+                del self.proto.initializer[index]
         self.initializers = {tensor.name: tensor for tensor in self.proto.initializer}
         ordered = _sorted(list(self.proto.node))
         del self.proto.node[:]

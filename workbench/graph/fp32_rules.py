@@ -5,6 +5,7 @@ Knows the graph, the calibration table and ONNX's operator schemas; changes noth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -193,13 +194,13 @@ def _keep_after(graph: Graph, reduction: onnx.NodeProto, kept: dict[str, str], r
         # A reduction is also pooling; only a root or a reciprocal makes the product after it part of a norm.
         if node.op_type not in _USES_REDUCTION or node.name in kept or (node.op_type == "Mul" and not rooted):
             continue
-        if node.op_type == "Add" and all(graph.array(name) is None for name in node.input):
+        if node.op_type == "Add" and not any(graph.is_constant(name) for name in node.input):
             continue
         kept[node.name] = reason
         if node.op_type not in ("Div", "Mul", "Sub"):
             rooted = rooted or node.op_type in ("Sqrt", "Reciprocal", "Pow")
             queue.extend((reader, rooted) for reader in graph.consumers.get(node.output[0], []))
-        elif node.op_type == "Div" and graph.array(node.input[0]) is not None:
+        elif node.op_type == "Div" and graph.is_constant(node.input[0]):
             # 1 / sqrt(...) is followed by the product that applies it.
             queue.extend((reader, True) for reader in graph.consumers.get(node.output[0], []))
 
@@ -211,10 +212,9 @@ def _keep_position_arithmetic(
     counted: set[str] = set()
     for node in nodes:
         reals = [name for name in node.input if types.elements.get(name) == FLOAT]
-        computed = [name for name in reals if graph.array(name) is None]
-        small = all(
-            array.size <= _POSITION_CONSTANT_ELEMENTS for name in reals if (array := graph.array(name)) is not None
-        )
+        computed = [name for name in reals if not graph.is_constant(name)]
+        constants = [graph.initializers[name] for name in reals if name in graph.initializers]
+        small = all(math.prod(tensor.dims) <= _POSITION_CONSTANT_ELEMENTS for tensor in constants)
         table = node.op_type.startswith("Gather") and bool(reals) and not computed
         if node.op_type in _POSITION_ARITHMETIC and small and not table and all(name in counted for name in computed):
             counted.update(node.output)
@@ -240,7 +240,7 @@ def _keep_between(graph: Graph, nodes: list[onnx.NodeProto], types: TensorTypes,
     above: set[str] = set()
     below: set[str] = set()
     for node in nodes:
-        reals = [name for name in node.input if types.elements.get(name) == FLOAT and graph.array(name) is None]
+        reals = [name for name in node.input if types.elements.get(name) == FLOAT and not graph.is_constant(name)]
         sources = [graph.producer.get(name) for name in reals]
         if not reals or not all(source is None or source.name in kept or source.name in above for source in sources):
             continue

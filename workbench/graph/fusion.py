@@ -124,9 +124,9 @@ def _unfoldable(graph: Graph, norm: onnx.NodeProto, before: onnx.NodeProto | Non
         return "it is in training mode"
     if len(graph.consumers[norm.input[0]]) > 1 or norm.input[0] in graph.pinned:
         return f"{before.name!r} has other readers besides it"
-    if graph.array(before.input[1]) is None:
+    if not graph.is_constant(before.input[1]):
         return f"the weights of {before.name!r} are not constant"
-    if len(before.input) > 2 and before.input[2] and graph.array(before.input[2]) is None:
+    if len(before.input) > 2 and before.input[2] and not graph.is_constant(before.input[2]):
         return f"the bias of {before.name!r} is not constant"
     return None
 

@@ -90,12 +90,25 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
         converted = version_converter.convert_version(light, version)
     except (RuntimeError, ValueError) as error:
         raise TransformError(
-            f"The model cannot be brought from {where}: {str(error).splitlines()[0]}. "
+            f"The model cannot be brought from {where}: {_said(error)}. "
+            f"Export it with opset {version}, or take a recipe or backend that does not need it."
+        ) from error
+    _drop_defaults(converted, old, version)
+    try:
+        onnx.checker.check_model(converted)
+    except onnx.checker.ValidationError as error:
+        raise TransformError(
+            f"Bringing the model from {where} gave no valid model: {str(error).splitlines()[0]}. "
             f"Export it with opset {version}, or take a recipe or backend that does not need it."
         ) from error
     _check_names(graph, converted, where)
     _put_back(model, converted, weights)
     return (f"The graph was converted from {where}.",)
+
+
+def _said(error: Exception) -> str:
+    """The converter's message without the place in its source."""
+    return str(error).splitlines()[0].rpartition("failed: ")[2].rstrip(".")
 
 
 def _refuse_foreign(model: onnx.ModelProto, old: int, new: int) -> None:
@@ -141,12 +154,27 @@ def _without_weights(graph: Graph) -> tuple[onnx.ModelProto, list[onnx.TensorPro
     return light, weights
 
 
+def _drop_defaults(model: onnx.ModelProto, old: int, new: int) -> None:
+    """Drop attributes that the operator's other version lacks and that hold their default, which adapters leave."""
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx") or _since(node.op_type, new) is None or _since(node.op_type, old) is None:
+            continue
+        known = onnx.defs.get_schema(node.op_type, new, "").attributes
+        former = onnx.defs.get_schema(node.op_type, old, "").attributes
+        for item in [item for item in node.attribute if item.name not in known and item.name in former]:
+            default = former[item.name].default_value
+            if default.type and onnx.helper.get_attribute_value(default) == onnx.helper.get_attribute_value(item):
+                node.attribute.remove(item)
+
+
 def _check_names(graph: Graph, converted: onnx.ModelProto, where: str) -> None:
-    """Make sure that what others refer to by name is still there, and rename nodes that an adapter replaced."""
+    """Make sure that what others refer to by name is still there, and rename nodes that an adapter replaced.
+
+    Small constants may be gone, into attributes; weights never were in the adapters' hands.
+    """
     result = Graph(converted)
     present = {node.name for node in result.nodes}
     lost = [name for name in graph.outputs if name not in result.outputs]
-    lost += [name for name in graph.initializers if name not in result.initializers and name not in result.inputs]
     for node in [node for node in graph.nodes if node.name not in present]:
         heir = result.producer.get(next(iter(node.output), ""))
         if heir is None:
@@ -163,14 +191,17 @@ def _check_names(graph: Graph, converted: onnx.ModelProto, where: str) -> None:
 def _put_back(model: onnx.ModelProto, converted: onnx.ModelProto, weights: list[onnx.TensorProto]) -> None:
     metadata = {node.name: list(node.metadata_props) for node in model.graph.node}
     kept = {tensor.name for tensor in weights}
-    nodes, small = list(converted.graph.node), [t for t in converted.graph.initializer if t.name not in kept]
-    for node in nodes:
+    for node in converted.graph.node:
         if not node.metadata_props:
             node.metadata_props.extend(metadata.get(node.name, []))
-    copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in weights]
-    del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
-    model.graph.node.extend(nodes)
-    model.graph.initializer.extend([*copies, *small])
+    # Weights stay where they are: a copy of them all may not fit into memory.
+    initializers = model.graph.initializer
+    for index in reversed(range(len(initializers))):
+        if initializers[index].name not in kept:
+            del initializers[index]
+    initializers.extend(tensor for tensor in converted.graph.initializer if tensor.name not in kept)
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(converted.graph.node)
     foreign = [(entry.domain, entry.version) for entry in model.opset_import if entry.domain not in ("", "ai.onnx")]
     del model.opset_import[:]
     model.opset_import.append(

@@ -99,7 +99,7 @@ def _groups(graph: Graph, step: SmoothQuant, context: Context) -> tuple[list[_Gr
             skipped.append(layer)
         elif attribute(layer.node, "transA", 0):
             skipped.append(Skipped(layer.name, "its first input is transposed"))
-        elif graph.array(layer.node.input[0]) is not None:
+        elif graph.is_constant(layer.node.input[0]):
             skipped.append(Skipped(layer.name, "its first input is constant"))
         elif layer.node.input[1] in shared:
             skipped.append(Skipped(layer.name, f"its weights {layer.node.input[1]!r} have other readers"))
@@ -169,7 +169,7 @@ def _constants_to_divide(
         turned = maker.op_type == "Gemm" and bool(attribute(maker, "transB", 0))
         places = [(maker, index, 0 if turned and index == 1 else -1) for index in range(1, len(maker.input))]
     elif maker.op_type in ("Mul", "Add"):
-        constant = [index for index in range(2) if graph.array(maker.input[index]) is not None]
+        constant = [index for index in range(2) if graph.is_constant(maker.input[index])]
         if len(constant) != 1:
             return None
         places = [(maker, constant[0], -1)]

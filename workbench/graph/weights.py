@@ -148,7 +148,7 @@ def _refusal(
     if attribute(layer.node, "transA", 0):
         return "its first input is transposed"
     bias = layer.node.input[2] if len(layer.node.input) > 2 else ""
-    if bias and graph.array(bias) is None:
+    if bias and not graph.is_constant(bias):
         return "its bias is not constant"
     if any(reader.op_type.startswith("Gather") for reader in graph.consumers[layer.node.input[1]]):
         return f"{layer.node.input[1]!r} is an embedding too, and would be stored twice"
@@ -167,9 +167,7 @@ def _reached_output(graph: Graph, node: onnx.NodeProto) -> str | None:
                 return str(name)
             queue += [reader for reader in graph.consumers.get(name, []) if reader.op_type in _AFTER_HEAD]
             # A sum with another branch is a residual connection, and goes on.
-            queue = [
-                item for item in queue if item.op_type != "Add" or any(graph.array(n) is not None for n in item.input)
-            ]
+            queue = [item for item in queue if item.op_type != "Add" or any(graph.is_constant(n) for n in item.input)]
     return None
 
 

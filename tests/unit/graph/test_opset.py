@@ -59,6 +59,17 @@ def test_raising_then_lowering_comes_back_to_the_same_results() -> None:
     np.testing.assert_array_equal(run(model, feeds)["y"], want)
 
 
+def test_attributes_that_did_not_exist_then_are_dropped_where_they_hold_their_default() -> None:
+    text = "(float[N,4] x) => (float[N,1] y) { y = ReduceMean <noop_with_empty_axes: int = %d> (x, axes) }"
+    model = net(text % 0, opset=18, axes=np.array([1]))
+    want = run(model, {"x": values((2, 4))})["y"]
+    opset.lower_to(model, 17)
+    onnx.checker.check_model(model, full_check=True)
+    np.testing.assert_array_equal(run(model, {"x": values((2, 4))})["y"], want)
+    with pytest.raises(TransformError, match=r"no valid model.*noop_with_empty_axes"):
+        opset.lower_to(net(text % 1, opset=18, axes=np.array([1])), 17)
+
+
 def test_nothing_happens_where_the_opset_suffices() -> None:
     model = net(CONV, w=values((4, 8, 3, 3)))
     before = copied(model)
