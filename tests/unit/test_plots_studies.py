@@ -138,7 +138,7 @@ def test_one_round_is_drawn_without_an_interval() -> None:
 
 
 def test_labels_cover_neither_each_other_nor_points() -> None:
-    figure, axes = theme.new_figure(theme.LIGHT)
+    _, axes = theme.new_figure(theme.LIGHT)
     axes.set_xlim(0, 10)
     axes.set_ylim(0, 10)
     labels = [Label(f"variant-{index}", 5 + 0.05 * index, 5 + 0.03 * index) for index in range(8)]

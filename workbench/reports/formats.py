@@ -30,12 +30,12 @@ def milliseconds_between(low: float, high: float) -> str:
 
 
 def between(low: float, high: float, digits: int = 3) -> str:
-    """Return `[low, high]`; digits are added until the ends differ, up to five."""
-    for count in range(digits, 6):
-        ends = significant(low, count), significant(high, count)
+    """Return `[low, high]`; digits are added until the ends differ, up to five; more would be noise."""
+    for places in range(digits, 6):
+        ends = significant(low, places), significant(high, places)
         if ends[0] != ends[1]:
-            break
-    return f"[{ends[0]}, {ends[1]}]"
+            return f"[{ends[0]}, {ends[1]}]"
+    return f"[{significant(low, digits)}, {significant(high, digits)}]"
 
 
 def seconds(value: float | None) -> str:
