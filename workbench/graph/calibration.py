@@ -5,7 +5,7 @@ All of it streams: one batch is held at a time (see `exposure`). Knows nothing o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,11 @@ import onnx
 from numpy.typing import NDArray
 
 from workbench.errors import CalibrationError, nearest
-from workbench.graph import fusion
 from workbench.graph.calibration_table import CalibrationTable, Provenance
-from workbench.graph.editing import FLOAT_TYPES, Context
+from workbench.graph.editing import FLOAT_TYPES
 from workbench.graph.exposure import Batch, Observation, Samples, batches
 from workbench.graph.placement import observed_tensors
 from workbench.graph.tensor_types import tensor_types
-from workbench.recipes import Fuse
-from workbench.records import Model, Progress
 
 # Names in a message; a broken model has hundreds of such tensors.
 _NAMED = 3
@@ -44,41 +41,6 @@ class RangeAlarm:
     excess: dict[str, float]
 
 
-def calibrate(
-    model: Model,
-    inputs: Samples,
-    *,
-    dataset_sha256: str,
-    dataset_name: str,
-    batch: int = 32,
-    samples: int | None = None,
-    tensors: Sequence[str] | str | None = None,
-    threads: int | None = None,
-    progress: Callable[[Progress], None] | None = None,
-    cancel: Callable[[], bool] | None = None,
-) -> CalibrationTable:
-    """Observe the activations of a model over samples, after folding it as recipes do.
-
-    Args:
-        inputs: input name -> array with samples on axis 0.
-        dataset_sha256, dataset_name: where the samples come from, kept in the table.
-        batch: samples in a run; the table does not depend on it, but for the engine's own rounding.
-        samples: how many to take, from the front; None takes all.
-        tensors: which activations; None takes those that quantization may ask for, `all` every floating-point one.
-        threads: of the engine; None leaves the choice to it.
-        progress: called after each batch.
-        cancel: asked before each batch; True ends the pass.
-
-    Raises:
-        CalibrationError: there are no samples, they do not fit the model, or an activation is NaN or infinite.
-        Cancelled: `cancel` said so.
-    """
-    proto = onnx.load(model.path, load_external_data=True)
-    fusion.apply(proto, Fuse("basic"), Context(modules=model.modules))
-    how = Observation(batch, samples, threads, progress=progress, cancel=cancel)
-    return calibrate_proto(proto, inputs, Provenance(model.sha256, dataset_sha256, dataset_name), how, tensors)
-
-
 def calibrate_proto(
     proto: onnx.ModelProto,
     inputs: Samples,
@@ -86,10 +48,23 @@ def calibrate_proto(
     how: Observation | None = None,
     tensors: Sequence[str] | str | None = None,
 ) -> CalibrationTable:
-    """Observe the activations of a graph as it stands; see `calibrate`.
+    """Observe the activations of a graph as it stands.
 
-    `CalibrationTable.samples` tells how many samples were seen: a graph with a fixed batch leaves out those that do not
-    fill a run. The table has no convergence record where the values of a batch had to be taken in several passes.
+    The table depends neither on the order of the samples nor on the batch, but for the engine's own rounding.
+
+    Args:
+        proto: an FP32 graph, fused as the one that will be quantized; not changed.
+        inputs: input name -> array with samples on axis 0.
+        tensors: which activations; None takes those that quantization may ask for, `all` every floating-point one.
+
+    Returns:
+        The table; its `samples` tells how many were seen, as a graph with a fixed batch leaves out those that do not
+        fill a run. It has no convergence record where the values of a batch had to be taken in several passes.
+
+    Raises:
+        CalibrationError: there are no samples, they do not fit the graph, or an activation is NaN or infinite (with
+            `all`, only where quantization may ask for that activation).
+        Cancelled: `how.cancel` said so.
     """
     names = _chosen(proto, tensors)
     wanted = set(observed_tensors(proto)) if tensors == "all" else set(names)
@@ -120,9 +95,11 @@ def channel_maxima(
         Tensor -> (channels,) float32.
 
     Raises:
-        CalibrationError: as `calibrate`; and an activation whose last axis changes from batch to batch.
+        CalibrationError: as `calibrate_proto`; and an activation whose last axis changes from batch to batch.
     """
     found: dict[str, NDArray[np.float32]] = {}
+    if not tensors:
+        return found
     _, stream = batches(proto, _chosen(proto, tensors), inputs, how or Observation())
     for batch in stream:
         for name, array in batch.arrays.items():

@@ -32,7 +32,7 @@ from workbench.graph.qdq import (
     write_pair,
     write_weight,
 )
-from workbench.graph.recognize import quantized_by
+from workbench.models.onnx_file import quantized_by
 from workbench.graph.thresholds import clipped_share, threshold
 from workbench.recipes import Quantize
 from workbench.records import StepReport
@@ -90,6 +90,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         reasons = "; ".join(f"{item.name}: {item.reason}" for item in placement.skipped) or "it has no such operator"
         raise TransformError(f"Nothing in this model can be quantized ({reasons}). Leave the Quantize step out.")
     scales = _scales(graph, placement, step, context, to)
+    rewritten = _protect_relus(graph, placement) if to is FLOAT8 and style.integer_chains else 0
     dead_channels = _lower(graph, placement, scales, step, style)
     for name, readers in placement.readers.items():
         restored = write_pair(graph, name, scales[name].scale, scales[name].zero_point, to)
@@ -100,7 +101,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         seconds=0.0,
         changed=tuple(label(node) for node in placement.lowered),
         skipped=placement.skipped,
-        notes=_notes(scales, dead_channels, step, style),
+        notes=_notes(scales, dead_channels, rewritten, step, style),
         details={
             "dialect": style.name,
             "format": to.dtype.name,
@@ -237,6 +238,20 @@ def _lower(graph: Graph, placement: Placement, scales: Mapping[str, Scale], step
     return dead
 
 
+def _protect_relus(graph: Graph, placement: Placement) -> int:
+    """Write each Relu before a float8 pair as Max(x, 0); return how many.
+
+    ONNX Runtime (1.32 at least) takes the zero of float8 for the zero of uint8, and drops the Relu as already done by
+    the pair: a small CNN fell from 99.8 % to 14.7 % without this.
+    """
+    relus = [graph.producer[name] for name in placement.readers if name in graph.producer]
+    relus = [node for node in relus if node.op_type == "Relu"]
+    for node in relus:
+        node.op_type = "Max"
+        graph.set_input(node, 1, graph.add_initializer("zero", np.array(0.0, np.float32)))
+    return len(relus)
+
+
 def _bias(graph: Graph, node: onnx.NodeProto, scales: Mapping[str, Scale]) -> Bias | None:
     """Return the bias that an integer kernel can take: a constant vector, added as it is."""
     if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
@@ -261,7 +276,9 @@ def _followers(placement: Placement) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _notes(scales: Mapping[str, Scale], dead_channels: int, step: Quantize, style: Dialect) -> tuple[str, ...]:
+def _notes(
+    scales: Mapping[str, Scale], dead_channels: int, rewritten: int, step: Quantize, style: Dialect
+) -> tuple[str, ...]:
     notes = []
     dead = [name for name, scale in scales.items() if not scale.abs_max]
     if dead:
@@ -273,6 +290,10 @@ def _notes(scales: Mapping[str, Scale], dead_channels: int, step: Quantize, styl
         notes.append(f"{dead_channels} weight channels are zero throughout; their scale is arbitrary and not zero.")
     if style.name == "ort-cpu" and step.to == "fp8":
         notes.append("FP8 on a CPU is a rehearsal of accuracy: values are rounded to FP8 and computed in FP32, slowly.")
+    if rewritten:
+        notes.append(
+            f"{rewritten} Relu nodes are written as Max(x, 0), because ONNX Runtime's optimizer drops a Relu before FP8."
+        )
     if style.name == "ort-cpu" and step.to == "int8" and step.symmetric:
         notes.append("Signed activations are slow on ONNX Runtime's CPU; leave `symmetric` out for speed.")
     return tuple(notes)
