@@ -1,0 +1,9 @@
+"""Marks for tests of a fact that holds for one release alone; the fixture `machine` is then of that release."""
+
+from __future__ import annotations
+
+import pytest
+
+only_8 = pytest.mark.parametrize("machine", ["8.6.0"], indirect=True)
+only_10 = pytest.mark.parametrize("machine", ["10.16.1"], indirect=True)
+only_11 = pytest.mark.parametrize("machine", ["11.4.0"], indirect=True)

@@ -1,0 +1,118 @@
+"""An ONNX file into a TensorRT network, with the parser's complaints digested. Builds nothing."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from workbench.engines.tensorrt.capabilities import Capabilities
+from workbench.errors import BuildError, UnsupportedOperator
+
+_NO_IMPORTER = re.compile(r"No importer registered for op: (\S+?)\.? ")
+_QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
+
+
+def load_graph(path: Path) -> onnx.ModelProto:
+    """Read the graph without its external weights.
+
+    Raises:
+        BuildError: the file is missing or no ONNX.
+    """
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as error:
+        raise BuildError(f"Cannot read the variant's ONNX file {path}: {error}. Transform the model again.") from error
+
+
+def is_quantized(graph: onnx.ModelProto) -> bool:
+    """Return whether the graph holds Q/DQ nodes."""
+    return any(node.op_type in _QUANTIZING for node in graph.graph.node)
+
+
+def parse(caps: Capabilities, network: Any, logger: Any, path: Path, graph: onnx.ModelProto) -> Any:
+    """Fill a network from a file and return the parser, which must live until the build is done.
+
+    Raises:
+        UnsupportedOperator: TensorRT lacks an operator; the message names node, operator and where it came from.
+        BuildError: the parser refuses the file for another reason.
+    """
+    parser = caps.trt.OnnxParser(network, logger)
+    if parser.parse_from_file(str(path)):
+        return parser
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    raise _refusal(caps, errors, graph, path)
+
+
+def _refusal(caps: Capabilities, errors: list[Any], graph: onnx.ModelProto, path: Path) -> BuildError:
+    if not errors:
+        return BuildError(f"TensorRT's parser refuses {path.name} and says nothing. Is its external data beside it?")
+    words = [_sentence(error, graph) for error in errors]
+    for error, sentence in zip(errors, words, strict=True):
+        code = getattr(error.code(), "name", str(error.code()))
+        if code.startswith("UNSUPPORTED_NODE") or _NO_IMPORTER.search(error.desc()):
+            return UnsupportedOperator(
+                f"TensorRT {caps.version} cannot run {sentence}. Export the model without this operator, or use the "
+                f"backend onnxruntime-cuda.",
+                "\n".join(words),
+            )
+    opset = next((item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")), None)
+    return BuildError(
+        f"TensorRT {caps.version} cannot parse {path.name} (opset {opset}): {words[0]}. TensorRT 8.6 reads up to opset "
+        f"17; transform the model again with the dialect that this release wants ({caps.dialect!r}).",
+        "\n".join(words),
+    )
+
+
+def _sentence(error: Any, graph: onnx.ModelProto) -> str:
+    """Describe a parser error: from 10 on it names its node; before, the node's index is all there is."""
+    index = error.node()
+    node = graph.graph.node[index] if 0 <= index < len(graph.graph.node) else None
+    operator = error.node_operator() if hasattr(error, "node_operator") else ""
+    name = error.node_name() if hasattr(error, "node_name") else ""
+    operator = operator or (node.op_type if node is not None else "an unknown operator")
+    name = name or (node.name if node is not None else "")
+    where = f" in {_module(node)}" if node is not None and _module(node) else ""
+    return f"{operator} (node {name or index!r}{where}): {error.desc().strip()}"
+
+
+def _module(node: onnx.NodeProto) -> str:
+    """Return the PyTorch module path that the exporter left in the node's metadata, or nothing."""
+    found = {item.key: item.value for item in getattr(node, "metadata_props", ())}
+    return found.get("namespace") or found.get("pkg.torch.onnx.name_scopes") or ""
+
+
+def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str, str]:
+    """Return the operator types of a file that TensorRT cannot run -> the reason; empty where it can run all."""
+    graph = load_graph(path)
+    parser = caps.trt.OnnxParser(network, logger)
+    operators = Counter(node.op_type for node in graph.graph.node)
+    missing = {name: "TensorRT has no importer for it" for name in operators if not parser.supports_operator(name)}
+    for index in _unsupported_nodes(caps, parser, path):
+        if 0 <= index < len(graph.graph.node):
+            node = graph.graph.node[index]
+            missing.setdefault(node.op_type, f"TensorRT cannot run node {node.name!r} as it is used here")
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        if 0 <= error.node() < len(graph.graph.node):
+            operator = graph.graph.node[error.node()].op_type
+            if operator in missing:
+                missing[operator] = _sentence(error, graph)
+    return missing
+
+
+def _unsupported_nodes(caps: Capabilities, parser: Any, path: Path) -> list[int]:
+    """Ask the parser about the whole model: the same operator may be fine in one place and not in another."""
+    data = path.read_bytes()
+    if caps.has("OnnxParser", "supports_model_v2"):
+        if parser.supports_model_v2(data, str(path)):
+            return []
+        parts = [index for index in range(parser.num_subgraphs) if not parser.is_subgraph_supported(index)]
+        return [int(node) for index in parts for node in parser.get_subgraph_nodes(index)]
+    if caps.has("OnnxParser", "supports_model"):
+        whole, subgraphs = parser.supports_model(data, str(path))
+        return [] if whole else [int(node) for nodes, fine in subgraphs if not fine for node in nodes]
+    return []

@@ -1,0 +1,181 @@
+"""Which flags a build sets for a recipe, decided before TensorRT is asked. Touches no builder.
+
+In the `strong` dialect types come from the graph alone. In the `trt-8.6` dialect the graph is FP32 with Q/DQ, and
+flags allow what the recipe asks for. TF32 is on by default in every release, so FP32 has to clear it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from workbench.engines.tensorrt.capabilities import Capabilities, Device
+from workbench.engines.tensorrt.switches import Switches
+from workbench.errors import BuildError
+from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
+from workbench.records import Variant
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Names of the flags to set and to clear.
+
+    Attributes:
+        network: NetworkDefinitionCreationFlag members.
+        set, clear: BuilderFlag members.
+        hold_names, hold_patterns: layers to keep in FP32 in a weakly typed network: exact names, and patterns.
+        notes: what a reader of the report must know.
+    """
+
+    network: tuple[str, ...]
+    set: tuple[str, ...]
+    clear: tuple[str, ...]
+    hold_names: frozenset[str] = frozenset()
+    hold_patterns: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def wanted(recipe: Recipe) -> tuple[str, ...]:
+    """Return the precisions that a recipe asks for: `fp32` or another float type, then `int8`, `fp8` or `int4`."""
+    precision, quantize, weights = (recipe.step(kind) for kind in ("precision", "quantize", "quantize_weights"))
+    formats: list[str] = [precision.to if isinstance(precision, Precision) else "fp32"]
+    if isinstance(quantize, Quantize):
+        formats.append(quantize.to)
+    if isinstance(weights, QuantizeWeights):
+        formats.append(weights.to)
+    return tuple(formats)
+
+
+def decide(caps: Capabilities, device: Device, variant: Variant, switches: Switches, *, quantized: bool) -> Flags:
+    """Return the flags for a variant.
+
+    Args:
+        quantized: whether the graph holds Q/DQ nodes.
+
+    Raises:
+        BuildError: this release or device cannot do what the recipe asks, or recipe, graph and switches disagree.
+    """
+    formats = wanted(variant.recipe)
+    if switches.native_calibrator is not None:
+        _check_native(caps, variant, quantized)
+        formats = (*formats, "int8")
+    quantize = variant.recipe.step("quantize")
+    if isinstance(quantize, Quantize) and quantize.activations == "dynamic":
+        raise BuildError(
+            f"The recipe {variant.name!r} quantizes activations with scales found at run time, which TensorRT does not "
+            f"do. Use a static recipe such as 'int8-kl'."
+        )
+    for precision in formats:
+        reason = caps.refuses(precision, device)
+        if reason is not None:
+            raise BuildError(f"The recipe {variant.name!r} cannot be built: {reason}. Choose another recipe or device.")
+    strong = _strong(caps, variant, formats, quantized)
+    if "int8" in formats and not quantized and switches.native_calibrator is None:
+        raise BuildError(
+            f"The recipe {variant.name!r} asks for INT8, but its graph holds no Q/DQ nodes, so TensorRT would have no "
+            f"scales. Transform the model again, or set the option native_calibrator."
+        )
+    hold_names, hold_patterns = (frozenset[str](), ()) if strong else _held(variant)
+    if (hold_names or hold_patterns) and not caps.layer_precision:
+        raise BuildError(
+            f"The recipe {variant.name!r} excludes layers, which TensorRT {caps.version} can only do in the graph. "
+            f"Transform the model again with dialect='strong'."
+        )
+    chosen = [] if strong else _weak_flags(formats, quantized)
+    if hold_names or hold_patterns:
+        chosen.append("OBEY_PRECISION_CONSTRAINTS")
+    return Flags(
+        network=_network(caps, strong),
+        set=(*chosen, *_others(variant.recipe, switches, formats)),
+        clear=() if "tf32" in formats else ("TF32",),
+        hold_names=hold_names,
+        hold_patterns=hold_patterns,
+        notes=_notes(device, variant.recipe, formats),
+    )
+
+
+def _check_native(caps: Capabilities, variant: Variant, quantized: bool) -> None:
+    if not caps.calibrators:
+        raise BuildError(
+            f"TensorRT {caps.version} has no calibrators of its own any more (they went in 11). Use a recipe such as "
+            f"'int8-kl' instead of the option native_calibrator."
+        )
+    if quantized:
+        raise BuildError(
+            f"The option native_calibrator needs a graph without Q/DQ nodes, and the recipe {variant.name!r} wrote "
+            f"them. Use it with the recipe 'fp32' or 'fp16'."
+        )
+    if variant.dialect == "strong" and variant.recipe.step("precision") is not None:
+        raise BuildError(
+            f"The option native_calibrator needs an FP32 graph; the recipe {variant.name!r} in the dialect 'strong' "
+            f"wrote other types into it. Use it with the recipe 'fp32'."
+        )
+
+
+def _strong(caps: Capabilities, variant: Variant, formats: tuple[str, ...], quantized: bool) -> bool:
+    """Whether the network takes its types from the graph; refuses a graph written for another engine."""
+    native = formats[-1] == "int8" and not quantized
+    plain = not quantized and formats[0] in ("fp32", "tf32")
+    if plain:
+        return not native and (caps.dialect == "strong")
+    if variant.dialect == "strong" and caps.strongly_typed:
+        return True
+    if variant.dialect == "trt-8.6" and caps.weakly_typed:
+        return False
+    raise BuildError(
+        f"The variant {variant.name!r} is written in the dialect {variant.dialect!r}, which TensorRT {caps.version} "
+        f"cannot build as meant. Transform the model again with dialect={caps.dialect!r}."
+    )
+
+
+def _weak_flags(formats: tuple[str, ...], quantized: bool) -> list[str]:
+    flags = [name.upper() for name in formats[:1] if name in ("fp16", "bf16")]
+    if quantized or "int8" in formats:
+        flags.append("INT8")  # explicit Q/DQ is refused without it (TensorRT #4021)
+    return flags
+
+
+def _held(variant: Variant) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return the layers that a precision step keeps in FP32: those its report skipped, and its patterns."""
+    step = variant.recipe.step("precision")
+    if not isinstance(step, Precision) or step.to not in ("fp16", "bf16"):
+        return frozenset(), ()
+    skipped = (item.name for report in variant.reports if report.kind == "precision" for item in report.skipped)
+    return frozenset(skipped), tuple(step.exclude)
+
+
+def held(flags: Flags, sources: tuple[str, ...]) -> bool:
+    """Return whether a layer made from these ONNX nodes is to stay in FP32."""
+    return any(
+        name in flags.hold_names or any(re.search(pattern, name) for pattern in flags.hold_patterns) for name in sources
+    )
+
+
+def _network(caps: Capabilities, strong: bool) -> tuple[str, ...]:
+    if strong:
+        return ("STRONGLY_TYPED",) if caps.weakly_typed else ()  # without a choice the flag is deprecated
+    return ("EXPLICIT_BATCH",) if caps.needs_explicit_batch else ()
+
+
+def _others(recipe: Recipe, switches: Switches, formats: tuple[str, ...]) -> tuple[str, ...]:
+    sparse = recipe.step("sparsify") is not None if switches.sparse is None else switches.sparse
+    asked = {
+        "TF32": "tf32" in formats,
+        "SPARSE_WEIGHTS": sparse,
+        "REFIT": switches.refit,
+        "VERSION_COMPATIBLE": switches.version_compatible,
+    }
+    return tuple(name for name, on in asked.items() if on)
+
+
+def _notes(device: Device, recipe: Recipe, formats: tuple[str, ...]) -> tuple[str, ...]:
+    notes = []
+    if recipe.fusion != "all":
+        notes.append(
+            f"The recipe asks for fusion {recipe.fusion!r}; TensorRT always fuses all it can and has no switch for it."
+        )
+    if "int8" in formats and device.compute_capability < (7, 5):
+        notes.append(f"{device.name} has no INT8 tensor cores (they came with 7.5); INT8 is slower than it could be.")
+    if recipe.step("sparsify") is not None and device.compute_capability < (8, 0):
+        notes.append(f"{device.name} has no sparse tensor cores (they came with 8.0); 2:4 zeros gain no time there.")
+    return tuple(notes)
