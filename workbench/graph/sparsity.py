@@ -66,22 +66,30 @@ def prune_2_4(weight: np.ndarray, axis: int) -> np.ndarray:
 
     Of equal magnitudes the earlier is pruned. The axis must be a multiple of four long.
     """
-    groups = _groups(weight, axis).copy()
-    smallest = np.argsort(np.abs(groups), axis=-1, kind="stable")[..., : GROUP - KEPT]
-    np.put_along_axis(groups, smallest, 0.0, axis=-1)
-    moved = np.moveaxis(weight, axis, -1).shape
-    return np.ascontiguousarray(np.moveaxis(groups.reshape(moved), -1, axis))
+    axis %= weight.ndim
+    groups = _groups(weight, axis)
+    sizes = np.abs(groups)
+    pruned = np.zeros_like(groups)
+    # Counting who is larger takes a dozen comparisons, where sorting every four took several times as long.
+    for index in range(GROUP):
+        before = sum((sizes[other] > sizes[index]).astype(np.int8) for other in range(index))
+        after = sum((sizes[other] >= sizes[index]).astype(np.int8) for other in range(index + 1, GROUP))
+        pruned[index] = np.where(before + after < KEPT, groups[index], 0.0)
+    return np.ascontiguousarray(np.moveaxis(pruned, 0, axis + 1).reshape(weight.shape))
 
 
 def is_2_4(array: np.ndarray, axis: int) -> bool:
     """Return whether at most two of every four neighbours along `axis` are not zero; False where four do not fit."""
     if array.shape[axis] % GROUP:
         return False
-    return bool((np.count_nonzero(_groups(array, axis), axis=-1) <= KEPT).all())
+    return bool((np.count_nonzero(_groups(array, axis), axis=0) <= KEPT).all())
 
 
 def _groups(array: np.ndarray, axis: int) -> np.ndarray:
-    return np.moveaxis(array, axis, -1).reshape(-1, GROUP)
+    """View the first, second, ... of every four neighbours as entries of a new first axis."""
+    axis %= array.ndim
+    split = (*array.shape[:axis], array.shape[axis] // GROUP, GROUP, *array.shape[axis + 1 :])
+    return np.moveaxis(array.reshape(split), axis + 1, 0)
 
 
 def _store(graph: Graph, layer: WeightLayer, pruned: np.ndarray, shared: dict[tuple[str, int], str]) -> None:
