@@ -10,7 +10,6 @@ import numpy as np
 
 from workbench import engines
 from workbench.datasets import Split
-from workbench.datasets.split import as_inputs
 from workbench.engines import jobs
 from workbench.engines.base import Runner
 from workbench.errors import CalibrationError, RunError, nearest
@@ -142,7 +141,7 @@ def _calibration_split(calibration: Any, model: Model, recipe: Recipe) -> Split:
         unknown = set(calibration) - set(names)
         if unknown:
             raise CalibrationError(f"Calibration data name the input {min(unknown)!r}. {nearest(min(unknown), names)}")
-        return Split(as_inputs({name: _array(value) for name, value in calibration.items()}), None)
+        return Split({name: _array(value) for name, value in calibration.items()}, None)
     if hasattr(calibration, "shape"):
         return Split({names[0]: _array(calibration)}, None)
     batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in calibration]

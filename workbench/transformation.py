@@ -20,7 +20,7 @@ from workbench.errors import TransformError
 from workbench.graph import calibration, dynamic, fusion, opset, precision, quantization, smooth, sparsity, weights
 from workbench.graph.calibration_table import CalibrationTable, Provenance
 from workbench.graph.editing import Context
-from workbench.recipes import Fuse, Quantize, Recipe, Step, named
+from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Step, named
 from workbench.records import Model, StepReport, Variant
 from workbench.store import Store
 
@@ -138,6 +138,34 @@ def calibrate(
         Provenance(model.sha256, split.sha256, data_name),
         calibration.Observation(cancel=cancel),
     )
+
+
+def channel_maxima(
+    model: Model,
+    split: Split,
+    recipe: str | Recipe,
+    *,
+    dialect: str = "ort-cpu",
+    cancel: Callable[[], bool] = lambda: False,
+) -> dict[str, np.ndarray]:
+    """Observe the largest |x| of each channel of the activations that a recipe's SmoothQuant step needs.
+
+    Args:
+        split: calibration samples, under the model's input names.
+
+    Returns:
+        Tensor name -> (channels,) float32; empty where the recipe does not smooth.
+
+    Raises:
+        CalibrationError: no samples, or activations that are not finite.
+    """
+    recipe = named(recipe)
+    step = recipe.step("smooth_quant")
+    if not isinstance(step, SmoothQuant):
+        return {}
+    proto = fused(model, recipe, dialect)
+    tensors = smooth.smoothed_tensors(proto, step, Context(dialect=dialect, modules=model.modules))
+    return calibration.channel_maxima(proto, tensors, split.inputs, calibration.Observation(cancel=cancel))
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:

@@ -24,12 +24,11 @@ from workbench.checking import check
 from workbench.datasets import Dataset, Split
 from workbench.engines import jobs
 from workbench.errors import CalibrationError, StoreError
-from workbench.graph import calibration
 from workbench.graph.calibration_table import CalibrationTable
 from workbench.recipes import Quantize, Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Model, Variant
 from workbench.store import Store
-from workbench.transformation import calibrate, fused, transform
+from workbench.transformation import calibrate, channel_maxima, transform
 
 Made = TypeVar("Made")
 
@@ -148,12 +147,12 @@ class Stages:
         text = self.store.get("table", key)
         if text is None:
             return None
-        kept = json.loads(text)
         try:
+            kept = json.loads(text)
             if not self.store.holds(kept["sha256"], kept["path"]):
                 return None
             return CalibrationTable.load(kept["path"]), float(kept["seconds"])
-        except (CalibrationError, KeyError, TypeError):
+        except (CalibrationError, KeyError, TypeError, ValueError):
             return None
 
     def _collected(self, key: str, recipe: Recipe, split: Split) -> tuple[CalibrationTable, float]:
@@ -171,7 +170,7 @@ class Stages:
 
     def _channel_maxima(self, recipe: Recipe) -> dict[str, np.ndarray]:
         split = self._calibration_split(recipe)
-        return calibration.channel_maxima(fused(self.model, recipe, self.dialect), split.inputs)
+        return channel_maxima(self.model, split, recipe, dialect=self.dialect, cancel=self.cancel)
 
     def _key(self, *parts: object) -> str:
         text = json.dumps([workbench.__version__, *parts], sort_keys=True)

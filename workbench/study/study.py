@@ -82,17 +82,16 @@ class Study:
 
     def table(self) -> pandas.DataFrame:
         """Return one row a variant, formatted for a reader (numbers with their intervals)."""
-        return _report().table(self.record)
+        return _layer_above("reports").table(self.record)
 
     def plot(self, **options: Any) -> Figure:
         """Return accuracy against latency, with intervals and the front (see `workbench.plots.front`)."""
-        from workbench import plots
-
-        return plots.front(self.record, **options)
+        figure: Figure = _layer_above("plots").front(self.record, **options)
+        return figure
 
     def report(self, path: str | Path) -> Path:
         """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four."""
-        written: Path = _report().write(self.record, Path(path))
+        written: Path = _layer_above("reports").write(self.record, Path(path))
         return written
 
     def save(self, path: str | Path) -> Path:
@@ -109,6 +108,6 @@ class Study:
         return str(self.table().to_html(escape=True))
 
 
-def _report() -> Any:
-    # Formatting is a layer above: a study is shown by it, and never needs it to run.
-    return importlib.import_module("workbench.reports")
+def _layer_above(name: str) -> Any:
+    """Plots and reports show a study; a study never needs them to run, so they are not imported by this layer."""
+    return importlib.import_module(f"workbench.{name}")

@@ -1,0 +1,127 @@
+"""The command line, in this process but with real work: `run`, `report`, `studies`, `doctor`, and their bad input."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from workbench import device, doctor, notebook
+from workbench.__main__ import main
+from workbench.errors import RunError
+from workbench.zoo import data_folder
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def test_run_report_and_studies_do_the_main_job(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "run",
+        "digits_resnet",
+        "--data",
+        "digits",
+        "--recipes",
+        "fp32,int8-max",
+        "--rounds",
+        "1",
+        "--name",
+        "mine",
+    ]
+    assert main([*arguments, "--report", str(home / "report.html")]) == 0
+    output = capsys.readouterr().out
+    assert "int8-max" in output and "study: mine" in output
+    assert (home / "report.html").stat().st_size > 10_000
+    assert main(["report", "mine", str(home / "report.md")]) == 0
+    assert "int8-max" in (home / "report.md").read_text()
+    assert main(["studies"]) == 0
+    assert "mine" in capsys.readouterr().out
+
+
+def test_run_takes_arrays_from_a_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(home / "mine.npz", x=rng.normal(size=(8, 1, 32, 32)).astype(np.float32), y=rng.integers(0, 10, 8))
+    arguments = ["run", "digits_resnet", "--data", str(home / "mine.npz"), "--recipes", "fp32", "--rounds", "1"]
+    assert main(arguments) == 0, capsys.readouterr().err
+
+
+def test_a_failed_variant_makes_the_command_fail(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # Random inputs come without calibration samples, so static quantization cannot work.
+    assert main(["run", "digits_resnet", "--recipes", "fp32,int8-kl", "--rounds", "1"]) == 1
+    assert "failed: int8-kl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "digits_resnot"], "Did you mean 'digits_resnet'"),
+        (["run", "digits_resnet", "--recipes", "int8kl"], "Did you mean 'int8-kl'"),
+        (["report", "nothing", "x.html"], "no study 'nothing'"),
+    ],
+)
+def test_errors_are_one_line_and_a_status(arguments, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_interrupt_says_that_nothing_is_lost(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "examine", interrupted)
+    assert main(["doctor"]) == 130
+    assert "is kept" in capsys.readouterr().err
+
+
+def test_the_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert "onnxruntime-cpu" in output and "WRONG" not in output
+
+
+def test_the_doctor_finds_both_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "version", lambda name: "1.0")
+    wrong = [finding for finding in doctor.examine() if finding.state == "wrong"]
+    assert any("overwrite" in finding.text and "pip uninstall" in finding.remedy for finding in wrong)
+
+
+def test_the_doctor_finds_what_is_missing_and_what_mends_it(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.setattr(device, "version", lambda name: None)
+    monkeypatch.setattr(device, "cpu_flags", lambda: ())
+    monkeypatch.setattr(sys, "version_info", (3, 9, 0))
+    monkeypatch.setenv("WORKBENCH_DATA", str(home / "nowhere"))
+    (home / "file").write_text("")
+    monkeypatch.setenv("WORKBENCH_HOME", str(home / "file" / "home"))
+    found = {finding.topic: finding for finding in doctor.examine()}
+    assert found["python"].state == "wrong"
+    assert found["cpu"].state == "note" and "no faster" in found["cpu"].text
+    assert "pip install" in found["torch"].remedy
+    assert found["store"].state == "wrong"
+
+
+def test_a_notebook_is_executed_with_its_output_shown_as_it_comes(home: Path) -> None:
+    book = nbformat.v4.new_notebook()
+    book.cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("print(6 * 7)")]
+    nbformat.write(book, home / "book.ipynb")
+    shown: list[str] = []
+    notebook.execute(home / "book.ipynb", shown.append)
+    assert "A title" in shown[0] and any("42" in text for text in shown)
+
+
+def test_a_notebook_that_raises_is_an_error_with_the_cell(home: Path) -> None:
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")])
+    nbformat.write(book, home / "book.ipynb")
+    with pytest.raises(RunError, match="ZeroDivisionError"):
+        notebook.execute(home / "book.ipynb", lambda text: None)
+
+
+def test_the_demo_finds_its_notebook() -> None:
+    assert (data_folder().parent / "notebooks" / "00_quickstart.ipynb").exists()
