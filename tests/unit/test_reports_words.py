@@ -120,6 +120,13 @@ def test_notes_of_rounds_are_counted_not_repeated(record: StudyRecord) -> None:
     assert found == ["In 4 of 16 rounds, such as one of fp32: 3 % of the CPU time was taken by others."]
 
 
+def test_a_name_made_of_hashes_gives_way_to_model_and_data_in_the_title(record: StudyRecord) -> None:
+    derived = replace(record, name="digits_resnet-0123abcd")
+    assert details.title(derived) == "digits_resnet on digits"
+    assert "study digits_resnet-0123abcd" in details.facts(derived)
+    assert details.title(replace(record, name="mine")) == "mine"
+
+
 def test_a_note_that_all_variants_share_is_told_once() -> None:
     record = only("fp32", "int8-max", labels=False)
     found = [note for note in details.notes(record, None) if "Random inputs" in note]
@@ -252,6 +259,7 @@ def test_formats_have_units() -> None:
     assert formats.size(1_500_000) == "1.50 MB"
     assert formats.size(None) == formats.milliseconds(None) == formats.seconds(None) == "-"
     assert formats.seconds(150) == "2.5 min"
+    assert formats.seconds(0.0074) == "7.4 ms"
     assert formats.between(1.00001, 1.00002, 3) == "[1.00, 1.00]"  # they differ in the sixth digit
     assert formats.between(1.001, 1.002) == "[1.001, 1.002]"
     assert formats.listed(["a", "b", "c"]) == "a, b and c"

@@ -103,7 +103,7 @@ def sizes(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
         axes.barh(row, size / unit, height=0.62, color=marks[variant].colour, edgecolor=colours.ink, linewidth=0.8)
         share = f"  ({size / base:.0%} of {record.baseline})" if base and variant != record.baseline else ""
         axes.annotate(
-            f"{size / unit:.3g} {name}{share}",
+            f"{_three_digits(size / unit)} {name}{share}",
             (size / unit, row),
             xytext=(5, 0),
             textcoords="offset points",

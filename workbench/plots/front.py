@@ -173,7 +173,9 @@ def _draw(axes: Axes, point: Point, style: Style, x: Axis, colours: Theme) -> li
         ((across.value, low), (across.value, high)),
     ]
     for (x0, y0), (x1, y1) in bars:
-        axes.plot([x0, x1], [y0, y1], color=style.colour, linewidth=2, solid_capstyle="butt", zorder=3)
+        # Caps tell bars apart that lie on each other.
+        cap = "|" if y0 == y1 else "_"
+        axes.plot([x0, x1], [y0, y1], color=style.colour, linewidth=1.8, marker=cap, markersize=7, zorder=3)
     axes.plot(
         [across.value],
         [point.quality.value],

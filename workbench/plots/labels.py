@@ -77,14 +77,34 @@ def place(
             zorder=6,
         )
         note.set_in_layout(False)
-        box = _best(note, frame, taken, soft, scale)
+        others = [tuple(axes.transData.transform((other.x, other.y))) for other in labels if other is not label]
+        box = _best(note, _Ground(frame, taken, soft, others), scale)
         taken.append(box)
         written.append(note)
-        _tie(axes, label, box, theme, scale)
+        _tie(axes, label, box, others, theme)
     return written
 
 
-def _best(note: Annotation, frame: Bbox, taken: list[Bbox], soft: list[Bbox], scale: float) -> Bbox:
+@dataclass(frozen=True)
+class _Ground:
+    """What a label has to mind, in pixels: the axes, boxes never to cover, lines better not covered, other points."""
+
+    frame: Bbox
+    taken: list[Bbox]
+    soft: list[Bbox]
+    others: list[tuple[float, ...]]
+
+    def cost(self, box: Bbox, own: Sequence[float]) -> float:
+        hard = sum(_overlap(box, other) for other in self.taken) + _outside(box, self.frame)
+        light = sum(_overlap(box, other) for other in self.soft)
+        reach = math.dist(own, _nearest(box, own))
+        # A label that is nearer to another point than to its own would be read as that point's.
+        stolen = sum(math.dist(other, _nearest(box, other)) < 1.2 * reach for other in self.others)
+        # Covering a label is never worth a shorter way; covering a bit of a line sometimes is.
+        return 1000 * hard + 4 * light + 60 * stolen
+
+
+def _best(note: Annotation, ground: _Ground, scale: float) -> Bbox:
     """Move the note to the cheapest place around its point and return the box that it then fills."""
     extent = note.get_window_extent()
     x, y = note.axes.transData.transform(note.xy)  # type: ignore[union-attr]
@@ -96,10 +116,7 @@ def _best(note: Annotation, frame: Bbox, taken: list[Bbox], soft: list[Bbox], sc
             left = x + right * length * scale - extent.width * (1 - right) / 2
             bottom = y + up * length * scale - extent.height * (1 - up) / 2
             box = Bbox.from_bounds(left, bottom, extent.width, extent.height).padded(1.5 * scale)
-            hard = sum(_overlap(box, other) for other in taken) + _outside(box, frame)
-            light = sum(_overlap(box, other) for other in soft)
-            # Covering a label is never worth a shorter way; covering a bit of a line sometimes is.
-            cost = 1000 * hard + 4 * light + (distance + 1.5 * rank) * scale
+            cost = ground.cost(box, (x, y)) + (distance + 1.5 * rank) * scale
             costs.append((cost, rank, length, box))
     _, rank, length, box = min(costs, key=lambda item: item[:3])
     right, up = _DIRECTIONS[rank]
@@ -109,10 +126,14 @@ def _best(note: Annotation, frame: Bbox, taken: list[Bbox], soft: list[Bbox], sc
     return box
 
 
-def _tie(axes: Axes, label: Label, box: Bbox, theme: Theme, scale: float) -> None:
+def _tie(axes: Axes, label: Label, box: Bbox, others: Sequence[Sequence[float]], theme: Theme) -> None:
+    """Draw a thin line from a label to its point where it stands far off, or as near to another point as to its own."""
+    scale = typing.cast(Figure, axes.get_figure()).dpi / 72
     x, y = axes.transData.transform((label.x, label.y))
-    near = (min(max(x, box.x0), box.x1), min(max(y, box.y0), box.y1))
-    if math.dist((x, y), near) < _LEADER_POINTS * scale:
+    near = _nearest(box, (x, y))
+    own = math.dist((x, y), near)
+    rivals = [math.dist(other, _nearest(box, other)) for other in others]
+    if own < _LEADER_POINTS * scale and all(rival > 1.6 * own for rival in rivals):
         return
     line = axes.annotate(
         "",
@@ -123,6 +144,11 @@ def _tie(axes: Axes, label: Label, box: Bbox, theme: Theme, scale: float) -> Non
         zorder=2,
     )
     line.set_in_layout(False)
+
+
+def _nearest(box: Bbox, point: Sequence[float]) -> tuple[float, float]:
+    """Return the place in the box that is nearest to the point."""
+    return min(max(point[0], box.x0), box.x1), min(max(point[1], box.y0), box.y1)
 
 
 def _square(axes: Axes, x: float, y: float, half: float) -> Bbox:

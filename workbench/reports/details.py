@@ -57,6 +57,14 @@ class FailureDetail:
     log_lines: int
 
 
+def title(record: StudyRecord) -> str:
+    """Return the study's name, or model and data in words where the name was derived from their hashes."""
+    derived = re.fullmatch(re.escape(record.model.name) + "-[0-9a-f]{8}", record.name)
+    if derived is None or not record.data.get("name"):
+        return record.name
+    return f"{record.model.name} on {record.data['name']}"
+
+
 def facts(record: StudyRecord) -> list[str]:
     """Return the line under the title: model, data, backend, device, boundary, date."""
     devices = sorted({result.measurement.device for result in record.results if result.measurement is not None})
@@ -66,7 +74,7 @@ def facts(record: StudyRecord) -> list[str]:
         found.append(f"{record.data['name']} ({record.data.get('kind', 'unknown')} data)")
     found += [record.backend, *devices]
     found += [f"boundary {protocol.boundary}", f"batch {protocol.batch}", formats.moment(record.created_at)]
-    return found
+    return found if title(record) == record.name else [*found, f"study {record.name}"]
 
 
 def notes(record: StudyRecord, comparison: Comparison | None) -> list[str]:

@@ -42,6 +42,8 @@ def seconds(value: float | None) -> str:
     """Return a duration a person waits for, with its unit."""
     if value is None:
         return ABSENT
+    if value < 0.1:
+        return f"{significant(value * 1e3, 2)} ms"
     return f"{significant(value, 2)} s" if value < 100 else f"{value / 60:.1f} min"
 
 

@@ -100,7 +100,7 @@ def _page(record: StudyRecord, comparison: Comparison | None, refusal: str) -> P
     ]
     anchors = {item.name: item.anchor for item in told} | {item.variant: item.anchor for item in failed}
     return Page(
-        title=record.name,
+        title=details.title(record),
         version=workbench.__version__,
         facts=details.facts(record),
         verdict=verdict(record, comparison, refusal),

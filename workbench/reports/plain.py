@@ -15,7 +15,7 @@ from workbench.comparison import Comparison, Row
 from workbench.plots.distributions import size_bytes
 from workbench.plots.points import compared, sqnr_db
 from workbench.records import StudyRecord, VariantResult
-from workbench.reports.details import environment_rows, facts, notes
+from workbench.reports.details import environment_rows, facts, notes, title
 from workbench.reports.methods import methods, reproduce
 from workbench.reports.rows import main_table
 from workbench.reports.verdict import verdict
@@ -33,7 +33,7 @@ def markdown(record: StudyRecord, comparison: Comparison | None = None) -> str:
     if comparison is None:
         comparison, refusal = compared(record)
     table = main_table(record, comparison)
-    lines = [f"# {escape(record.name)}", "", escape(" · ".join(facts(record))), ""]
+    lines = [f"# {escape(title(record))}", "", escape(" · ".join(facts(record))), ""]
     for sentence in verdict(record, comparison, refusal):
         lines += [escape(sentence), ""]
     for note in notes(record, comparison):

@@ -273,8 +273,10 @@ def _percentile_notes(record: StudyRecord) -> list[str]:
             if result.measurement is not None and getattr(statistics.summary(result.measurement), name) is None
         ]
         if missing:
+            measured = sum(result.measurement is not None for result in record.results)
+            whom = "any variant" if len(missing) == measured else formats.listed(missing)
             short.append(
                 f"{name} needs {required_samples(quantile)} calls to be known at {CONFIDENCE:.0%}; not shown for "
-                f"{formats.listed(missing)}. A larger Protocol.min_runs or rounds gives more."
+                f"{whom}. A larger Protocol.min_runs or rounds gives more."
             )
     return short
