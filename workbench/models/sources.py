@@ -32,14 +32,14 @@ class ModuleSource:
     """A module ready for export.
 
     Attributes:
-        example_inputs: input name -> tensor, a batch of two.
+        example_inputs: by forward's names or in its order, a batch of two.
         dynamic: the axes that stay free, as `exporting.ExportOptions.dynamic`.
         kind, reference: for the model's origin.
     """
 
     module: nn.Module
-    example_inputs: dict[str, Tensor]
-    dynamic: Mapping[str, Mapping[int, str]]
+    example_inputs: dict[str, Tensor] | list[Tensor]
+    dynamic: bool | Mapping[str, Mapping[int, str]]
     kind: str
     reference: str
     notes: tuple[str, ...] = ()
@@ -269,7 +269,7 @@ def _from_folder(library: ModuleType, architecture: Any, folder: Path) -> Any:
 def _image_source(module: Any, shape: tuple[int, ...], kind: str, reference: str) -> ModuleSource:
     import torch
 
-    return ModuleSource(module.eval(), {"image": torch.randn(2, *shape)}, {"image": {0: "batch"}}, kind, reference)
+    return ModuleSource(module.eval(), [torch.randn(2, *shape)], True, kind, reference)
 
 
 def _library(name: str, package: str) -> ModuleType:
