@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
+import onnx.inliner
 
 from workbench.graph.constant_folding import fold_constants
 from workbench.graph.editing import Context, Graph, attribute, subgraphs
@@ -47,8 +48,9 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
         context: not used, steps share one signature.
 
     Returns:
-        A report whose details count what was done (`batchnorms_folded`, `constants_folded`, `identities_removed`,
-        `duplicates_removed`, `nodes_before`, `nodes_after`); `skipped` names every BatchNormalization that stays.
+        A report whose details count what was done (`functions_inlined`, `constants_lifted`, `batchnorms_folded`,
+        `constants_folded`, `identities_removed`, `duplicates_removed`, `nodes_before`, `nodes_after`); `skipped` names
+        every BatchNormalization that stays.
     """
     started = time.perf_counter()
     before = len(model.graph.node)
@@ -57,6 +59,9 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
         details = {"nodes_before": before, "nodes_after": before}
         return StepReport("fuse", time.perf_counter() - started, notes=(note,), details=details)
     log = _Log()
+    if model.functions:
+        log.counts["functions_inlined"] = len(model.functions)
+        model.CopyFrom(onnx.inliner.inline_local_functions(model))
     graph = Graph(model)
     log.counts["constants_lifted"] = len(graph.lift_constants())
     for _ in range(_MOST_PASSES):

@@ -60,6 +60,7 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
     target, rehearsal = _TARGETS[step.to], step.to == "bf16" and context.dialect == "ort-cpu"
     notes = () if rehearsal else _raise_opset(model, step)
     casts = _casts(model)
+    quantized = any(node.op_type in _Q_DQ for node in model.graph.node)
     graph = Graph(model)
     graph.lift_constants()
     types = tensor_types(model)
@@ -78,7 +79,7 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
         seconds=time.perf_counter() - started,
         changed=tuple(done.changed),
         skipped=_skipped(kept),
-        notes=notes + _notes(step, done),
+        notes=notes + _notes(step, done, quantized and context.dialect == "ort-cpu" and not rehearsal),
         details=details,
     )
 
@@ -134,8 +135,13 @@ def _shares(done: Conversion) -> dict[str, Any]:
     }
 
 
-def _notes(step: Precision, done: Conversion) -> tuple[str, ...]:
+def _notes(step: Precision, done: Conversion, slow: bool) -> tuple[str, ...]:
     notes = []
+    if slow:
+        notes.append(
+            "With FP16 around Q/DQ, ONNX Runtime finds no integer kernels on a CPU and computes all in FP32: this shows "
+            "accuracy; for speed on a CPU take the recipe without FP16."
+        )
     if not done.changed:
         notes.append(f"No node was changed to {step.to.upper()}: the model has no FP32 tensors, or all are excluded.")
     if done.overflowed:

@@ -201,6 +201,24 @@ def test_a_constant_that_would_bloat_the_file_is_left_with_a_reason() -> None:
     assert "1000000 elements" in report.skipped[0].reason and "Expand" in operators(model)
 
 
+def test_a_result_whose_size_only_other_results_tell_is_folded_in_a_later_pass() -> None:
+    text = """(float[N,4] x) => (float[N,4] y) {
+        shape = Where (no, short, long)
+        row = Expand (one, shape)
+        y = Add (x, row)
+    }"""
+    sizes = {"no": np.array(False), "short": np.array([2]), "long": np.array([4])}
+    model = net(text, one=np.ones(1, np.float32), **sizes)
+    report = fuse(model)
+    assert operators(model) == ["Add"] and report.skipped == ()
+
+
+def test_what_the_reference_evaluator_refuses_stays_with_its_words() -> None:
+    text = "(float[N,1] x) => (float[N,1] y) { g = Gather (w, beyond)  y = Mul (x, g) }"
+    report = fuse(net(text, w=values((3,)), beyond=np.array([7])))
+    assert "cannot compute it" in report.skipped[0].reason
+
+
 def test_a_large_weight_with_two_readers_is_not_stored_twice() -> None:
     text = """(int64[N] ids) => (float[N,300] y) {
         x = Gather (w, ids)
@@ -251,6 +269,16 @@ def test_what_a_subgraph_reads_keeps_its_name() -> None:
     fuse(model)
     got = run(model, {"c": np.array(True), "x": values((4,))})["y"]
     np.testing.assert_array_equal(got, values((4,)) + np.float32(2.0))
+
+
+def test_functions_of_the_model_are_inlined_so_that_later_steps_see_their_nodes() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    net (float[N] x) => (float[N] y) { y = local.twice (x) }
+    <opset_import: ["" : 17], domain: "local"> twice (a) => (b) { b = Add (a, a) }"""
+    model = onnx.parser.parse_model(text)
+    report = fuse(model)
+    assert operators(model) == ["Add"] and report.details["functions_inlined"] == 1
+    np.testing.assert_array_equal(run(model, {"x": values((3,))})["y"], 2 * values((3,)))
 
 
 def test_level_off_changes_no_byte_and_says_so() -> None:

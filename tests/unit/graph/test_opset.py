@@ -100,6 +100,18 @@ def test_a_subgraph_whose_operators_changed_is_refused_and_one_that_did_not_is_c
     np.testing.assert_array_equal(got, values((2, 4))[:, :1])
 
 
+def test_a_converter_that_loses_an_output_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def renaming(model: onnx.ModelProto, target: int) -> onnx.ModelProto:
+        changed = copied(model)
+        changed.opset_import[0].version = target
+        changed.graph.node[-1].output[0] = changed.graph.output[0].name = "other"
+        return changed
+
+    monkeypatch.setattr(opset.version_converter, "convert_version", renaming)
+    with pytest.raises(TransformError, match="lost 1 names that later steps need, such as 'y'"):
+        opset.raise_to(net("(float[N,4] x) => (float[N,4] y) { y = Relu (x) }"), 18)
+
+
 def test_custom_operators_pass_through() -> None:
     text = "(float[N,4] x) => (float[N,4] y) { g = com.microsoft.Gelu (x)  y = Relu (g) }"
     model = net(text)

@@ -296,6 +296,12 @@ def test_scales_of_quantized_graphs_follow_the_type_of_the_arithmetic() -> None:
     assert np.abs(run(model, feeds)["y"] - want).max() < 0.02
 
 
+def test_fp16_around_quantization_is_said_to_be_slow_on_a_cpu_only() -> None:
+    for dialect, want in (("ort-cpu", True), ("strong", False)):
+        report = lower(net(QUANTIZED, opset=19, ws=np.full(6, 0.1, np.float32), **SCALES), dialect=dialect)
+        assert any("no integer kernels" in note for note in report.notes) is want
+
+
 def test_a_scale_too_small_for_fp16_keeps_its_node_in_fp32() -> None:
     report = lower(net(QUANTIZED, opset=19, ws=np.full(6, 3e-7, np.float32), **SCALES))
     assert "its scale would lose" in kept(report)["DequantizeLinear_2"] and "MatMul_3" in report.changed
