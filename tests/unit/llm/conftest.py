@@ -1,0 +1,42 @@
+"""One tiny decoder, exported and built once for all tests here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tiny_llama import build, save_tiny_llama
+
+from workbench import llm
+from workbench.engines.decoding import Decoder, open_decoder
+from workbench.llm.loading import LanguageModel
+from workbench.records import Engine
+from workbench.store import Store
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def language(folder: Path, store: Store) -> LanguageModel:
+    # The older exporter takes a second where the newer one takes twenty; both have a test of their own.
+    return llm.load(folder, store=store, exporter="torchscript")
+
+
+@pytest.fixture(scope="session")
+def engine(language: LanguageModel, store: Store) -> Engine:
+    return build(language, store)
+
+
+@pytest.fixture
+def decoder(engine: Engine) -> Iterator[Decoder]:
+    with open_decoder(engine, 1) as opened:
+        yield opened
