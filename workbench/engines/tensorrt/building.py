@@ -130,7 +130,7 @@ def _fill_network(session: Session) -> None:
     session.builder, session.network = new_builder(caps, session.logger, session.flags.network)
     path = Path(session.request.variant.path)
     session.parser = parsing.parse(caps, session.network, session.logger, path, session.graph)
-    if session.flags.hold_names or session.flags.hold_patterns:
+    if session.flags.hold_fp32:
         _hold_fp32(session)
     for index in range(session.network.num_inputs):
         tensor = session.network.get_input(index)
@@ -148,8 +148,8 @@ def _hold_fp32(session: Session) -> None:
     without_arithmetic = (trt.LayerType.CONSTANT, trt.LayerType.SHAPE)
     for index in range(session.network.num_layers):
         layer = session.network.get_layer(index)
-        sources = (layer.name, *layers.source_nodes(layer.metadata or ""))
-        if layer.type in without_arithmetic or not precision.held(session.flags, sources):
+        sources = {layer.name, *layers.source_nodes(layer.metadata or "")}
+        if layer.type in without_arithmetic or not sources & session.flags.hold_fp32:
             continue
         outputs = [layer.get_output(number) for number in range(layer.num_outputs)]
         if not outputs or any(tensor.is_shape_tensor or tensor.dtype not in floats for tensor in outputs):

@@ -6,7 +6,6 @@ flags allow what the recipe asks for. TF32 is on by default in every release, so
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from workbench.engines.tensorrt.capabilities import Capabilities, Device
@@ -23,15 +22,14 @@ class Flags:
     Attributes:
         network: NetworkDefinitionCreationFlag members.
         set, clear: BuilderFlag members.
-        hold_names, hold_patterns: layers to keep in FP32 in a weakly typed network: exact names, and patterns.
+        hold_fp32: ONNX nodes whose layers stay in FP32 in a weakly typed network.
         notes: what a reader of the report must know.
     """
 
     network: tuple[str, ...]
     set: tuple[str, ...]
     clear: tuple[str, ...]
-    hold_names: frozenset[str] = frozenset()
-    hold_patterns: tuple[str, ...] = ()
+    hold_fp32: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
 
@@ -75,21 +73,20 @@ def decide(caps: Capabilities, device: Device, variant: Variant, switches: Switc
             f"The recipe {variant.name!r} asks for INT8, but its graph holds no Q/DQ nodes, so TensorRT would have no "
             f"scales. Transform the model again, or set the option native_calibrator."
         )
-    hold_names, hold_patterns = (frozenset[str](), ()) if strong else _held(variant)
-    if (hold_names or hold_patterns) and not caps.layer_precision:
+    hold_fp32 = frozenset[str]() if strong else _held(variant)
+    if hold_fp32 and not caps.layer_precision:
         raise BuildError(
             f"The recipe {variant.name!r} excludes layers, which TensorRT {caps.version} can only do in the graph. "
             f"Transform the model again with dialect='strong'."
         )
     chosen = [] if strong else _weak_flags(formats, quantized)
-    if hold_names or hold_patterns:
+    if hold_fp32:
         chosen.append("OBEY_PRECISION_CONSTRAINTS")
     return Flags(
         network=_network(caps, strong),
         set=(*chosen, *_others(variant.recipe, switches, formats)),
         clear=() if "tf32" in formats else ("TF32",),
-        hold_names=hold_names,
-        hold_patterns=hold_patterns,
+        hold_fp32=hold_fp32,
         notes=_notes(device, variant.recipe, formats),
     )
 
@@ -135,20 +132,10 @@ def _weak_flags(formats: tuple[str, ...], quantized: bool) -> list[str]:
     return flags
 
 
-def _held(variant: Variant) -> tuple[frozenset[str], tuple[str, ...]]:
-    """Return the layers that a precision step keeps in FP32: those its report skipped, and its patterns."""
-    step = variant.recipe.step("precision")
-    if not isinstance(step, Precision) or step.to not in ("fp16", "bf16"):
-        return frozenset(), ()
-    skipped = (item.name for report in variant.reports if report.kind == "precision" for item in report.skipped)
-    return frozenset(skipped), tuple(step.exclude)
-
-
-def held(flags: Flags, sources: tuple[str, ...]) -> bool:
-    """Return whether a layer made from these ONNX nodes is to stay in FP32."""
-    return any(
-        name in flags.hold_names or any(re.search(pattern, name) for pattern in flags.hold_patterns) for name in sources
-    )
+def _held(variant: Variant) -> frozenset[str]:
+    """Return the nodes that the precision step lists for the builder to keep in FP32."""
+    reports = (report for report in variant.reports if report.kind == "precision")
+    return frozenset(str(name) for report in reports for name in report.details.get("keep_fp32", ()))
 
 
 def _network(caps: Capabilities, strong: bool) -> tuple[str, ...]:

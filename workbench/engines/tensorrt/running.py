@@ -67,6 +67,7 @@ class TensorRTRunner:
         self._resources.callback(self._forget)  # before the memory goes, and after graphs that were captured later
         self.allocators: dict[str, OutputAllocator] = {}
         self._shapes: Shapes = {}
+        self._addresses: dict[str, int] = {}
         self._exchange: Exchange | None = None
         self._profile = 0
         self._graph_refusal: str | None = None
@@ -214,25 +215,29 @@ class TensorRTRunner:
         self.layout += 1
 
     def _choose_profile(self, shapes: Shapes) -> None:
+        dynamic = [tensor.name for tensor in self._inputs() if None in tensor.spec.shape and not tensor.on_host]
+        if not dynamic:
+            return  # static shapes were checked against the model's
         ranges = []
         for index in range(self.engine.num_optimization_profiles):
-            limits = {
-                name: self.engine.get_tensor_profile_shape(name, index) for name in shapes if not self._on_host(name)
-            }
+            limits = {name: self.engine.get_tensor_profile_shape(name, index) for name in dynamic}
             if all(_within(shapes[name], limit) for name, limit in limits.items()):
-                if index != self._profile and not self.context.set_optimization_profile_async(
-                    index, self.stream.handle
-                ):
-                    raise RunError(f"TensorRT cannot change to profile {index}. {self._errors()}")
-                self.stream.synchronize()
-                self._profile = index
+                self._use_profile(index)
                 return
             ranges.append({name: f"{tuple(limit[0])} to {tuple(limit[-1])}" for name, limit in limits.items()})
-        if ranges:
-            raise RunError(
-                f"The shapes {shapes} lie outside what the engine was built for: {ranges}. Build with "
-                f"BuildOptions(profiles=...) or extra={{'batch': (smallest, typical, largest)}} that hold them."
-            )
+        raise RunError(
+            f"The shapes {shapes} lie outside what the engine was built for: {ranges}. Build with "
+            f"BuildOptions(profiles=...) or extra={{'batch': (smallest, typical, largest)}} that hold them."
+        )
+
+    def _use_profile(self, index: int) -> None:
+        if index == self._profile:
+            return
+        if not self.context.set_optimization_profile_async(index, self.stream.handle):
+            raise RunError(f"TensorRT cannot change to profile {index}. {self._errors()}")
+        self.stream.synchronize()
+        self._profile = index
+        self._addresses.clear()
 
     def _make_room(self, tensor: tensors.Tensor) -> None:
         shape = tuple(self.context.get_tensor_shape(tensor.name))
@@ -252,9 +257,12 @@ class TensorRTRunner:
                 raise RunError(f"TensorRT refuses an allocator for the output {name!r}. {self._errors()}")
 
     def set_address(self, name: str, address: int) -> None:
-        """Tell TensorRT where a tensor lies."""
+        """Tell TensorRT where a tensor lies, unless it knows."""
+        if self._addresses.get(name) == address:
+            return
         if not self.context.set_tensor_address(name, address):
             raise RunError(f"TensorRT refuses the address of {name!r}. {self._errors()}")
+        self._addresses[name] = address
 
     def enqueue(self) -> None:
         """Put one inference on the stream."""

@@ -75,6 +75,21 @@ def test_the_profile_that_holds_the_shape_is_chosen(machine, tmp_path: Path) -> 
     assert chosen == [1, 0]
 
 
+def test_a_static_engine_is_asked_for_no_profile(machine, tmp_path: Path) -> None:
+    with backend.open_runner(machine.build(variant(tmp_path, model=network(batch=2))), None) as runner:
+        assert runner.infer(feeds(2))["y"].shape == (2, 3)
+        with pytest.raises(RunError, match=r"the model wants \(2, 4\)"):
+            runner.infer(feeds(3))
+    assert machine.trt.called("ICudaEngine.get_tensor_profile_shape") == []
+
+
+def test_addresses_are_told_once(machine, tmp_path: Path) -> None:
+    with backend.open_runner(machine.build(variant(tmp_path)), None) as runner:
+        for _ in range(3):
+            runner.infer(feeds(2))
+    assert len(machine.trt.called("IExecutionContext.set_tensor_address")) == 2  # x and y
+
+
 def test_int64_becomes_int32_and_back_where_the_release_has_none(machine, tmp_path: Path) -> None:
     model = network(integer_input=True)
     with backend.open_runner(machine.build(variant(tmp_path, model=model)), None) as runner:
