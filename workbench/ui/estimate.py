@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from workbench.records import Progress, Protocol
 
@@ -48,8 +49,7 @@ def pace(ticks: Iterable[tuple[float, Progress]], protocol: Protocol) -> Pace:
     """
     answers: dict[str, float] = {}
     rounds: list[float] = []
-    listed = list(ticks)
-    for (start, before), (end, _) in zip(listed, listed[1:], strict=False):
+    for (start, before), (end, _) in pairwise(ticks):
         seconds = end - start
         if seconds < _LEAST_SECONDS or not before.variant:
             continue

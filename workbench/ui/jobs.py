@@ -100,6 +100,10 @@ class Job(Generic[Result]):
         with self._news:
             self._change(partial=partial)
 
+    def flush(self) -> None:
+        """Tell the listeners now, on this thread (called by the work, where it wants them to be done)."""
+        self._tell_all()
+
     def say(self, line: str) -> None:
         """Add a line to the log (called by the work)."""
         with self._news:
@@ -155,9 +159,18 @@ class Job(Generic[Result]):
         """
         if not self._ended.wait(timeout):
             raise TimeoutError(f"{self.name} has not ended after {timeout} s; it goes on. Wait longer, or cancel() it.")
+        self.raise_failure()
+        return self._outcome  # type: ignore[return-value]
+
+    @property
+    def outcome(self) -> Result | None:
+        """What the work returned; None before its end and where it did not get there."""
+        return self._outcome
+
+    def raise_failure(self) -> None:
+        """Raise what the work raised, where it raised something."""
         if self._failure is not None:
             raise self._failure
-        return self._outcome  # type: ignore[return-value]
 
     def run(self) -> None:
         """Do the work on this thread, with a second one that tells the listeners."""
@@ -286,9 +299,9 @@ class Lane:
         self.settle(timeout)
 
     def settle(self, timeout: float = 30.0) -> None:
-        """Wait until the thread has ended, where nothing is left to do."""
+        """Wait until all work is done and the thread has ended."""
         with self._lock:
-            thread = self._thread if self._running is None and not self._waiting else None
+            thread = self._thread
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Literal
 
 from workbench.recipes import (
     NAMED,
@@ -89,11 +90,11 @@ def _quantizations(quantization: str, toggles: Toggles) -> list[tuple[tuple[Step
     if quantization == "int8-dynamic":
         return [((Quantize(activations="dynamic"),), [quantization])]
     if quantization in ("int8-weights", "int4-weights"):
-        to = "int8" if quantization.startswith("int8") else "int4"
-        return [((QuantizeWeights(to),), [quantization])]
+        weights = QuantizeWeights("int8") if quantization == "int8-weights" else QuantizeWeights("int4")
+        return [((weights,), [quantization])]
     variants = []
     for calibrator, samples, per_channel in product(toggles.calibrators, toggles.samples, toggles.per_channel):
-        to = "fp8" if quantization == "fp8" else "int8"
+        to: Literal["int8", "fp8"] = "fp8" if quantization == "fp8" else "int8"
         step = Quantize(to=to, calibrator=calibrator, samples=samples, per_channel=per_channel)
         words = [quantization, calibrator]
         words += [] if samples is None else [f"n{samples}"]

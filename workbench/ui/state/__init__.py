@@ -1,1 +1,54 @@
-"""What the app knows and does, part by part, without widgets."""
+"""What the app knows and does, part by part, without widgets: traits that views show, and commands that they call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from workbench.datasets import Dataset
+from workbench.records import Model, Protocol
+from workbench.store import Store
+from workbench.study import Study, run
+from workbench.ui.state.desk import PAGES, Desk
+from workbench.ui.state.handoff import HandOff, History
+from workbench.ui.state.inspection import Inspection
+from workbench.ui.state.plan import Plan
+from workbench.ui.state.results import Results
+from workbench.ui.state.running import Running
+from workbench.ui.state.subject import Subject
+
+__all__ = ["PAGES", "State"]
+
+
+class State:
+    """All parts of the state, wired to each other.
+
+    Args:
+        name: of the study; None lets model, data, backend and protocol name it.
+        run_study: what runs a study, for tests.
+    """
+
+    def __init__(
+        self,
+        model: Model | None = None,
+        data: Dataset | None = None,
+        *,
+        store: Store | None = None,
+        backend: str = "auto",
+        protocol: Protocol | None = None,
+        name: str | None = None,
+        run_study: Callable[..., Study] = run,
+    ) -> None:
+        self.desk = Desk(store)
+        self.subject = Subject(self.desk, model, data)
+        self.plan = Plan(self.desk, self.subject, protocol, backend)
+        self.running = Running(self.desk, self.subject, self.plan, run_study, name)
+        self.results = Results(self.desk, self.subject)
+        self.inspection = Inspection(self.desk, self.subject, self.plan)
+        self.handoff = HandOff(self.desk, self.subject, self.plan, self.results, name)
+        self.history = History(self.desk, self.results)
+        self.running.observe(lambda change: self.results.show(change["new"]), "drawn")
+
+    @property
+    def error(self) -> str:
+        """What went wrong last, as the user sees it."""
+        return str(self.desk.error)

@@ -1,1 +1,40 @@
-"""How the app looks: one file a view, each a function from state to widgets."""
+"""How the app looks: one file a page, each a function from state to widgets; and the frame around the pages."""
+
+from __future__ import annotations
+
+import ipywidgets as widgets
+
+from workbench.ui.state import PAGES, State
+from workbench.ui.views import controls, markup
+from workbench.ui.views.handoff import handoff_page, history_page
+from workbench.ui.views.model import model_page
+from workbench.ui.views.recipes import recipes_page
+from workbench.ui.views.results import results_page
+from workbench.ui.views.run import run_page
+from workbench.ui.views.style import CSS
+
+
+def frame(state: State) -> widgets.VBox:
+    """Return the whole app: navigation, the line that says where the study stands, errors, and the page."""
+    desk = state.desk
+    tabs = widgets.ToggleButtons(options=PAGES, description="Page", tooltips=[f"Go to: {page}" for page in PAGES])
+    tabs.add_class("wb-tabs")
+    controls.bind(desk, desk, "page", tabs)
+    status, error = controls.html("", "wb-status"), controls.html()
+    makers = (model_page, recipes_page, run_page, results_page, handoff_page, history_page)
+    pages = {name: make(state) for name, make in zip(PAGES, makers, strict=True)}
+
+    def show() -> None:
+        for name, page in pages.items():
+            page.layout.display = "flex" if name == desk.page else "none"
+
+    controls.follow(desk, "page", show)
+    controls.follow(desk, "error", lambda: controls.write(error, markup.error(desk.error)))
+    controls.follow(
+        state.running,
+        "words",
+        lambda: controls.write(status, f'<span class="wb-quiet">{markup.escape(state.running.words)}</span>'),
+    )
+    app = widgets.VBox([controls.html(f"<style>{CSS}</style>"), tabs, status, error, *pages.values()])
+    app.add_class("workbench")
+    return app

@@ -1,0 +1,107 @@
+"""`Workbench`: wires state and views, shows itself in a notebook, and leaves nothing behind when it is closed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import ipywidgets as widgets
+
+from workbench.datasets import Dataset
+from workbench.records import Model, Protocol
+from workbench.store import Store
+from workbench.study import Study
+from workbench.ui.state import State
+from workbench.ui.views import frame
+
+# The app that shows a model and its data; a cell that is run again replaces its earlier app.
+_SHOWN: weakref.WeakValueDictionary[Any, Workbench] = weakref.WeakValueDictionary()
+
+
+class Workbench:
+    """The workbench as an app: choose a model, toggle recipes, run, and see what each choice costs and gains.
+
+    Running its cell again finds the study of the same model and data again, running or finished.
+
+    Args:
+        model: from `workbench.load`; None lets the user choose in the app.
+        data: from `workbench.datasets`; None takes shipped data that fit, or random inputs.
+        store: where everything is kept; None takes the default store.
+        backend: a name from `workbench.backends()`, or `auto`.
+        protocol: how latency is measured; None takes the defaults of `Protocol`.
+        name: of the study; None derives one from model, data, backend and protocol.
+    """
+
+    def __init__(
+        self,
+        model: Model | None = None,
+        data: Dataset | None = None,
+        *,
+        store: Store | None = None,
+        backend: str = "auto",
+        protocol: Protocol | None = None,
+        name: str | None = None,
+    ) -> None:
+        self.state = State(model, data, store=store, backend=backend, protocol=protocol, name=name)
+        key = (str(self.state.desk.store.root), None if model is None else model.sha256, name)
+        if (earlier := _SHOWN.pop(key, None)) is not None:
+            earlier._detach()
+        _SHOWN[key] = self
+        self.widget = frame(self.state)
+        self.state.desk.attempt(self.state.running.find)
+
+    @property
+    def error(self) -> str:
+        """What went wrong last, as the app shows it; empty where nothing did."""
+        return self.state.error
+
+    def start(self) -> None:
+        """Start the study, as the button does.
+
+        Raises:
+            WorkbenchError: there is nothing to start, or a study runs already.
+        """
+        with self.state.desk.lock:
+            self.state.running.start()
+
+    def cancel(self) -> None:
+        """Stop the study that runs; what is finished is kept."""
+        self.state.desk.attempt(self.state.running.cancel)
+
+    def result(self, timeout: float | None = None) -> Study:
+        """Wait for the study and return it, so that a cell below the app can go on with it.
+
+        Args:
+            timeout: seconds to wait at most; None waits until its end.
+
+        Raises:
+            TimeoutError: it goes on after that time.
+            WorkbenchError: none was started, it was cancelled, or it failed.
+        """
+        return self.state.running.result(timeout)
+
+    def close(self) -> None:
+        """Stop what runs, and take every widget and thread away; the studies stay in the store."""
+        self.state.desk.stop()
+        self._detach()
+
+    def _detach(self) -> None:
+        """Close the widgets; a study goes on, for the app that takes this one's place."""
+        self.state.desk.leave()
+        for widget in list(_family(self.widget)):
+            widget.close()
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.widget._repr_mimebundle_(**options)
+
+
+def _family(widget: widgets.Widget) -> Iterator[widgets.Widget]:
+    """Yield a widget with everything that belongs to it: children, layout, style."""
+    for child in getattr(widget, "children", ()):
+        yield from _family(child)
+    for name in ("layout", "style"):
+        part = getattr(widget, name, None)
+        if isinstance(part, widgets.Widget):
+            yield part
+    yield widget

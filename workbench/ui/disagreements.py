@@ -1,0 +1,81 @@
+"""The evaluation samples on which two variants give different answers, as far as they can be shown. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from workbench.records import Accuracy, StudyRecord
+from workbench.reports.examples import image_uri
+
+MOST_SAMPLES = 24
+_LONGEST_TEXT = 600
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: a picture (data URI) or a text, its label, and what each of the two answered."""
+
+    index: int
+    image: str
+    text: str
+    label: str
+    first: str
+    second: str
+
+
+@dataclass(frozen=True)
+class Disagreements:
+    """A sentence, and the samples that can be shown."""
+
+    words: str
+    samples: tuple[Sample, ...] = ()
+
+
+def disagreements(
+    record: StudyRecord, first: str, second: str, show: Callable[[int], dict[str, Any]] | None = None
+) -> Disagreements:
+    """Return the samples on which two variants differ.
+
+    Args:
+        show: evaluation sample index -> how it is shown, where the data are at hand; else what the record kept.
+    """
+    checks = {result.recipe.name: result.accuracy for result in record.results}
+    ours, theirs = checks.get(first), checks.get(second)
+    if ours is None or theirs is None or not ours.predictions or not theirs.predictions:
+        return Disagreements(f"{first} and {second} have no answers to compare (no class scores, or not checked yet).")
+    if len(ours.predictions) != len(theirs.predictions) or ours.data_sha256 != theirs.data_sha256:
+        return Disagreements(f"{first} and {second} were checked on different data.")
+    sides = [np.asarray(check.predictions).reshape(check.samples, -1) for check in (ours, theirs)]
+    differing = np.flatnonzero((sides[0] != sides[1]).any(axis=1)).tolist()
+    shown: list[Sample] = []
+    for index in differing:
+        view = show(index) if show is not None else record.samples.get(str(index))
+        if isinstance(view, dict) and len(shown) < MOST_SAMPLES:
+            shown.append(_sample(index, view, [side[index] for side in sides]))
+    return Disagreements(_words(first, second, ours, len(differing), len(shown)), tuple(shown))
+
+
+def _words(first: str, second: str, check: Accuracy, count: int, shown: int) -> str:
+    if first == second:
+        return "Choose two different variants."
+    if not count:
+        return f"{first} and {second} give the same answer on all {check.samples} samples."
+    words = f"{first} and {second} differ on {count} of {check.samples} samples"
+    return f"{words}; {shown} of them are shown." if shown < count else f"{words}."
+
+
+def _sample(index: int, view: dict[str, Any], answers: list[np.ndarray]) -> Sample:
+    image = image_uri(view.get("value")) if view.get("kind") == "image" else None
+    value = view.get("value")
+    text = "" if image else value[:_LONGEST_TEXT] if isinstance(value, str) else "(This sample cannot be shown.)"
+    label = view.get("label")
+    if answers[0].size == 1:
+        first, second = (str(int(answer[0])) for answer in answers)
+    else:
+        places = int((answers[0] != answers[1]).sum())
+        first, second = f"{places} of {answers[0].size} predictions differ", ""
+    return Sample(index, image or "", text, "" if label is None else str(label), first, second)

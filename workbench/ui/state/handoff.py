@@ -1,0 +1,178 @@
+"""What leaves the app: the cell that does the same, the report, earlier studies and two of them compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from traitlets import HasTraits, Instance, Tuple, Unicode
+
+from workbench.comparison import Comparison, compare_studies
+from workbench.errors import CompareError, StoreError
+from workbench.records import StudyRecord
+from workbench.study import Study
+from workbench.ui import code
+from workbench.ui.jobs import DRAWING, Job
+from workbench.ui.state.desk import Desk
+from workbench.ui.state.plan import Plan
+from workbench.ui.state.results import Results
+from workbench.ui.state.subject import FOLDER, GIVEN, IMAGES, NPZ, ONNX_FILE, RANDOM, SHIPPED, Subject
+
+FORMATS = {"HTML page": ".html", "Markdown": ".md", "CSV": ".csv", "JSON": ".json", "folder with all four": ""}
+
+
+class HandOff(HasTraits):
+    """Code and reports.
+
+    Attributes:
+        code: the cell that does what the app is set to do.
+        report_path, report_format: where the report goes; `written` is where the last one went.
+        report_page: the last report, where it is one HTML page, for a link that opens it.
+    """
+
+    code = Unicode()
+    report_path = Unicode("report")
+    report_format = Unicode("HTML page")
+    written = Unicode()
+    report_page = Unicode()
+
+    def __init__(self, desk: Desk, subject: Subject, plan: Plan, results: Results, name: str | None = None) -> None:
+        super().__init__()
+        self.desk, self.subject, self.plan, self.results = desk, subject, plan, results
+        self._name = name
+
+    def show_code(self) -> None:
+        """Write the cell for what is chosen now.
+
+        Raises:
+            RecipeError: the protocol is not possible.
+        """
+        plan = self.plan
+        self.code = code.cell(
+            self._model(), self._data(), plan.recipes, plan.backend, plan.protocol, plan.options, self._name
+        )
+
+    def export(self) -> None:
+        """Write the report of the study that is shown, in the background.
+
+        Raises:
+            StoreError: there is nothing to report, or no path.
+        """
+        record = self.results.record
+        if record is None:
+            raise StoreError("There is no study to report yet. Run one, or open an earlier one.")
+        if not self.report_path.strip():
+            raise StoreError("No file was named for the report. Write one into `File`.")
+        path = Path(self.report_path.strip()).expanduser()
+        suffix = FORMATS[self.report_format]
+        path = path.with_suffix(suffix) if suffix and path.suffix != suffix else path
+
+        def work(job: Job[tuple[Path, str]]) -> tuple[Path, str]:
+            written = Study(record).report(path)
+            return written, written.read_text(encoding="utf-8") if suffix == ".html" else ""
+
+        self.written, self.report_page = "Writing …", ""
+        self.desk.start(DRAWING, Job("report", work, key=("report", id(self))), self._take)
+
+    def _take(self, job: Job[tuple[Path, str]]) -> None:
+        snapshot = job.snapshot
+        if snapshot.state == "failed":
+            self.written = ""
+            job.raise_failure()
+        elif snapshot.state == "done" and job.outcome is not None:
+            path, self.report_page = job.outcome
+            self.written = str(path.resolve())
+
+    def _model(self) -> str:
+        subject = self.subject
+        if subject.source == GIVEN:
+            return "model"
+        if subject.source == SHIPPED:
+            return f"wb.load({subject.shipped!r})"
+        assert subject.source in (ONNX_FILE, FOLDER)
+        return f"wb.load({subject.path.strip()!r})"
+
+    def _data(self) -> str:
+        subject = self.subject
+        if subject.data_source == GIVEN:
+            return "data"
+        if subject.data_source == RANDOM:
+            return "wb.datasets.random(model)"
+        if subject.data_source in (NPZ, IMAGES):
+            reader = "npz" if subject.data_source == NPZ else "image_folder"
+            return f"wb.datasets.{reader}({subject.data_path.strip()!r})"
+        return f"wb.datasets.{subject.data_source}()"
+
+
+class History(HasTraits):
+    """Earlier studies in the store.
+
+    Attributes:
+        query, names: the search, and the studies whose name holds its words, latest first.
+        chosen: names that are selected.
+        comparison: of two chosen ones.
+    """
+
+    query = Unicode()
+    names = Tuple()
+    chosen = Tuple()
+    words = Unicode()
+    comparison = Instance(Comparison, allow_none=True)
+
+    def __init__(self, desk: Desk, results: Results) -> None:
+        super().__init__()
+        self.desk, self.results = desk, results
+
+    def search(self, query: str) -> None:
+        """List the studies whose name holds all words of the query."""
+        self.query = query
+        words = query.lower().split()
+        names = self.desk.store.keys("study")
+        self.names = tuple(name for name in names if all(word in name.lower() for word in words))
+        found = "study" if len(self.names) == 1 else "studies"
+        self.words = f"{len(self.names)} {found} of {len(names)} in {self.desk.store.root}."
+        self.chosen = tuple(name for name in self.chosen if name in self.names)
+
+    def choose(self, names: tuple[str, ...]) -> None:
+        """Select studies."""
+        self.chosen = tuple(names)
+
+    def open(self) -> None:
+        """Show the selected study on the page of results.
+
+        Raises:
+            StoreError: not exactly one is selected, or it cannot be read.
+        """
+        if len(self.chosen) != 1:
+            raise StoreError(f"{len(self.chosen)} studies are selected; select one to open it.")
+        self.results.show(self._record(self.chosen[0]))
+        self.desk.page = "Results"
+
+    def compare(self) -> None:
+        """Compare two selected studies, the later one against the earlier; unlike conditions are let pass and named.
+
+        Raises:
+            CompareError: not exactly two are selected, or they share nothing.
+        """
+        if len(self.chosen) != 2:
+            raise CompareError(f"{len(self.chosen)} studies are selected; select two to compare them.")
+        before, after = sorted((self._record(name) for name in self.chosen), key=lambda record: record.created_at)
+
+        def work(job: Job[Comparison]) -> Comparison:
+            return compare_studies(before, after, allow_unlike=True)
+
+        self.words = f"Comparing {after.name} with {before.name} …"
+        job = Job("comparison", work, key=("comparison", id(self)))
+        self.desk.start(DRAWING, job, lambda job: self._take(job, before, after))
+
+    def _take(self, job: Job[Any], before: StudyRecord, after: StudyRecord) -> None:
+        snapshot = job.snapshot
+        if snapshot.state == "failed":
+            self.words = ""
+            job.raise_failure()
+        elif snapshot.state == "done" and job.outcome is not None:
+            self.comparison = job.outcome
+            self.words = f"{after.name} (later) against {before.name} (earlier)."
+
+    def _record(self, name: str) -> StudyRecord:
+        return Study.open(name, self.desk.store).record

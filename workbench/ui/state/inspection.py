@@ -1,0 +1,188 @@
+"""A closer look: what calibration saw of a tensor, and which nodes became which layer of the runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from traitlets import Bytes, HasTraits, Instance, Tuple, Unicode
+
+from workbench.errors import DataError, RecipeError
+from workbench.graph.calibration_table import CalibrationTable
+from workbench.graph.fused_layers import FusionMap, fusion_map
+from workbench.recipes import NAMED
+from workbench.records import StudyRecord, VariantResult
+from workbench.study.stages import Stages
+from workbench.ui import pictures
+from workbench.ui.jobs import DRAWING, STUDIES, Job
+from workbench.ui.state.desk import Desk
+from workbench.ui.state.plan import Plan
+from workbench.ui.state.results import THEMES
+from workbench.ui.state.subject import Subject
+
+# Any recipe with static quantization: the table is the same for all calibrators.
+_CALIBRATED = NAMED["int8-kl"]
+
+
+class Inspection(HasTraits):
+    """The calibration view and the fusion view.
+
+    Attributes:
+        table: what calibration counted; None before it was collected.
+        tensors, tensor: names in the table, and the one that is shown.
+        histogram_light, histogram_dark, curve_light, curve_dark: PNG.
+        clips: what each calibrator would do to the tensor (`pictures.Clip`).
+        variant: whose layers are shown.
+        before: operator -> count, in the file that was built.
+        fusion: layers of the runtime and the nodes behind them.
+    """
+
+    table = Instance(CalibrationTable, allow_none=True)
+    tensors = Tuple()
+    tensor = Unicode()
+    clips = Tuple()
+    words = Unicode("Not collected yet.")
+    histogram_light = Bytes()
+    histogram_dark = Bytes()
+    curve_light = Bytes()
+    curve_dark = Bytes()
+    variant = Unicode()
+    before: Any = Instance(dict, args=())
+    fusion = Instance(FusionMap, allow_none=True)
+    fusion_words = Unicode("Choose a variant that was built.")
+
+    def __init__(self, desk: Desk, subject: Subject, plan: Plan) -> None:
+        super().__init__()
+        self.desk, self.subject, self.plan = desk, subject, plan
+        subject.observe(lambda change: self._forget(), ["model", "data"])
+
+    def collect(self) -> None:
+        """Run the model over its calibration samples, or read what a study collected.
+
+        Raises:
+            DataError: no model, or data without calibration samples.
+        """
+        model, data, plan = self.subject.model, self.subject.data, self.plan
+        if model is None or data is None or data.calibration is None:
+            raise DataError("Calibration needs a model and data with calibration samples. Choose both on page `Model`.")
+        backend, options, store = plan.backend, plan.options, self.desk.store
+
+        def work(job: Job[CalibrationTable]) -> CalibrationTable:
+            stages = Stages(store, model, data.bound_to(model), backend, options, 1, job.cancelled)
+            return stages.table(_CALIBRATED)[0]
+
+        self.words = "Collecting …"
+        self.desk.start(STUDIES, Job("calibration", work, key=("calibration", id(self))), self._take_table)
+
+    def show_tensor(self, tensor: str) -> None:
+        """Draw the histogram and the KL curve of a tensor.
+
+        Raises:
+            RecipeError: the table has no such tensor.
+        """
+        table = self.table
+        if table is None or tensor not in table:
+            raise RecipeError(
+                f"There is no tensor {tensor!r} in the calibration table. Collect it, and choose one of its."
+            )
+        self.tensor = tensor
+        values = table[tensor]
+
+        def work(job: Job[Any]) -> Any:
+            drawn = [
+                (pictures.histogram(tensor, values, theme), pictures.divergence(tensor, values, theme))
+                for theme in THEMES
+            ]
+            return pictures.clips(values), drawn
+
+        self.words = f"Drawing {tensor} …"
+        self.desk.start(DRAWING, Job("tensor", work, key=("tensor", id(self))), self._take_pictures)
+
+    def show_layers(self, record: StudyRecord | None, variant: str) -> None:
+        """Map the layers of a variant's runtime to the nodes they stand for.
+
+        Raises:
+            RecipeError: the record has no such variant.
+        """
+        found = next((item for item in record.results if item.recipe.name == variant), None) if record else None
+        if found is None:
+            raise RecipeError(f"There is no variant {variant!r} in the study that is shown.")
+        self.variant = variant
+        place = _runtime_graph(found)
+        if place is None or found.variant is None:
+            self.fusion, self.before = None, {}
+            self.fusion_words = (
+                f"{variant} left no graph of its runtime: it was not built yet, was built with fusion off, on another "
+                f"machine, or by a backend that keeps none."
+            )
+            return
+        source = found.variant.path
+
+        def work(job: Job[Any]) -> Any:
+            graphs = [onnx.load(path, load_external_data=False) for path in (source, str(place))]
+            return _counts(graphs[0]), fusion_map(*graphs)
+
+        self.desk.start(DRAWING, Job("layers", work, key=("layers", id(self))), self._take_layers)
+
+    def _take_table(self, job: Job[CalibrationTable]) -> None:
+        snapshot = job.snapshot
+        if snapshot.state == "waiting":
+            self.words = "Waits until the running study has ended."
+        elif snapshot.state == "failed":
+            self.words = "Not collected."
+            job.raise_failure()
+        elif snapshot.state == "done" and job.outcome is not None:
+            self.table = job.outcome
+            self.tensors = tuple(job.outcome)
+            self.words = f"{len(self.tensors)} tensors, {job.outcome.samples} samples."
+            if self.tensors:
+                self.show_tensor(self.tensor if self.tensor in self.tensors else self.tensors[0])
+
+    def _take_pictures(self, job: Job[Any]) -> None:
+        snapshot = job.snapshot
+        if snapshot.state == "failed":
+            job.raise_failure()
+        elif snapshot.state == "done" and job.outcome is not None and self.table is not None:
+            self.clips, ((self.histogram_light, self.curve_light), (self.histogram_dark, self.curve_dark)) = job.outcome
+            best = self.clips[0]
+            self.words = (
+                f"{self.tensor}: {best.calibrator} is expected to keep most of it ({best.sqnr_db:.1f} dB). What counts is "
+                f"the accuracy of the whole model: run the calibrators as recipes and compare."
+            )
+
+    def _take_layers(self, job: Job[Any]) -> None:
+        snapshot = job.snapshot
+        if snapshot.state == "failed":
+            job.raise_failure()
+        elif snapshot.state == "done" and job.outcome is not None:
+            self.before, self.fusion = job.outcome
+            layers = self.fusion.layers
+            several = sum(len(layer.sources) > 1 for layer in layers)
+            added = sum(not layer.sources for layer in layers)
+            self.fusion_words = (
+                f"{self.variant}: {sum(self.before.values())} nodes in the file became {len(layers)} layers of the runtime; "
+                f"{several} of them stand for several nodes, {added} were added by the runtime, and "
+                f"{len(self.fusion.folded)} nodes were folded away."
+            )
+
+    def _forget(self) -> None:
+        self.table, self.tensors, self.clips = None, (), ()
+        self.words = "Not collected yet."
+        for name in ("histogram_light", "histogram_dark", "curve_light", "curve_dark"):
+            setattr(self, name, b"")
+
+
+def _runtime_graph(result: VariantResult) -> Path | None:
+    folder = None if result.engine is None or result.engine.folder is None else Path(result.engine.folder)
+    if folder is None or result.variant is None or not Path(result.variant.path).exists():
+        return None
+    path = folder / "optimized.onnx"
+    return path if path.exists() else None
+
+
+def _counts(model: onnx.ModelProto) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for node in model.graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts

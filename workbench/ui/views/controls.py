@@ -1,0 +1,197 @@
+"""Building blocks of the views: labelled controls, each bound to a trait and to one command.
+
+A callback is one call to a command; the desk catches and shows what goes wrong in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import ipywidgets as widgets
+from traitlets import HasTraits
+
+from workbench.ui.state.desk import Desk
+from workbench.ui.views.markup import escape
+
+FIELD_WIDTH = "460px"
+LABEL_WIDTH = "130px"
+
+
+def html(text: str = "", *classes: str) -> widgets.HTML:
+    """Return a piece of markup; whoever makes the text escapes what comes from outside."""
+    made = widgets.HTML(text)
+    for name in classes:
+        made.add_class(name)
+    return made
+
+
+def row(*children: widgets.Widget) -> widgets.Box:
+    """Put controls side by side; they wrap where the panel is narrow."""
+    made = widgets.Box(children)
+    made.add_class("wb-row")
+    return made
+
+
+def page(*children: widgets.Widget) -> widgets.VBox:
+    """Put parts of a page under each other."""
+    made = widgets.VBox(children)
+    made.add_class("wb-page")
+    return made
+
+
+def button(desk: Desk, words: str, command: Callable[[], None], tooltip: str = "", **options: Any) -> widgets.Button:
+    """Return a button that calls a command."""
+    made = widgets.Button(
+        description=words, tooltip=tooltip or words, layout=widgets.Layout(width="auto", min_width="110px"), **options
+    )
+    made.on_click(lambda clicked: desk.attempt(command))
+    return made
+
+
+def field(made: widgets.Widget, width: str = FIELD_WIDTH) -> widgets.Widget:
+    """Give a control its label's and its own width; both shrink with the panel."""
+    made.layout.width = width
+    made.layout.max_width = "100%"
+    made.style.description_width = LABEL_WIDTH
+    made.add_class("wb-field")
+    return made
+
+
+def bind(
+    desk: Desk, part: HasTraits, trait: str, control: widgets.Widget, command: Callable[[Any], None] | None = None
+) -> widgets.Widget:
+    """Keep a control's value and a trait equal.
+
+    Args:
+        command: called with a value that the user chose; None sets the trait.
+    """
+    setter = command or (lambda value: setattr(part, trait, value))
+
+    def show(change: Any = None) -> None:
+        if control.value != getattr(part, trait):
+            control.value = getattr(part, trait)
+
+    def choose(change: Any) -> None:
+        if change["new"] != getattr(part, trait):
+            desk.attempt(setter, change["new"])
+
+    show()
+    part.observe(show, trait)
+    control.observe(choose, "value")
+    return control
+
+
+def menu(
+    desk: Desk,
+    part: HasTraits,
+    words: str,
+    options_trait: str,
+    value_trait: str,
+    command: Callable[[Any], None] | None = None,
+) -> widgets.Dropdown:
+    """Return a menu whose options and value follow traits; a change of options is no choice of the user's."""
+    made = field(widgets.Dropdown(description=words))
+    state = {"quiet": False}
+    setter = command or (lambda value: setattr(part, value_trait, value))
+
+    def show(change: Any = None) -> None:
+        options, value = tuple(getattr(part, options_trait)), getattr(part, value_trait)
+        state["quiet"] = True
+        if tuple(made.options) != options:
+            made.options = options
+        made.value = value if value in options else None
+        state["quiet"] = False
+
+    def choose(change: Any) -> None:
+        if not state["quiet"] and change["new"] is not None and change["new"] != getattr(part, value_trait):
+            desk.attempt(setter, change["new"])
+
+    show()
+    part.observe(show, [options_trait, value_trait])
+    made.observe(choose, "value")
+    return made
+
+
+def follow(part: HasTraits, traits: str | Sequence[str], show: Callable[[], None]) -> None:
+    """Call `show` now and whenever one of the traits changes."""
+    show()
+    part.observe(lambda change: show(), [traits] if isinstance(traits, str) else list(traits))
+
+
+def write(control: widgets.Widget, text: str, name: str = "value") -> None:
+    """Set an attribute where it differs, so that nothing is sent for nothing."""
+    if getattr(control, name) != text:
+        setattr(control, name, text)
+
+
+class Checks:
+    """A group of checkboxes of which several may be chosen; each can be greyed with its reason.
+
+    Args:
+        values: value -> what the box says.
+        command: called with the tuple of chosen values, in order.
+    """
+
+    def __init__(
+        self, desk: Desk, words: str, values: dict[Any, str], command: Callable[[tuple[Any, ...]], None]
+    ) -> None:
+        self._desk, self._command, self._quiet = desk, command, False
+        self.boxes = {
+            value: widgets.Checkbox(description=text, indent=False, tooltip=f"{words}: {text}")
+            for value, text in values.items()
+        }
+        self.note = html("", "wb-quiet")
+        self.widget = widgets.VBox([row(html(words, "wb-group"), *self.boxes.values()), self.note])
+        self.widget.add_class("wb-page")
+        for box in self.boxes.values():
+            box.observe(self._choose, "value")
+
+    def show(self, chosen: Iterable[Any], greyed: dict[Any, str]) -> None:
+        """Tick what is chosen and grey what has a reason against it."""
+        ticked = tuple(chosen)
+        self._quiet = True
+        for value, box in self.boxes.items():
+            write(box, value in ticked)  # type: ignore[arg-type]
+            write(box, value in greyed, "disabled")  # type: ignore[arg-type]
+        self._quiet = False
+        write(self.note, greyed_words({self.boxes[value].description: why for value, why in greyed.items()}))
+
+    def _choose(self, change: Any) -> None:
+        if not self._quiet:
+            self._desk.attempt(self._command, tuple(value for value, box in self.boxes.items() if box.value))
+
+
+def greyed_words(reasons: dict[str, str]) -> str:
+    """Say why choices are greyed, those with one reason together."""
+    together: dict[str, list[str]] = {}
+    for value, why in reasons.items():
+        together.setdefault(why, []).append(value)
+    return "".join(
+        f"<div>Not here: {escape(', '.join(values))} ({escape(why)}).</div>" for why, values in together.items()
+    )
+
+
+def pictures(light: widgets.Image, dark: widgets.Image) -> widgets.VBox:
+    """Return both pictures; the style sheet shows the one for the theme."""
+    light.add_class("wb-light")
+    dark.add_class("wb-dark")
+    for image in (light, dark):
+        image.layout.max_width = "100%"
+    return page(light, dark)
+
+
+def picture_pair(part: HasTraits, light_trait: str, dark_trait: str) -> widgets.VBox:
+    """Return a picture that follows two PNG traits, one for each theme; nothing is shown while they are empty."""
+    light, dark = widgets.Image(format="png"), widgets.Image(format="png")
+    box = pictures(light, dark)
+
+    def show() -> None:
+        for image, trait in ((light, light_trait), (dark, dark_trait)):
+            data = getattr(part, trait)
+            if data and image.value != data:
+                image.value = data
+        box.layout.display = "flex" if getattr(part, light_trait) else "none"
+
+    follow(part, (light_trait, dark_trait), show)
+    return box

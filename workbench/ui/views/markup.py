@@ -1,0 +1,220 @@
+"""Text and tables as HTML. All text from outside is escaped here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from html import escape
+
+from workbench.comparison import Comparison
+from workbench.graph.cost import Cost
+from workbench.graph.fused_layers import FusionMap
+from workbench.records import Model, TensorSpec
+from workbench.reports import formats
+from workbench.reports.rows import Table, speed_words
+from workbench.ui.disagreements import Disagreements, Sample
+from workbench.ui.pictures import Clip
+from workbench.ui.state.running import VariantProgress
+
+__all__ = ["escape"]
+
+_MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
+
+
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), caption: str = ""
+) -> str:
+    """Return a table of escaped cells; columns in `numbers` are aligned to the right."""
+    classes = [' class="wb-number"' if place in numbers else "" for place in range(len(headings))]
+    head = "".join(f'<th scope="col"{kind}>{text}</th>' for text, kind in zip(headings, classes, strict=True))
+    body = "".join(
+        f"<tr>{''.join(f'<td{kind}>{cell}</td>' for cell, kind in zip(row, classes, strict=True))}</tr>" for row in rows
+    )
+    title = f"<caption>{caption}</caption>" if caption else ""
+    return f'<div class="wb-scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def error(text: str) -> str:
+    """Return the error line; empty where there is none."""
+    return f'<div class="wb-error" role="alert"><b>Error.</b> {escape(text)}</div>' if text else ""
+
+
+def model_card(model: Model, cost: Cost | None, lacks: dict[str, dict[str, str]]) -> str:
+    """Return what is known of a model before anything is built."""
+    facts = [
+        ("Name", escape(model.name)),
+        ("Origin", escape(f"{model.origin.kind}: {model.origin.reference}")),
+        ("Parameters", f"{model.parameters:,}"),
+        ("File", f"{formats.size(model.size_bytes)}, opset {model.opset}, sha256 {escape(model.sha256[:12])}…"),
+        ("Work a sample", _cost_words(cost)),
+        ("Already quantized", escape(model.quantized_by or "no")),
+    ]
+    operators = sorted(model.operators.items(), key=lambda item: (-item[1], item[0]))
+    parts = [
+        table(("", ""), facts),
+        "<h3>Inputs and outputs</h3>",
+        table(("", "Name", "Type", "Shape"), [*_specs("input", model.inputs), *_specs("output", model.outputs)]),
+        "<h3>Operators</h3>",
+        f"<p>{', '.join(f'{escape(name)}&nbsp;&times;&nbsp;{count}' for name, count in operators)}</p>",
+        "<h3>What backends lack</h3>",
+        _lacks(lacks),
+        *(f'<p class="wb-quiet">{escape(note)}</p>' for note in model.origin.notes),
+    ]
+    return "".join(parts)
+
+
+def variants(items: Iterable[VariantProgress]) -> str:
+    """Return how far each variant is."""
+    rows = [
+        (
+            f'<span class="wb-{item.state}">{_MARKS[item.state]} {escape(item.name)}</span>',
+            f'<progress max="1" value="{item.fraction:.3f}" aria-label="{escape(item.name)}"></progress> {item.fraction:.0%}',
+            f'<span class="wb-{item.state}">{escape(item.stage)}</span>',
+        )
+        for item in items
+    ]
+    return table(("Variant", "Done", "Stage"), rows) if rows else ""
+
+
+def failures(items: Iterable[VariantProgress]) -> str:
+    """Return what went wrong with each failed variant, its log behind a disclosure."""
+    parts = []
+    for item in items:
+        if item.state == "failed":
+            log = f"<details><summary>Log of {escape(item.name)}</summary><pre>{escape(item.log)}</pre></details>"
+            parts.append(
+                f'<div class="wb-error"><b>{escape(item.name)} {escape(item.stage)}.</b> {escape(item.message)}'
+                f"{log if item.log else ''}</div>"
+            )
+    return "".join(parts)
+
+
+def results(shown: Table, best: str, sort_column: str, descending: bool) -> str:
+    """Return the main table, sorted, with the best variant of the budget marked in words."""
+    headings = [
+        f"{escape(column.heading)}{f' ({escape(column.unit)})' if column.unit else ''}" for column in shown.columns
+    ]
+    rows = list(shown.rows)
+    place = next((index for index, column in enumerate(shown.columns) if column.heading == sort_column), None)
+    if place is not None:
+        rows.sort(key=lambda row: row.cells[place].text)
+        rows.sort(key=lambda row: row.cells[place].order or 0.0, reverse=descending)
+        rows.sort(key=lambda row: row.cells[place].order is None and row.cells[place].text == formats.ABSENT)
+        headings[place] += " ▼" if descending else " ▲"
+    body = []
+    for row in rows:
+        cells = [f"<td>{escape(cell.text)}<small>{escape(cell.detail)}</small></td>" for cell in row.cells]
+        label = escape(row.variant) + (" (baseline)" if row.is_baseline else "")
+        mark = "★ " if row.variant == best else ""
+        note = "<small>best in budget</small>" if mark else ""
+        kind = ' class="wb-best"' if mark else ""
+        body.append(f'<tr{kind}><th scope="row">{mark}{label}{note}</th>{"".join(cells[1:])}</tr>')
+    head = "".join(f'<th scope="col">{text}</th>' for text in headings)
+    notes = "".join(f'<p class="wb-quiet">{escape(note)}</p>' for note in shown.footnotes)
+    return (
+        f'<div class="wb-scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>{notes}"
+    )
+
+
+def disagreements(found: Disagreements, first: str, second: str) -> str:
+    """Return the samples on which two variants differ."""
+    cards = "".join(_sample(sample, first, second) for sample in found.samples)
+    return f'<p>{escape(found.words)}</p><div class="wb-cards">{cards}</div>'
+
+
+def clips(found: Iterable[Clip]) -> str:
+    """Return what each calibrator would do to a tensor."""
+    rows = [
+        (
+            escape(clip.calibrator),
+            f"{clip.threshold:.4g}",
+            "∞" if clip.sqnr_db == float("inf") else f"{clip.sqnr_db:.1f}",
+        )
+        for clip in found
+    ]
+    return table(("Calibrator", "Clips beyond", "Expected SQNR (dB)"), rows, numbers=(1, 2)) if rows else ""
+
+
+def layers(before: dict[str, int], found: FusionMap | None) -> str:
+    """Return the runtime's layers with the nodes behind each."""
+    if found is None:
+        return ""
+    after: dict[str, int] = {}
+    for layer in found.layers:
+        after[layer.operator] = after.get(layer.operator, 0) + 1
+    rows = [
+        (
+            str(number),
+            f"{escape(layer.operator)}<small>{escape(layer.name)}</small>",
+            "<br>".join(map(escape, layer.sources)) or "added by the runtime",
+        )
+        for number, layer in enumerate(found.layers, start=1)
+    ]
+    folded = f"<p>Folded away: {escape(', '.join(found.folded))}.</p>" if found.folded else ""
+    return (
+        f"<p><b>Before:</b> {_counted(before)}</p><p><b>After:</b> {_counted(after)}</p>{folded}"
+        f"{table(('#', 'Runtime layer', 'Nodes of the file'), rows)}"
+    )
+
+
+def comparison(found: Comparison | None) -> str:
+    """Return a comparison of two studies."""
+    if found is None:
+        return ""
+    rows = []
+    for row in found.rows:
+        speed, interval = ("-", "") if row.ratio is None else speed_words(row.ratio)
+        change = "-" if row.change is None else row.change.words
+        notes = "<br>".join(escape(note) for note in row.notes)
+        rows.append((escape(row.variant), f"{escape(speed)}<small>{escape(interval)}</small>", escape(change), notes))
+    notes = "".join(f'<p class="wb-quiet">{escape(note)}</p>' for note in found.notes)
+    return table(("Variant", "Speed, later against earlier", "Score", "Notes"), rows) + notes
+
+
+def _counted(counts: dict[str, int]) -> str:
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{escape(name)}&nbsp;&times;&nbsp;{count}" for name, count in ordered)
+
+
+def _cost_words(cost: Cost | None) -> str:
+    if cost is None:
+        return "…"
+    if cost.flops is None:
+        return f"unknown: the shapes of {len(cost.unknown)} layers cannot be inferred"
+    shapes = ", ".join(f"{escape(name)} {_shape(shape)}" for name, shape in cost.assumed.items())
+    return f"{_flops(cost.flops)} in Conv, Gemm and MatMul ({shapes})"
+
+
+def _flops(count: int) -> str:
+    for unit, name in ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+        if count >= unit:
+            return f"{formats.significant(count / unit)} {name}"
+    return f"{count:,} FLOP"
+
+
+def _specs(kind: str, specs: Iterable[TensorSpec]) -> list[tuple[str, ...]]:
+    return [(kind, escape(spec.name), escape(spec.dtype), _shape(spec.shape)) for spec in specs]
+
+
+def _shape(shape: Sequence[int | None]) -> str:
+    return " &times; ".join("any" if axis is None else str(axis) for axis in shape) or "scalar"
+
+
+def _lacks(lacks: dict[str, dict[str, str]]) -> str:
+    parts = []
+    for backend, absent in lacks.items():
+        if not absent:
+            parts.append(f"<p>✓ {escape(backend)} can run every operator of this model.</p>")
+        for operator, why in absent.items():
+            parts.append(f"<p>✗ {escape(backend)} lacks <b>{escape(operator)}</b>: {escape(why)}.</p>")
+    return "".join(parts) or '<p class="wb-quiet">Looking …</p>'
+
+
+def _sample(sample: Sample, first: str, second: str) -> str:
+    label = f"label {escape(sample.label)}" if sample.label else "no label"
+    picture = f'<img src="{sample.image}" alt="sample {sample.index}, {label}">'
+    shown = picture if sample.image else f"<pre>{escape(sample.text)}</pre>"
+    answers = f"{escape(first)}: {escape(sample.first)}<br>{escape(second)}: {escape(sample.second)}"
+    answers = answers if sample.second else escape(sample.first)
+    kind = "" if sample.image else ' class="wb-text"'
+    return f"<figure{kind}>{shown}<figcaption><b>#{sample.index}</b>, {label}<br>{answers}</figcaption></figure>"

@@ -1,0 +1,106 @@
+"""The page of results: plot and budgets, table, disagreements, calibration, fusion."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ipywidgets as widgets
+
+from workbench.ui.state import State
+from workbench.ui.state.results import VIEWS
+from workbench.ui.views import controls, markup
+from workbench.ui.views.inspection import calibration_view, fusion_view
+from workbench.ui.views.markup import escape
+
+_NO_ORDER = "order of the recipes"
+
+
+def results_page(state: State) -> widgets.Widget:
+    """Return the page; one of its views is shown at a time."""
+    desk, results = state.desk, state.results
+    tabs = widgets.ToggleButtons(options=VIEWS, description="View", tooltips=[f"Show: {view}" for view in VIEWS])
+    tabs.add_class("wb-tabs")
+    controls.bind(desk, results, "view", tabs)
+    words = controls.html()
+    controls.follow(results, "words", lambda: controls.write(words, f"<p><b>{escape(results.words)}</b></p>"))
+    views = {
+        "Plot": _plot(state),
+        "Table": _table(state),
+        "Disagreements": _disagreements(state),
+        "Calibration": calibration_view(state),
+        "Fusion": fusion_view(state),
+    }
+
+    def show() -> None:
+        for name, view in views.items():
+            view.layout.display = "flex" if name == results.view else "none"
+
+    controls.follow(results, "view", show)
+    return controls.page(controls.html("<h2>Results</h2>"), words, tabs, *views.values())
+
+
+def _plot(state: State) -> widgets.Widget:
+    desk, results = state.desk, state.results
+    latency = widgets.Text(description="Latency (ms)", placeholder="none", continuous_update=False)
+    loss = widgets.Text(description="Loss (points)", placeholder="none", continuous_update=False)
+    controls.bind(desk, results, "latency_text", latency, lambda text: results.set_budget(text, results.loss_text))
+    controls.bind(desk, results, "loss_text", loss, lambda text: results.set_budget(results.latency_text, text))
+    words = controls.html()
+
+    def show() -> None:
+        controls.write(words, f'<p role="status">{escape(results.budget_words)}</p>' if results.budget_words else "")
+
+    def show_unit() -> None:
+        shown = None if results.summary is None else results.summary.quality
+        unit = "points" if shown is None or shown.unit == "%" else shown.unit or shown.name
+        controls.write(loss, f"Loss ({unit})", "description")
+
+    controls.follow(results, "budget_words", show)
+    controls.follow(results, "summary", show_unit)
+    budgets = controls.row(
+        controls.html("Budget", "wb-group"), controls.field(latency, "260px"), controls.field(loss, "260px")
+    )
+    return controls.page(budgets, words, controls.picture_pair(results, "plot_light", "plot_dark"))
+
+
+def _table(state: State) -> widgets.Widget:
+    desk, results = state.desk, state.results
+    column = controls.field(widgets.Dropdown(description="Sort by", options=[(_NO_ORDER, "")]))
+    controls.bind(desk, results, "sort_column", column, lambda value: results.sort(value, results.descending))
+    descending = widgets.Checkbox(description="Largest first", indent=False, tooltip="Sort in descending order")
+    controls.bind(desk, results, "descending", descending, lambda value: results.sort(results.sort_column, value))
+    shown = controls.html()
+
+    def show_columns() -> None:
+        headings = [] if results.summary is None else [item.heading for item in results.summary.table.columns]
+        options = [(_NO_ORDER, ""), *((heading, heading) for heading in headings)]
+        if list(column.options) != options:
+            chosen = results.sort_column if results.sort_column in headings else ""
+            column.options = options
+            column.value = chosen
+
+    def show() -> None:
+        if results.summary is not None:
+            text = markup.results(results.summary.table, results.best, results.sort_column, results.descending)
+            controls.write(shown, text)
+
+    controls.follow(results, "summary", show_columns)
+    controls.follow(results, ("summary", "best", "sort_column", "descending"), show)
+    return controls.page(controls.row(column, descending), shown)
+
+
+def _disagreements(state: State) -> widgets.Widget:
+    desk, results = state.desk, state.results
+    first = controls.menu(
+        desk, results, "Variant", "variants", "first", lambda name: results.compare_answers(name, results.second)
+    )
+    second = controls.menu(
+        desk, results, "against", "variants", "second", lambda name: results.compare_answers(results.first, name)
+    )
+    shown = controls.html()
+
+    def show(change: Any = None) -> None:
+        controls.write(shown, markup.disagreements(results.disagreements, results.first, results.second))
+
+    controls.follow(results, "disagreements", show)
+    return controls.page(controls.row(first, second), shown)

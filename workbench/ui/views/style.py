@@ -1,0 +1,61 @@
+"""The app's style sheet: colours of the JupyterLab theme, so that light and dark follow by themselves."""
+
+from __future__ import annotations
+
+CSS = """
+.workbench { container-type: inline-size; max-width: 1180px; color: var(--jp-ui-font-color1, #1b1f24);
+  font-family: var(--jp-ui-font-family, system-ui, sans-serif); overflow: visible; }
+.workbench .widget-html-content, .workbench .jupyter-widgets { line-height: 1.5; }
+.workbench .widget-html-content { font-size: 13px; }
+.workbench h2 { font-size: 17px; margin: 14px 0 4px; font-weight: 600; }
+.workbench h3 { font-size: 14px; margin: 14px 0 2px; font-weight: 600; }
+.workbench p { margin: 4px 0; max-width: 75ch; }
+.workbench .wb-quiet { color: var(--jp-ui-font-color2, #57606a); }
+.workbench .wb-name { overflow-wrap: anywhere; }
+.workbench .wb-error { border: 1px solid var(--jp-error-color1, #b3261e); border-left-width: 6px; padding: 6px 10px;
+  margin: 6px 0; white-space: pre-wrap; overflow-wrap: anywhere; }
+.workbench .wb-error b, .workbench .wb-failed { color: var(--jp-error-color1, #b3261e); }
+.workbench .wb-status { border-bottom: 1px solid var(--jp-border-color2, #d0d7de); padding: 4px 0; min-height: 22px; }
+.workbench .wb-scroll { overflow-x: auto; max-width: 100%; }
+.workbench table { border-collapse: collapse; font-size: 12.5px; margin: 6px 0; }
+.workbench th, .workbench td { text-align: left; padding: 4px 12px 4px 0; vertical-align: top; white-space: nowrap;
+  border-bottom: 1px solid var(--jp-border-color2, #d0d7de); }
+.workbench td.wb-wrap { white-space: normal; overflow-wrap: anywhere; min-width: 180px; }
+.workbench td.wb-number, .workbench th.wb-number { text-align: right; font-variant-numeric: tabular-nums; }
+.workbench th { font-weight: 600; color: var(--jp-ui-font-color2, #57606a); }
+.workbench td small { color: var(--jp-ui-font-color2, #57606a); display: block; }
+.workbench tr.wb-best td { font-weight: 600; background: var(--jp-layout-color2, #f0f2f4); }
+.workbench progress { width: 110px; height: 10px; accent-color: var(--jp-brand-color1, #1976d2); vertical-align: middle; }
+.workbench pre { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre-wrap;
+  overflow-wrap: anywhere; max-height: 260px; overflow-y: auto; margin: 4px 0; padding: 6px 8px;
+  background: var(--jp-layout-color2, #f0f2f4); color: var(--jp-ui-font-color1, #1b1f24); }
+.workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px; }
+.workbench .wb-row { flex-flow: row wrap; align-items: center; gap: 4px 10px; overflow: visible; }
+.workbench .wb-page { overflow: visible; }
+.workbench .wb-group { font-weight: 600; min-width: 130px; }
+.workbench .widget-checkbox { width: auto; }
+.workbench .widget-checkbox label { cursor: pointer; }
+.workbench .widget-checkbox input:disabled + span, .workbench .wb-off span { opacity: .55; }
+.workbench .wb-tabs .widget-toggle-button, .workbench .wb-tabs .jupyter-button { width: auto; padding: 0 14px; }
+.workbench .wb-tabs .mod-active { font-weight: 700; text-decoration: underline; text-underline-offset: 4px; }
+.workbench .wb-tabs .widget-label { display: none; }
+.workbench .jupyter-button:focus-visible, .workbench input:focus-visible, .workbench select:focus-visible,
+.workbench textarea:focus-visible, .workbench summary:focus-visible, .workbench a:focus-visible {
+  outline: 3px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
+.workbench img { max-width: 100%; height: auto; }
+.workbench .wb-dark { display: none; }
+[data-jp-theme-light="false"] .workbench .wb-dark { display: block; }
+[data-jp-theme-light="false"] .workbench .wb-light { display: none; }
+.workbench .wb-cards { display: flex; flex-flow: row wrap; gap: 12px; margin: 8px 0; }
+.workbench figure { margin: 0; width: 132px; font-size: 12px; }
+.workbench figure img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated;
+  border: 1px solid var(--jp-border-color2, #d0d7de); background: #fff; }
+.workbench figure.wb-text { width: 100%; max-width: 75ch; }
+.workbench a { color: var(--jp-content-link-color, #0b63c4); }
+@container (max-width: 560px) {
+  .workbench .wb-field .widget-label, .workbench .wb-field > .widget-label { width: 100% !important; text-align: left; }
+  .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: 100% !important; }
+  .workbench th, .workbench td { padding-right: 8px; }
+  .workbench progress { width: 60px; }
+}
+"""
