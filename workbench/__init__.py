@@ -39,12 +39,12 @@ _HOMES = {
     "BuildOptions": "workbench.records",
     "Protocol": "workbench.records",
 }
-_MODULES = ("accuracy", "datasets", "engines", "plots", "recipes", "statistics", "zoo", "llm", "metrics")
+_MODULES = ("accuracy", "datasets", "engines", "errors", "plots", "recipes", "statistics", "zoo", "llm", "metrics")
 
 __all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
-    from workbench import accuracy, datasets, engines, metrics, plots, recipes, statistics, zoo
+    from workbench import accuracy, datasets, engines, errors, metrics, plots, recipes, statistics, zoo
     from workbench.checking import check
     from workbench.comparison import compare
     from workbench.conversion import convert

@@ -114,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="run a study: load, transform, build, check, measure")
     command.add_argument("model", help="a shipped model, an .onnx file, a transformers folder or id, torchvision:NAME")
     command.add_argument(
-        "--data", help="digits, stdlib_text, an .npz (x, y), or a folder of images; random inputs if absent"
+        "--data", help="digits, stdlib_text, an .npz (input, labels), or a folder of images; random inputs if absent"
     )
     command.add_argument(
         "--recipes", default="fp32,fp16,int8-kl", help="names, separated by commas (default: %(default)s)"
@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--backend", default="auto")
     command.add_argument("--boundary", default="compute", choices=["compute", "end_to_end", "throughput"])
     command.add_argument("--batch", type=int, default=8)
-    command.add_argument("--rounds", type=int, default=7, help="fresh processes a variant (default: %(default)s)")
+    command.add_argument("--rounds", type=int, default=9, help="fresh processes a variant (default: %(default)s)")
     command.add_argument("--threads", type=int, default=1)
     command.add_argument("--name", help="of the study; run again under the same name to go on")
     command.add_argument("--report", help="where to write the report: .html, .md, .csv, .json or a folder")

@@ -211,7 +211,7 @@ class Protocol:
 
     boundary: Boundary = "compute"
     batch: int = 8
-    rounds: int = 7
+    rounds: int = 9
     min_seconds: float = 0.3
     min_runs: int = 20
     warmup_seconds: float = 0.2

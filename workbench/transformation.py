@@ -24,6 +24,8 @@ from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Step, named
 from workbench.records import Model, StepReport, Variant
 from workbench.store import Store
 
+# Steps that change what calibration observes.
+BEFORE_QUANTIZATION = ("sparsify", "smooth_quant")
 # Protobuf refuses files of 2 GB; above this size weights go to a file beside the graph.
 _EXTERNAL_DATA_ABOVE_BYTES = 1_500_000_000
 
@@ -103,12 +105,25 @@ def transform(
     )
 
 
-def fused(model: Model, recipe: str | Recipe = "fp32", dialect: str = "ort-cpu") -> onnx.ModelProto:
-    """Return the graph as later steps will see it: fused as the recipe asks, in the dialect's opset.
+def observed_graph(
+    model: Model,
+    recipe: str | Recipe = "int8-kl",
+    dialect: str = "ort-cpu",
+    channel_maxima: Mapping[str, np.ndarray] | None = None,
+) -> onnx.ModelProto:
+    """Return the graph whose activations calibration observes: after every step that comes before quantization.
 
-    This is the graph to calibrate, because folding changes which tensors exist.
+    Folding, pruning and smoothing change which tensors exist and what their ranges are.
+
+    Args:
+        channel_maxima: needed where the recipe smooths; see `channel_maxima`.
     """
-    proto, _ = _prepared(model, named(recipe), Context(dialect=dialect, modules=model.modules))
+    recipe = named(recipe)
+    context = Context(dialect=dialect, modules=model.modules, channel_maxima=channel_maxima or {})
+    proto, _ = _prepared(model, recipe, context)
+    for step in recipe.steps:
+        if step.kind in BEFORE_QUANTIZATION:
+            _applied(proto, step, context)
     return proto
 
 
@@ -118,6 +133,7 @@ def calibrate(
     recipe: str | Recipe = "int8-kl",
     *,
     dialect: str = "ort-cpu",
+    channel_maxima: Mapping[str, np.ndarray] | None = None,
     data_name: str = "",
     cancel: Callable[[], bool] = lambda: False,
 ) -> CalibrationTable:
@@ -125,7 +141,8 @@ def calibrate(
 
     Args:
         split: calibration samples, under the model's input names (see `Dataset.bound_to`).
-        recipe: only its fusion matters: folding decides which tensors exist.
+        recipe: only what it does before quantization matters.
+        channel_maxima: needed where the recipe smooths; see `channel_maxima`.
         data_name: kept in the table for people.
         cancel: asked now and then; True stops with Cancelled.
 
@@ -133,7 +150,7 @@ def calibrate(
         CalibrationError: no samples, or activations that are not finite.
     """
     return calibration.calibrate_proto(
-        fused(model, recipe, dialect),
+        observed_graph(model, recipe, dialect, channel_maxima),
         split.inputs,
         Provenance(model.sha256, split.sha256, data_name),
         calibration.Observation(cancel=cancel),
@@ -163,7 +180,8 @@ def channel_maxima(
     step = recipe.step("smooth_quant")
     if not isinstance(step, SmoothQuant):
         return {}
-    proto = fused(model, recipe, dialect)
+    before = tuple(item for item in recipe.steps if item.kind in ("fuse", "sparsify"))
+    proto = observed_graph(model, Recipe(recipe.name, before), dialect)
     tensors = smooth.smoothed_tensors(proto, step, Context(dialect=dialect, modules=model.modules))
     return calibration.channel_maxima(proto, tensors, split.inputs, calibration.Observation(cancel=cancel))
 

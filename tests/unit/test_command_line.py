@@ -46,7 +46,7 @@ def test_run_report_and_studies_do_the_main_job(home: Path, capsys: pytest.Captu
 
 def test_run_takes_arrays_from_a_file(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
-    np.savez(home / "mine.npz", x=rng.normal(size=(8, 1, 32, 32)).astype(np.float32), y=rng.integers(0, 10, 8))
+    np.savez(home / "mine.npz", input=rng.normal(size=(8, 1, 32, 32)).astype(np.float32), labels=rng.integers(0, 10, 8))
     arguments = ["run", "digits_resnet", "--data", str(home / "mine.npz"), "--recipes", "fp32", "--rounds", "1"]
     assert main(arguments) == 0, capsys.readouterr().err
 

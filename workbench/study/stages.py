@@ -28,7 +28,7 @@ from workbench.graph.calibration_table import CalibrationTable
 from workbench.recipes import Quantize, Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Model, Variant
 from workbench.store import Store
-from workbench.transformation import calibrate, channel_maxima, transform
+from workbench.transformation import BEFORE_QUANTIZATION, calibrate, channel_maxima, transform
 
 Made = TypeVar("Made")
 
@@ -51,6 +51,7 @@ class Stages:
     cancel: Callable[[], bool] = lambda: False
     on_line: Callable[[str], None] = lambda line: None
     _tables: dict[str, tuple[CalibrationTable, float]] = field(default_factory=dict)
+    _maxima: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     _parent_folders: set[Path] = field(default_factory=set)
 
     @property
@@ -65,7 +66,8 @@ class Stages:
             CalibrationError: there are no calibration data, or activations are not finite.
         """
         split = self._calibration_split(recipe)
-        key = self._key("table", self.model.sha256, recipe.fusion, self.dialect, split.sha256)
+        before = [codec.to_plain(step) for step in recipe.steps if step.kind in BEFORE_QUANTIZATION]
+        key = self._key("table", self.model.sha256, recipe.fusion, before, self.dialect, split.sha256)
         if key not in self._tables:
             self._tables[key] = self._stored_table(key) or self._collected(key, recipe, split)
         return self._tables[key]
@@ -78,7 +80,7 @@ class Stages:
         )
 
         def make() -> Variant:
-            maxima = self._channel_maxima(recipe) if recipe.step("smooth_quant") is not None else None
+            maxima = self._channel_maxima(recipe)
             variant = transform(
                 self.model, recipe, dialect=self.dialect, table=table, channel_maxima=maxima, store=self.store
             )
@@ -158,7 +160,13 @@ class Stages:
     def _collected(self, key: str, recipe: Recipe, split: Split) -> tuple[CalibrationTable, float]:
         started = time.perf_counter()
         table = calibrate(
-            self.model, split, recipe, dialect=self.dialect, data_name=self.dataset.name, cancel=self.cancel
+            self.model,
+            split,
+            recipe,
+            dialect=self.dialect,
+            channel_maxima=self._channel_maxima(recipe),
+            data_name=self.dataset.name,
+            cancel=self.cancel,
         )
         seconds = time.perf_counter() - started
         with self.store.scratch() as scratch:
@@ -169,8 +177,14 @@ class Stages:
         return table, seconds
 
     def _channel_maxima(self, recipe: Recipe) -> dict[str, np.ndarray]:
-        split = self._calibration_split(recipe)
-        return channel_maxima(self.model, split, recipe, dialect=self.dialect, cancel=self.cancel)
+        if recipe.step("smooth_quant") is None:
+            return {}
+        if recipe.name not in self._maxima:
+            split = self._calibration_split(recipe)
+            self._maxima[recipe.name] = channel_maxima(
+                self.model, split, recipe, dialect=self.dialect, cancel=self.cancel
+            )
+        return self._maxima[recipe.name]
 
     def _key(self, *parts: object) -> str:
         text = json.dumps([workbench.__version__, *parts], sort_keys=True)

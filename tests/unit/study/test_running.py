@@ -23,7 +23,7 @@ from workbench.errors import (
     StoreError,
     WorkbenchError,
 )  # fmt: skip
-from workbench.recipes import Quantize, Recipe
+from workbench.recipes import Quantize, Recipe, Sparsify
 from workbench.records import Progress, Protocol
 from workbench.store import Store
 
@@ -293,3 +293,13 @@ def test_the_shipped_network_keeps_its_accuracy_in_int8(store) -> None:
     stated = zoo.models()["digits_resnet"].metrics
     assert scores["fp32"] >= 0.98, stated
     assert abs(scores["int8-kl"] - scores["fp32"]) <= 0.01
+
+
+def test_smoothing_and_pruning_are_calibrated_on_the_graph_that_they_leave(model, data, store) -> None:
+    both = Recipe("sparse-int8", (Sparsify(), Quantize(calibrator="max")))
+    study = wb.run(
+        model, data, ["fp32", "int8-smooth", both, "int8-max"], protocol=replace(QUICK, rounds=1), store=store
+    )
+    assert not study.failures
+    tables = {study[name].variant.calibration_sha256 for name in ("int8-smooth", "sparse-int8", "int8-max")}
+    assert len(tables) == 3
