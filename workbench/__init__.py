@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 # Public name -> the module it comes from, imported when the name is first used. No module may be called like a verb:
 # importing it would put the module where the verb should be.
 _HOMES = {
-    "load": "workbench.models",
+    "load": "workbench.loading",
     "transform": "workbench.transformation",
     "calibrate": "workbench.transformation",
     "build": "workbench.engines.jobs",
@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from workbench.conversion import convert
     from workbench.engines import backends, open_runner
     from workbench.engines.jobs import build
+    from workbench.loading import load
     from workbench.measurement import measure
-    from workbench.models import load
     from workbench.recipes import Fuse, Precision, Quantize, QuantizeWeights, Recipe, SmoothQuant, Sparsify
     from workbench.records import BuildOptions, Protocol
     from workbench.store import Store

@@ -13,7 +13,7 @@ from workbench.datasets import Split
 from workbench.engines import jobs
 from workbench.engines.base import Runner
 from workbench.errors import CalibrationError, RunError, nearest
-from workbench.models import load
+from workbench.loading import load
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Engine, Model, Variant
 from workbench.store import Store

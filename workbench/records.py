@@ -226,6 +226,10 @@ class Protocol:
         for name in ("batch", "rounds", "min_runs", "streams"):
             if getattr(self, name) < 1:
                 raise ValueError(f"Protocol.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.streams > 1 and self.boundary != "throughput":
+            raise ValueError(
+                f"Protocol.streams is {self.streams}; more than one needs boundary='throughput', not {self.boundary!r}"
+            )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ LAYERS = [
     {"device", "store", "child", "progress", "metrics"},
     {"models", "datasets", "zoo"},
     {"engines"},
-    {"graph"},
+    {"graph", "loading"},
     {"transformation"},
     {"intervals", "statistics", "conditions", "measurement", "accuracy", "checking"},
     {"comparison", "layers", "sensitivity", "calibrators"},

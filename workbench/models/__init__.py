@@ -12,12 +12,12 @@ from typing import Any, Literal
 from workbench import zoo
 from workbench.errors import LoadError, nearest
 from workbench.models import onnx_file, sources
-from workbench.models.exporting import ExportOptions, eager_outputs, export
+from workbench.models.exporting import ExportOptions, Verify, eager_outputs, export
 from workbench.models.place import Place
 from workbench.records import Model, Origin
 from workbench.store import Store
 
-__all__ = ["eager_outputs", "load"]
+__all__ = ["Verify", "eager_outputs", "load"]
 
 FORMS = (
     "an .onnx file, a PyTorch module with example inputs, a transformers folder, a Hugging Face id `org/name`, "
@@ -49,6 +49,7 @@ def load(
     opset: int | None = None,
     dynamic: bool | Mapping[str, Mapping[int, str]] = True,
     exporter: Literal["auto", "dynamo", "torchscript"] = "auto",
+    verify: Verify | None = None,
 ) -> Model:
     """Load a model and check it; modules are exported to ONNX.
 
@@ -63,6 +64,8 @@ def load(
         dynamic: True frees axis 0 (the batch) of every input, False fixes all shapes, or name the free axes:
             {"input_ids": {0: "batch", 1: "sequence"}}. Sources that state their own free axes use those for True.
         exporter: "auto" tries torch's dynamo exporter, then the TorchScript exporter; or force one of them.
+        verify: called after an export with (model, module, example inputs); returns the model, or raises ExportError.
+            This layer cannot run a model; `workbench.load` can, and compares.
 
     Returns:
         The model; what did not go as asked is in `model.origin.notes`.
@@ -72,7 +75,7 @@ def load(
         ExportError: no exporter can turn the module into ONNX.
         ValueError: an option has a value that does not exist.
     """
-    options = ExportOptions(opset, dynamic, exporter)
+    options = ExportOptions(opset, dynamic, exporter, verify)
     place = Place(None if folder is None else Path(folder), store)
     if isinstance(source, (str, Path)):
         if example_inputs is not None:

@@ -35,6 +35,8 @@ DEFAULT_OPSET = 17
 _DYNAMO_OPSET = 18
 _REWRITE = "pkg.onnxscript.rewriter.rule_name"
 
+Verify = Callable[[Model, Any, Any], Model]
+
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -45,11 +47,13 @@ class ExportOptions:
         dynamic: True frees axis 0 of every input, False fixes all shapes; or input name -> {axis: name}.
         exporter: `auto` tries dynamo, then TorchScript (below opset 17 the other way round: only TorchScript writes
             those); `dynamo` or `torchscript` force one.
+        verify: called with (model, module, example inputs); returns the model, or raises ExportError.
     """
 
     opset: int | None = None
     dynamic: bool | Mapping[str, Mapping[int, str]] = True
     exporter: Literal["auto", "dynamo", "torchscript"] = "auto"
+    verify: Verify | None = None
 
     def __post_init__(self) -> None:
         if self.exporter not in ("auto", "dynamo", "torchscript"):
@@ -95,7 +99,8 @@ def export(
         notes += _finish(proto, job)
         file = place.keep(proto, name)
     origin = replace(origin, exporter=exporter, notes=(*origin.notes, *notes))
-    return onnx_file.read(file, name=name, origin=origin, place=place)
+    model = onnx_file.read(file, name=name, origin=origin, place=place)
+    return model if options.verify is None else options.verify(model, module, example_inputs)
 
 
 def eager_outputs(module: nn.Module, example_inputs: Any, copies: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
