@@ -95,7 +95,12 @@ def quantizable_nodes(
     for node in graph.nodes:
         if node.op_type not in _wanted_types(step):
             continue
-        reason = _obstacle(graph, node, step, context, dialect, types) or _unusable(node, unusable or {})
+        pattern = context.excluded_by(node, step.exclude)
+        reason = None if pattern is None else f"excluded by the pattern {pattern!r}"
+        reason = reason or _type_obstacle(node, types) or _weight_obstacle(graph, node, types)
+        if dialect.integer_chains and step.to == "int8":
+            reason = reason or _kernel_obstacle(graph, node, step, types)
+        reason = reason or _unusable(node, unusable or {})
         if reason:
             skipped.append(Skipped(label(node), reason))
         else:
@@ -128,20 +133,12 @@ def _wanted_types(step: Quantize) -> tuple[str, ...]:
     return step.op_types or QUANTIZABLE
 
 
-def _obstacle(
-    graph: Graph, node: onnx.NodeProto, step: Quantize, context: Context, dialect: Dialect, types: TensorTypes
-) -> str | None:
-    """Return why a node stays in floating point, or None where it can be quantized."""
-    pattern = context.excluded_by(node, step.exclude)
-    if pattern is not None:
-        return f"excluded by the pattern {pattern!r}"
+def _type_obstacle(node: onnx.NodeProto, types: TensorTypes) -> str | None:
     kinds = {types.elements.get(name, onnx.TensorProto.FLOAT) for name in node.input if name}
-    if kinds != {onnx.TensorProto.FLOAT}:
-        names = ", ".join(sorted(onnx.TensorProto.DataType.Name(kind) for kind in kinds))
-        return f"it works on {names}; only FP32 nodes are quantized"
-    return _weight_obstacle(graph, node, types) or (
-        _chain_obstacle(graph, node, step, types) if dialect.integer_chains else None
-    )
+    if kinds == {onnx.TensorProto.FLOAT}:
+        return None
+    names = ", ".join(sorted(onnx.TensorProto.DataType.Name(kind) for kind in kinds))
+    return f"it works on {names}; only FP32 nodes are quantized"
 
 
 def _weight_obstacle(graph: Graph, node: onnx.NodeProto, types: TensorTypes) -> str | None:
@@ -156,18 +153,15 @@ def _weight_obstacle(graph: Graph, node: onnx.NodeProto, types: TensorTypes) -> 
     return None
 
 
-def _chain_obstacle(graph: Graph, node: onnx.NodeProto, step: Quantize, types: TensorTypes) -> str | None:
-    if node.op_type in step.op_types or step.to != "int8":
-        unsuited = None
-    elif node.op_type == "ConvTranspose":
-        unsuited = (
-            "ONNX Runtime's CPU has no integer ConvTranspose; name it in Quantize.op_types to rehearse its accuracy"
-        )
-    else:
-        unsuited = _thin(graph, node, types)
-    if unsuited is None and node.op_type == "Conv" and step.to == "int8" and tail(graph, node) in graph.pinned:
+def _kernel_obstacle(graph: Graph, node: onnx.NodeProto, step: Quantize, types: TensorTypes) -> str | None:
+    """Return why ONNX Runtime's CPU has no integer kernel for a node, or none that pays."""
+    if node.op_type == "Conv" and tail(graph, node) in graph.pinned:
         return "it gives a graph output, which is not quantized, and ONNX Runtime's integer Conv gives codes only"
-    return unsuited
+    if node.op_type in step.op_types:
+        return None
+    if node.op_type == "ConvTranspose":
+        return "ONNX Runtime's CPU has no integer ConvTranspose; name it in Quantize.op_types to rehearse its accuracy"
+    return _thin(graph, node, types)
 
 
 def _thin(graph: Graph, node: onnx.NodeProto, types: TensorTypes) -> str | None:

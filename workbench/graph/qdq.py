@@ -1,6 +1,6 @@
 """Write Q/DQ pairs, and constants behind them, into a graph. Knows scales and codes, not why or where.
 
-`scale_of_weight` and `write_weight` work on constants, `write_pair` on activations.
+`scale_of_weight`, `WeightWriter` and `write_bias` work on constants, `write_pair` on activations.
 """
 
 from __future__ import annotations
@@ -44,13 +44,6 @@ class Bias:
     input_scale: float
 
 
-@dataclass
-class Written:
-    """Constants written so far, so that nodes that share a weight share its codes."""
-
-    weights: dict[tuple[object, ...], str] = field(default_factory=dict)
-
-
 def write_pair(graph: Graph, name: str, scale: float, zero_point: int, to: Format) -> str:
     """Put QuantizeLinear and DequantizeLinear behind a tensor; return the dequantized one, which nobody reads yet."""
     constants = _constants(graph, name, np.float32(scale), np.array(zero_point, to.dtype))
@@ -76,27 +69,32 @@ def scale_of_weight(
     return scale.astype(np.float32), int(np.count_nonzero(largest == 0.0))
 
 
-def write_weight(
-    graph: Graph, name: str, scale: NDArray[np.float32], axis: int | None, to: Format, integer: bool, written: Written
-) -> str:
-    """Put a weight behind its scale; return the dequantized tensor.
+@dataclass
+class WeightWriter:
+    """Puts weights behind their scales; nodes that share a weight and its scales share its codes.
 
-    Args:
+    Attributes:
+        to: the format of the codes.
         integer: store codes behind a DequantizeLinear, instead of the weight as it is behind a Q/DQ pair.
     """
-    key = (name, axis, scale.tobytes())
-    if key not in written.weights:
-        array = graph.array(name)
-        if array is None:
-            raise KeyError(name)
-        attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-        constants = _constants(graph, name, scale, np.zeros(scale.shape, to.dtype))
-        if integer:
-            stored = graph.add_initializer(f"{name}_quantized", codes(array, scale, axis, to))
-            written.weights[key] = _dequantize(graph, name, [stored, *constants], attributes)
-        else:
-            written.weights[key] = _write_nodes(graph, name, constants, attributes)
-    return written.weights[key]
+
+    graph: Graph
+    to: Format
+    integer: bool
+    written: dict[tuple[object, ...], str] = field(default_factory=dict)
+
+    def write(self, name: str, array: NDArray[np.float32], scale: NDArray[np.float32], axis: int | None) -> str:
+        """Return the dequantized tensor of a weight."""
+        key = (name, axis, scale.tobytes())
+        if key not in self.written:
+            attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
+            constants = _constants(self.graph, name, scale, np.zeros(scale.shape, self.to.dtype))
+            if self.integer:
+                stored = self.graph.add_initializer(f"{name}_quantized", codes(array, scale, axis, self.to))
+                self.written[key] = _dequantize(self.graph, name, [stored, *constants], attributes)
+            else:
+                self.written[key] = _write_nodes(self.graph, name, constants, attributes)
+        return self.written[key]
 
 
 def write_bias(graph: Graph, bias: Bias, weight_scale: NDArray[np.float32]) -> str:

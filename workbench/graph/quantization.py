@@ -26,14 +26,13 @@ from workbench.graph.qdq import (
     UNSIGNED,
     Bias,
     Format,
-    Written,
+    WeightWriter,
     scale_of_weight,
     write_bias,
     write_pair,
-    write_weight,
 )
-from workbench.models.onnx_file import quantized_by
 from workbench.graph.thresholds import clipped_share, threshold
+from workbench.models.onnx_file import quantized_by
 from workbench.recipes import Quantize
 from workbench.records import StepReport
 
@@ -223,17 +222,17 @@ def _calibrator(graph: Graph, names: tuple[str, ...], step: Quantize, context: C
 
 def _lower(graph: Graph, placement: Placement, scales: Mapping[str, Scale], step: Quantize, style: Dialect) -> int:
     """Quantize weights, and biases where the dialect wants that; return how many weight channels are zero throughout."""
-    integer = style.integer_constants
     to = FLOAT8 if step.to == "fp8" else SIGNED
-    written, dead = Written(), 0
+    writer, dead = WeightWriter(graph, to, style.integer_constants), 0
     for weight in placement.weights:
         node = weight.node
-        bias = _bias(graph, node, scales) if integer and to is SIGNED else None
-        scale, dead_here = scale_of_weight(_constant(graph, node.input[1]), weight.axis, to, bias)
+        bias = _bias(graph, node, scales) if style.integer_constants and to is SIGNED else None
+        array = _constant(graph, node.input[1])
+        scale, dead_here = scale_of_weight(array, weight.axis, to, bias)
         dead += dead_here
         if bias is not None:
             node.input[2] = write_bias(graph, bias, scale)
-        node.input[1] = write_weight(graph, node.input[1], scale, weight.axis, to, integer, written)
+        node.input[1] = writer.write(node.input[1], array, scale, weight.axis)
     graph.refresh()
     return dead
 
