@@ -10,19 +10,48 @@ from workbench.engines.decoding import open_decoder
 from workbench.llm.feeding import dataset, feeds
 from workbench.llm.generation import Generation, Sequences, generate
 from workbench.llm.loading import LanguageModel, load
+from workbench.llm.lowering import recipe
+from workbench.llm.quality import Quality, quality
+from workbench.llm.requests import Lengths, Traffic
 from workbench.llm.sampling import Sampling
+from workbench.llm.scenario import HighestRate, ServingRun, highest_rate, serve_traffic
+from workbench.llm.scenario import table as serving_table
+from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching
+from workbench.llm.speed import Speed, faster, speed
+from workbench.llm.speed import table as speed_table
+from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation
 from workbench.llm.verification import Verification, verify
 
 __all__ = [
+    "ContinuousBatching",
+    "DynamicBatching",
     "Generation",
+    "GenerationMeasurement",
+    "HighestRate",
     "LanguageModel",
+    "Lengths",
+    "NoBatching",
+    "Quality",
     "Sampling",
     "Sequences",
+    "ServingRun",
+    "Speed",
+    "Traffic",
     "Verification",
+    "Workload",
     "dataset",
+    "faster",
     "feeds",
     "generate",
+    "highest_rate",
     "load",
+    "measure_generation",
     "open_decoder",
+    "quality",
+    "recipe",
+    "serve_traffic",
+    "serving_table",
+    "speed",
+    "speed_table",
     "verify",
 ]
