@@ -13,6 +13,7 @@ from workbench import zoo
 from workbench.errors import Cancelled, WorkbenchError
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
+_WIDE_COLUMNS = ("p9", "SQNR", "Agreement", "Memory", "Build", "Calibration", "Status")
 _MARKS = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
 
 
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         name=options.name,
         progress="auto",
     )
-    print(study.table().to_string(index=False))
+    print(_brief(study))
     print(f"\nstudy: {study.name}")
     if options.report:
         print(f"report: {study.report(options.report)}")
@@ -88,9 +89,16 @@ def demo(options: argparse.Namespace) -> int:
     print(f"executing {path.name}", flush=True)
     execute(path, lambda text: print(text, end="", flush=True))
     study = wb.Study.open(wb.Store().keys("study")[0])
-    print(f"\n{study.table().to_string(index=False)}")
+    print(f"\n{_brief(study)}")
     print(f"\nreport: {path.parent / 'out' / 'quickstart.html'}")
     return 0
+
+
+def _brief(study: wb.Study) -> str:
+    """The table without what only fits a wide page; the report has it all."""
+    table = study.table()
+    wide = [name for name in table.columns if name.startswith(_WIDE_COLUMNS)]
+    return str(table.drop(columns=wide).to_string(index=False))
 
 
 def _data(options: argparse.Namespace) -> wb.datasets.Dataset | None:

@@ -42,6 +42,7 @@ def execute(path: Path, show: Callable[[str], None], timeout_seconds: int = 600)
         kernel_name="python3",
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_start=announce,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks are of no use to the reader
     )
     try:
         client.execute()

@@ -33,12 +33,16 @@ class Bar:
 
     def __call__(self, progress: Progress) -> None:
         """Move the bar to where the work is."""
-        from tqdm.auto import tqdm
+        from tqdm.std import tqdm  # the text bar: it can be seen in a notebook, a terminal and a headless run alike
 
         if self._bar is None:
-            shape = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-            self._bar = tqdm(total=1.0, bar_format=shape, leave=False)
-        self._bar.set_description_str(f"{progress.stage:<10} {progress.variant:<16} {progress.message}", refresh=False)
+            shape = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}"
+            # Notebooks paint stderr red.
+            stream = sys.stdout if "ipykernel" in sys.modules else sys.stderr
+            self._bar = tqdm(total=1.0, bar_format=shape, leave=False, file=stream, mininterval=0.2)
+        self._bar.set_description_str(
+            f"{progress.stage:<9} {progress.variant:<14} {progress.message:<8}", refresh=False
+        )
         self._bar.n = min(progress.fraction, 1.0)
         self._bar.refresh()
         if progress.fraction >= 1.0:
