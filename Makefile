@@ -30,7 +30,7 @@ lab: $(VENV)/.lab
 	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/jupyter lab notebooks
 
 app: $(VENV)/.lab
-	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/voila notebooks/05_workbench.ipynb --Voila.ip=127.0.0.1 --token
+	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/voila notebooks/app.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; try make PYTHON=python3.11")'

@@ -12,6 +12,7 @@ from workbench.datasets import Dataset
 from workbench.records import Model, Protocol
 from workbench.store import Store
 from workbench.study import Study
+from workbench.ui.jobs import DRAWING
 from workbench.ui.state import State
 from workbench.ui.views import frame
 
@@ -79,7 +80,19 @@ class Workbench:
             TimeoutError: it goes on after that time.
             WorkbenchError: none was started, it was cancelled, or it failed.
         """
-        return self.state.running.result(timeout)
+        study = self.state.running.result(timeout)
+        DRAWING.settle()  # what the app shows of it is there too
+        return study
+
+    def code(self) -> str:
+        """Return the cell that does with the verbs what the app is set to do.
+
+        Raises:
+            WorkbenchError: the protocol that was typed is not possible.
+        """
+        with self.state.desk.lock:
+            self.state.handoff.show_code()
+            return str(self.state.handoff.code)
 
     def close(self) -> None:
         """Stop what runs, and take every widget and thread away; the studies stay in the store."""

@@ -33,7 +33,9 @@ def frame(state: State) -> widgets.VBox:
     controls.follow(
         state.running,
         "words",
-        lambda: controls.write(status, f'<span class="wb-quiet">{markup.escape(state.running.words)}</span>'),
+        lambda: controls.write(
+            status, f'<span role="status" aria-live="polite">{markup.escape(state.running.words)}</span>'
+        ),
     )
     app = widgets.VBox([controls.html(f"<style>{CSS}</style>"), tabs, status, error, *pages.values()])
     app.add_class("workbench")

@@ -33,6 +33,13 @@ def row(*children: widgets.Widget) -> widgets.Box:
     return made
 
 
+def actions(*children: widgets.Widget) -> widgets.Box:
+    """Put buttons under the fields that they act on."""
+    made = row(*children)
+    made.add_class("wb-actions")
+    return made
+
+
 def page(*children: widgets.Widget) -> widgets.VBox:
     """Put parts of a page under each other."""
     made = widgets.VBox(children)

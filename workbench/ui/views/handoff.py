@@ -37,7 +37,7 @@ def handoff_page(state: State) -> widgets.Widget:
         controls.html("<h2>Report</h2>"),
         path,
         kind,
-        controls.row(export),
+        controls.actions(export),
         link,
     )
 
@@ -64,7 +64,7 @@ def history_page(state: State) -> widgets.Widget:
     controls.follow(history, "comparison", lambda: controls.write(table, markup.comparison(history.comparison)))
     controls.follow(desk, "page", lambda: list_again(state))
     return controls.page(
-        controls.html("<h2>Earlier studies</h2>"), query, names, controls.row(open_, compare), words, table
+        controls.html("<h2>Earlier studies</h2>"), query, names, controls.actions(open_, compare), words, table
     )
 
 

@@ -37,7 +37,7 @@ def model_page(state: State) -> widgets.Widget:
     controls.follow(subject, "busy", lambda: controls.write(busy, f"{escape(subject.busy)} …" if subject.busy else ""))
     controls.follow(subject, ("model", "cost", "lacks"), show_card)
     return controls.page(
-        controls.html("<h2>Model</h2>"), source, shipped, path, controls.row(load, busy), *_data(state), card
+        controls.html("<h2>Model</h2>"), source, shipped, path, controls.actions(load, busy), *_data(state), card
     )
 
 
@@ -67,7 +67,7 @@ def _data(state: State) -> tuple[widgets.Widget, ...]:
 
     controls.follow(subject, "data_source", show_fields)
     controls.follow(subject, "data", show_words)
-    return source, path, controls.row(use), words, splitting
+    return source, path, controls.actions(use), words, splitting
 
 
 def _data_words(state: State) -> str:

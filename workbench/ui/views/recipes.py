@@ -65,7 +65,7 @@ def _chosen(state: State) -> tuple[widgets.Widget, ...]:
 
     controls.follow(plan, "recipes", show)
     controls.follow(plan, "reasons", show_named)
-    return chosen, controls.row(remove), controls.row(named, add)
+    return chosen, controls.actions(remove), controls.row(named, add)
 
 
 def _toggles(state: State) -> tuple[widgets.Widget, ...]:
@@ -131,7 +131,8 @@ def _layers(state: State) -> tuple[widgets.Widget, ...]:
     controls.follow(plan, "matches", show_found)
     controls.follow(plan, "excluded", show_left_out)
     box = widgets.Accordion(
-        [controls.page(query, found, controls.row(leave), left_out, controls.row(take))], titles=("Excluded layers",)
+        [controls.page(query, found, controls.actions(leave), left_out, controls.actions(take))],
+        titles=("Excluded layers",),
     )
     return (box,)
 

@@ -17,7 +17,7 @@ def run_page(state: State) -> widgets.Widget:
     )
     cancel = controls.button(desk, "Cancel", running.cancel, "Stop the study; what is finished is kept")
     bar = controls.field(widgets.FloatProgress(description="All variants", min=0.0, max=1.0), "100%")
-    words, table, failed, plan_words = (controls.html() for _ in range(4))
+    table, failed, plan_words = (controls.html() for _ in range(3))
     log = controls.html()
     details = widgets.Accordion([log], titles=("Log of the builds",))
 
@@ -33,11 +33,6 @@ def run_page(state: State) -> widgets.Widget:
     controls.follow(running, ("start_words", "can_start", "can_cancel"), show_buttons)
     controls.follow(plan, ("recipes", "estimate"), show_plan)
     controls.follow(running, "fraction", lambda: controls.write(bar, running.fraction))  # type: ignore[arg-type]
-    controls.follow(
-        running,
-        "words",
-        lambda: controls.write(words, f'<p role="status" aria-live="polite">{escape(running.words)}</p>'),
-    )
     controls.follow(running, "variants", lambda: controls.write(table, markup.variants(running.variants)))
     controls.follow(running, "variants", lambda: controls.write(failed, markup.failures(running.variants)))
     controls.follow(
@@ -46,5 +41,5 @@ def run_page(state: State) -> widgets.Widget:
         lambda: controls.write(log, f"<pre>{escape(running.log) or 'Nothing yet.'}</pre>"),
     )
     return controls.page(
-        controls.html("<h2>Run</h2>"), plan_words, controls.row(start, cancel), bar, words, table, failed, details
+        controls.html("<h2>Run</h2>"), plan_words, controls.row(start, cancel), bar, table, failed, details
     )

@@ -31,8 +31,11 @@ CSS = """
   background: var(--jp-layout-color2, #f0f2f4); color: var(--jp-ui-font-color1, #1b1f24); }
 .workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px; }
 .workbench .wb-row { flex-flow: row wrap; align-items: center; gap: 4px 10px; overflow: visible; }
+.workbench .wb-actions { margin-left: 138px; }
+.workbench .wb-field > .widget-label { text-align: left; }
 .workbench .wb-page { overflow: visible; }
-.workbench .wb-group { font-weight: 600; min-width: 130px; }
+.workbench .wb-group { min-width: 130px; }
+.workbench .jupyter-widget-Accordion, .workbench .widget-accordion { margin: 6px 0; }
 .workbench .widget-checkbox { width: auto; }
 .workbench .widget-checkbox label { cursor: pointer; }
 .workbench .widget-checkbox input:disabled + span, .workbench .wb-off span { opacity: .55; }
@@ -55,6 +58,8 @@ CSS = """
 @container (max-width: 560px) {
   .workbench .wb-field .widget-label, .workbench .wb-field > .widget-label { width: 100% !important; text-align: left; }
   .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: 100% !important; }
+  .workbench .wb-actions { margin-left: 0; }
+  .workbench .wb-group { min-width: 100%; }
   .workbench th, .workbench td { padding-right: 8px; }
   .workbench progress { width: 60px; }
 }

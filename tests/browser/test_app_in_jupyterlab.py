@@ -1,0 +1,129 @@
+"""The app as a researcher uses it: JupyterLab, a mouse, a keyboard."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from conftest import Lab, picture
+
+pytestmark = pytest.mark.browser
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (pip install playwright)")
+expect, TimeoutError = playwright.expect, playwright.TimeoutError
+
+SETUP = """
+import workbench as wb
+app = wb.Workbench(protocol=wb.Protocol(rounds=3, min_seconds=0.3, warmup_seconds=0.05))
+app
+"""
+LONG = 40_000
+
+
+def run_all(page: Any, address: str) -> None:
+    """Open a notebook and run it; a kernel that is still starting loses the first request, so it is asked again."""
+    page.goto(address)
+    page.wait_for_selector(".jp-Notebook")
+    page.get_by_text(re.compile(r"\| Idle$")).wait_for()
+    for _ in range(5):
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+        try:
+            page.wait_for_selector(".workbench .wb-tabs button", timeout=LONG / 4)
+            return
+        except TimeoutError:
+            page.get_by_text(re.compile(r"\| Idle$")).wait_for()
+    raise AssertionError("The notebook did not run.")
+
+
+def go_to(page: Any, name: str) -> None:
+    page.locator(".workbench .wb-tabs button", has_text=re.compile(f"^{name}$")).first.click()
+
+
+def press(page: Any, name: str) -> None:
+    page.locator(".workbench button:visible", has_text=re.compile(f"^{name}$")).click()
+
+
+def choose(page: Any, label: str, option: str) -> None:
+    control = page.get_by_label(label, exact=True).locator("visible=true")
+    found = control.locator("option", has_text=re.compile(rf"^{re.escape(option)}($|\W)")).first
+    control.select_option(value=found.get_attribute("value"))
+
+
+def tick(page: Any, name: str) -> None:
+    page.get_by_role("checkbox", name=name, exact=True).check()
+
+
+def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None:
+    run_all(page, lab.notebook("study.ipynb", SETUP))
+    app = page.locator(".workbench").first
+
+    choose(page, "Shipped model", "digits_resnet")
+    press(page, "Load")
+    expect(app.get_by_text("can run every operator")).to_be_visible(timeout=LONG)
+    expect(app.get_by_text("273,754")).to_be_visible()
+    picture(page, "model")
+
+    go_to(page, "Recipes")
+    picture(page, "recipes_before")
+    choose(page, "In the study", "int8-kl")
+    press(page, "Remove selected")
+    tick(page, "int8")
+    tick(page, "kl")
+    picture(page, "recipes")
+    press(page, "Add 2 recipes")
+    expect(app.locator("option", has_text="int8-kl").first).to_be_attached()
+
+    go_to(page, "Run")
+    press(page, "Start")
+    expect(app.locator(".wb-status", has_text=re.compile(r"\d+%: "))).to_be_visible()
+    picture(page, "run")
+    press(page, "Cancel")
+    expect(app.locator(".wb-status", has_text="cancelled")).to_be_visible(timeout=LONG)
+    picture(page, "run_cancelled")
+    page.locator(".workbench button:visible", has_text=re.compile("^(Resume|Start)$")).click()
+    expect(app.locator(".wb-status", has_text="finished")).to_be_visible(timeout=LONG)
+    picture(page, "run_finished")
+
+    go_to(page, "Results")
+    expect(app.locator("img.wb-light:visible")).to_be_visible(timeout=LONG)
+    picture(page, "results_plot")
+    page.get_by_label("Latency (ms)", exact=True).fill("1000")
+    page.get_by_label("Loss (points)", exact=True).fill("50")
+    page.keyboard.press("Enter")
+    expect(app.get_by_text(re.compile("^Best: "))).to_be_visible()
+    for view in ("Table", "Disagreements", "Calibration", "Fusion"):
+        go_to(page, view)
+        if view == "Calibration":
+            press(page, "Collect")
+            expect(app.locator("img.wb-light:visible").nth(1)).to_be_visible(timeout=LONG)
+        if view == "Fusion":
+            choose(page, "Variant", "int8-kl")
+            press(page, "Show layers")
+            expect(app.get_by_text("layers of the runtime")).to_be_visible()
+        picture(page, f"results_{view.lower()}")
+    go_to(page, "Table")
+    expect(app.locator("tbody th[scope=row]:visible")).to_have_count(3)
+
+    go_to(page, "Hand-off")
+    press(page, "Show as code")
+    expect(page.get_by_label("Code", exact=True)).to_have_value(re.compile("wb.run"))
+    press(page, "Export report")
+    link = app.get_by_text("Download the report")
+    expect(link).to_be_visible(timeout=LONG)
+    picture(page, "handoff")
+    with page.expect_download() as waiting:
+        link.click()
+    report = lab.folder / "downloaded.html"
+    waiting.value.save_as(report)
+    opened = page.context.new_page()
+    opened.goto(report.as_uri())
+    expect(opened.get_by_text("int8-kl").first).to_be_visible()
+    picture(opened, "report")
+    opened.close()
+
+    go_to(page, "History")
+    expect(app.get_by_text("1 study of 1")).to_be_visible()
+    picture(page, "history")
+    expect(app.locator("[role=alert]")).to_have_count(0)
