@@ -7,18 +7,19 @@ the functions here add what only decoders have: tokens, a cache, prefill and dec
 from __future__ import annotations
 
 from workbench.engines.decoding import open_decoder
+from workbench.llm.eager import contestant as transformers_eager
 from workbench.llm.feeding import dataset, feeds
+from workbench.llm.fidelity import Quality, quality
 from workbench.llm.generation import Generation, Sequences, generate
 from workbench.llm.loading import LanguageModel, load
 from workbench.llm.lowering import recipe
-from workbench.llm.quality import Quality, quality
+from workbench.llm.rates import Speed, faster, speed
+from workbench.llm.rates import table as speed_table
 from workbench.llm.requests import Lengths, Traffic
 from workbench.llm.sampling import Sampling
 from workbench.llm.scenario import HighestRate, ServingRun, highest_rate, serve_traffic
 from workbench.llm.scenario import table as serving_table
 from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching
-from workbench.llm.speed import Speed, faster, speed
-from workbench.llm.speed import table as speed_table
 from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation
 from workbench.llm.verification import Verification, verify
 
@@ -53,5 +54,6 @@ __all__ = [
     "serving_table",
     "speed",
     "speed_table",
+    "transformers_eager",
     "verify",
 ]

@@ -1,7 +1,7 @@
 """Measure generation: prefill and decode apart, in fresh processes that take turns, for a table of sizes.
 
 Lengths are fixed and the end-of-text token is ignored, so every sequence generates exactly what the workload says and
-nothing else is counted. Raw values only; `workbench.llm.speed` derives from them.
+nothing else is counted. Raw values only; `workbench.llm.rates` derives from them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from tiny_llama import VOCABULARY, build
 
 from workbench import datasets, llm
 from workbench.errors import Cancelled, DataError, RecipeError
-from workbench.llm import lowering, quality
+from workbench.llm import fidelity, lowering
 from workbench.llm.loading import LanguageModel
 from workbench.metrics import perplexity
 from workbench.recipes import Quantize, QuantizeWeights
@@ -33,7 +33,7 @@ def int8(language: LanguageModel, store: Store) -> Engine:
 def test_a_parent_agrees_with_itself_in_everything(
     language: LanguageModel, engine: Engine, data: datasets.Dataset
 ) -> None:
-    found = quality.quality(language, engine, engine, data, prompts=[(3, 4), (5,)], new_tokens=6)
+    found = fidelity.quality(language, engine, engine, data, prompts=[(3, 4), (5,)], new_tokens=6)
     assert found.perplexity_ratio == 1
     assert set(found.agreement) == {1.0}
     assert set(found.divergence) == {0.0}
@@ -44,7 +44,7 @@ def test_a_parent_agrees_with_itself_in_everything(
 def test_a_lowered_variant_is_compared_window_by_window_and_answer_by_answer(
     language: LanguageModel, engine: Engine, int8: Engine, data: datasets.Dataset
 ) -> None:
-    found = quality.quality(language, int8, engine, data, prompts=[(3, 4), (5,), (6, 7, 8)], new_tokens=8, batch=4)
+    found = fidelity.quality(language, int8, engine, data, prompts=[(3, 4), (5,), (6, 7, 8)], new_tokens=8, batch=4)
     assert len(found.loss) == len(found.parent_loss) == len(found.divergence) == 6
     assert min(found.divergence) > 0
     assert found.perplexity is not None
@@ -60,19 +60,19 @@ def test_a_lowered_variant_is_compared_window_by_window_and_answer_by_answer(
 def test_divergence_and_agreement_are_those_of_the_distributions() -> None:
     theirs = np.log(np.array([[[0.5, 0.5], [0.9, 0.1]]], np.float32))
     ours = np.log(np.array([[[0.25, 0.75], [0.9, 0.1]]], np.float32))
-    loss, parent, agreement, divergence = quality.compare_logits(ours, theirs, np.array([[0, 1]]))[:, 0]
+    loss, parent, agreement, divergence = fidelity.compare_logits(ours, theirs, np.array([[0, 1]]))[:, 0]
     assert divergence == pytest.approx((0.5 * np.log(2) + 0.5 * np.log(2 / 3)) / 2, abs=1e-6)  # FP32 logits
     assert agreement == 0.5
     assert (loss, parent) == (pytest.approx(-np.log(0.75), abs=1e-6), pytest.approx(-np.log(0.5), abs=1e-6))
     with pytest.raises(DataError, match="Feed both the same tokens"):
-        quality.compare_logits(ours, theirs[:, :1], np.array([[0, 1]]))
+        fidelity.compare_logits(ours, theirs[:, :1], np.array([[0, 1]]))
 
 
 @pytest.mark.parametrize(
     ("first", "second", "length"), [((1, 2, 3), (1, 2, 3), 3), ((1, 2, 3), (1, 9, 3), 1), ((9,), (1,), 0)]
 )
 def test_answers_match_up_to_their_first_difference(first: tuple, second: tuple, length: int) -> None:
-    assert quality.match_length(first, second) == length
+    assert fidelity.match_length(first, second) == length
 
 
 def test_data_without_labels_and_a_cancelled_comparison_end_with_an_error(
@@ -80,9 +80,9 @@ def test_data_without_labels_and_a_cancelled_comparison_end_with_an_error(
 ) -> None:
     bare = replace(data, evaluation=replace(data.evaluation, labels=None))
     with pytest.raises(DataError, match="no labels"):
-        quality.quality(language, engine, engine, bare)
+        fidelity.quality(language, engine, engine, bare)
     with pytest.raises(Cancelled):
-        quality.quality(language, engine, engine, data, cancel=lambda: True)
+        fidelity.quality(language, engine, engine, data, cancel=lambda: True)
 
 
 def test_head_embeddings_and_attention_stay_high_unless_asked(language: LanguageModel, store: Store) -> None:

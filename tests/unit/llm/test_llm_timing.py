@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from workbench import codec
 from workbench.errors import Cancelled, CompareError, DataError
-from workbench.llm import eager, memory, speed, timing
+from workbench.llm import eager, memory, rates, timing
 from workbench.llm.loading import LanguageModel
 from workbench.records import Engine, Measurement, Protocol, Round
 
@@ -20,9 +20,9 @@ WORKLOADS = [timing.Workload(5, 4, 1), timing.Workload(3, 2, 2)]
 
 
 def measured(
-    first: list[float], steps: list[float], name: str = "fp32", **conditions: object
+    first: list[float], steps: list[float], name: str = "fp32", drift: float = 0.0, **conditions: object
 ) -> timing.GenerationMeasurement:
-    """A made-up measurement of 10 + 5 x 2 with one round for each first token, all with the same steps."""
+    """A made-up measurement of 10 + 5 x 2 with one round for each first token; steps get slower by `drift` a round."""
 
     def part(rounds: list[list[float]]) -> Measurement:
         items = tuple(
@@ -33,7 +33,12 @@ def measured(
 
     workload = timing.Workload(10, 5, 2)
     return timing.GenerationMeasurement(
-        workload, part([[value] for value in first]), part([steps] * len(first)), 4_000_000, 1000, 5_000_000
+        workload,
+        part([[value] for value in first]),
+        part([[step * (1 + drift * index) for step in steps] for index in range(len(first))]),
+        4_000_000,
+        1000,
+        5_000_000,
     )
 
 
@@ -49,14 +54,14 @@ def test_engines_and_eager_pytorch_are_measured_with_exactly_the_asked_tokens(
         assert len(steps.latencies_seconds) == len(first.latencies_seconds) * (item.workload.output_tokens - 1)
         assert len(first.latencies_seconds) >= 2
         assert min(first.latencies_seconds + steps.latencies_seconds) > 0
-    table = speed.table(found)
+    table = rates.table(found)
     assert list(table["Variant"]) == ["fp32", "fp32", "transformers eager", "transformers eager"]
     assert (table["Share of bound (%)"][:2] > 0).all()
     assert codec.from_json(timing.GenerationMeasurement, codec.to_json(found[0])) == found[0]
 
 
 def test_rates_count_generated_tokens_over_the_whole_time() -> None:
-    found = speed.speed(measured([0.1, 0.3], [0.02, 0.04, 0.02, 0.04]))
+    found = rates.speed(measured([0.1, 0.3], [0.02, 0.04, 0.02, 0.04]))
     assert found.output_token_seconds == pytest.approx(0.03)
     assert found.user_tokens_per_second == pytest.approx(1 / 0.03)
     # 2 sequences of 5 tokens in 0.22 s and in 0.42 s
@@ -66,27 +71,28 @@ def test_rates_count_generated_tokens_over_the_whole_time() -> None:
 
 def test_the_bound_is_bytes_of_weights_and_mean_cache_over_the_measured_bandwidth() -> None:
     rate = {"read_bandwidth_bytes_per_second": 1e9}
-    found = speed.speed(measured([0.1], [0.01] * 4, **rate))
+    found = rates.speed(measured([0.1], [0.01] * 4, **rate))
     assert found.bound_seconds == pytest.approx((4_000_000 + 2 * 12.5 * 1000) / 1e9)
     assert found.bound_share == pytest.approx(found.bound_seconds / 0.01)
     assert found.cache_bytes == 2 * 14 * 1000
-    assert speed.speed(measured([0.1], [0.01] * 4)).bound_seconds is None
+    assert rates.speed(measured([0.1], [0.01] * 4)).bound_seconds is None
 
 
 def test_activations_are_what_the_process_grew_by_beside_the_cache() -> None:
     seen = {"memory_open": {"process_bytes": 6_000_000}, "memory_after": {"process_bytes": 8_000_000}}
-    found = speed.speed(measured([0.1], [0.01] * 4, **seen))
+    found = rates.speed(measured([0.1], [0.01] * 4, **seen))
     assert found.activations_bytes == 9_000_000 - 6_000_000 - found.cache_bytes
     told = {"memory_open": {"device_bytes": 1}, "memory_after": {"activation_bytes": 77}}
-    assert speed.speed(measured([0.1], [0.01] * 4, **told)).activations_bytes == 77
-    assert speed.speed(measured([0.1], [0.01] * 4)).activations_bytes is None
+    assert rates.speed(measured([0.1], [0.01] * 4, **told)).activations_bytes == 77
+    assert rates.speed(measured([0.1], [0.01] * 4)).activations_bytes is None
 
 
 def test_speed_ups_come_from_rounds_and_unlike_workloads_are_refused() -> None:
-    slow, fast = measured([0.20, 0.21, 0.22], [0.02] * 4), measured([0.10, 0.105, 0.11], [0.005] * 4, "int8")
-    assert speed.faster(slow, fast)[0].value == pytest.approx(2)
+    slow, fast = measured([0.20, 0.21, 0.22], [0.02] * 4), measured([0.1, 0.104, 0.112], [0.005] * 4, "int8", 0.01)
+    first, step = rates.faster(slow, fast)
+    assert (first.value, step.value) == (pytest.approx(2, rel=0.02), pytest.approx(4, rel=0.02))  # the drifts
     with pytest.raises(CompareError, match=r"10 \+ 5 x 2 on cpu.*10 \+ 5 x 4"):
-        speed.faster(slow, replace(fast, workload=timing.Workload(10, 5, 4)))
+        rates.faster(slow, replace(fast, workload=timing.Workload(10, 5, 4)))
 
 
 def test_embeddings_that_only_give_rows_are_not_read_whole_and_int4_counts_half_a_byte() -> None:
