@@ -57,7 +57,7 @@ def measure(
         Variant -> its measurement, or the failure that ended it; one that fails does not stop the others.
 
     Raises:
-        DataError: no engines, two of one name, a wrong batch, or streams without the boundary `throughput`.
+        DataError: no engines, two of one name, or a wrong batch.
         Cancelled: `cancel` said so; finished rounds were handed to `on_round`.
     """
     protocol = protocol or Protocol()
@@ -272,11 +272,6 @@ def _check(built: Sequence[Engine], feeds: Feeds, protocol: Protocol) -> None:
         raise DataError("There is no engine to measure. Build at least one first.")
     if twice:
         raise DataError(f"Two engines are named {twice[0]!r}; rounds are kept by name. Give each variant its own name.")
-    if protocol.streams > 1 and protocol.boundary != "throughput":
-        raise DataError(
-            f"{protocol.streams} streams at once would disturb each other's {protocol.boundary!r} latency. Use "
-            f"boundary='throughput', or streams=1."
-        )
     fixed = {spec.name for engine in built for spec in engine.inputs if not spec.shape or spec.shape[0] is not None}
     for name, array in feeds.items():
         if name not in fixed and (array.ndim == 0 or len(array) != protocol.batch):

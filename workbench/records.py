@@ -46,6 +46,22 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Program:
+    """The PyTorch module that an ONNX file was exported from, as an exported program (`.pt2`), weights included.
+
+    Attributes:
+        inputs: ONNX input names in the order of the program's arguments.
+        outputs: ONNX output names in the order of its results.
+        sha256: of the file, which is opened only where it still has it.
+    """
+
+    path: str
+    sha256: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Model:
     """A checked ONNX file with its origin.
 
@@ -58,6 +74,7 @@ class Model:
         operators: operator type -> count.
         modules: ONNX node name -> PyTorch module path, where the exporter left it; may be empty.
         quantized_by: `onnxruntime`, `modelopt` or `unknown` where Q/DQ nodes were there already; None where none.
+        program: the PyTorch module it was exported from, for the torch backends; None where there is none.
     """
 
     name: str
@@ -72,6 +89,7 @@ class Model:
     operators: dict[str, int]
     modules: dict[str, str] = field(default_factory=dict)
     quantized_by: str | None = None
+    program: Program | None = None
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,7 @@ class Variant:
         dialect: the Q/DQ dialect the file is written in: `ort-cpu`, `trt-8.6` or `strong`.
         calibration_sha256: of the calibration table used, or None.
         calibration_seconds: time to collect the table (shared by recipes of one study), or None.
+        program: the model's, as it was before the recipe; only the torch backends use it.
     """
 
     recipe: Recipe
@@ -124,6 +143,7 @@ class Variant:
     reports: tuple[StepReport, ...] = ()
     calibration_sha256: str | None = None
     calibration_seconds: float | None = None
+    program: Program | None = None
 
     @property
     def name(self) -> str:
@@ -228,7 +248,8 @@ class Protocol:
                 raise ValueError(f"Protocol.{name} is {getattr(self, name)}; it must be at least 1")
         if self.streams > 1 and self.boundary != "throughput":
             raise ValueError(
-                f"Protocol.streams is {self.streams}; more than one needs boundary='throughput', not {self.boundary!r}"
+                f"Protocol.streams is {self.streams}: {self.streams} streams at once would disturb each other's "
+                f"{self.boundary!r} latency. Use boundary='throughput', or streams=1"
             )
 
 

@@ -279,12 +279,16 @@ def test_a_measurement_says_what_was_fed_and_with_how_many_threads() -> None:
         ([], FEEDS, SHORT, "no engine to measure"),
         ([engine("a"), engine("a")], FEEDS, SHORT, "Two engines are named 'a'"),
         ([engine("a")], {"x": np.zeros((3, 4), np.float32)}, SHORT, r"was fed \(3, 4\), but the protocol says 8"),
-        ([engine("a")], FEEDS, Protocol(streams=2), "2 streams at once"),
     ],
 )
 def test_measure_refuses_what_makes_no_sense(engines: Any, feeds: Any, protocol: Protocol, words: str) -> None:
     with pytest.raises(DataError, match=words):
         measurement.measure(engines, feeds, protocol, call=FakeChildren())
+
+
+def test_several_streams_need_the_boundary_throughput() -> None:
+    with pytest.raises(ValueError, match="2 streams at once"):
+        Protocol(streams=2)
 
 
 def test_an_input_without_a_batch_axis_is_fed_as_it_is() -> None:
