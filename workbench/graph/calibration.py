@@ -69,17 +69,16 @@ def calibrate_proto(
     names = _chosen(proto, tensors)
     wanted = set(observed_tensors(proto)) if tensors == "all" else set(names)
     table = CalibrationTable(names, provenance)
-    groups, stream = batches(proto, names, inputs, how or Observation())
-    parts = [table] if len(groups) == 1 else [CalibrationTable(group, provenance) for group in groups]
-    for batch in stream:
-        part = parts[batch.group]
-        part.update(batch.arrays, batch.samples)
-        _refuse_non_finite(part, batch, wanted)
-    if len(parts) > 1:
-        for part in parts:
-            for name in part:
-                table[name].merge(part[name])
-        table.samples = parts[0].samples
+    parts = [table]
+    for batch in batches(proto, names, inputs, how or Observation()):
+        if batch.groups > 1 and batch.first == 0:
+            parts.append(CalibrationTable(batch.arrays, provenance))
+        parts[-1].update(batch.arrays, batch.samples)
+        _refuse_non_finite(parts[-1], batch, wanted)
+    for part in parts[1:]:
+        for name in part:
+            table[name].merge(part[name])
+        table.samples = part.samples
     return table
 
 
@@ -100,8 +99,7 @@ def channel_maxima(
     found: dict[str, NDArray[np.float32]] = {}
     if not tensors:
         return found
-    _, stream = batches(proto, _chosen(proto, tensors), inputs, how or Observation())
-    for batch in stream:
+    for batch in batches(proto, _chosen(proto, tensors), inputs, how or Observation()):
         for name, array in batch.arrays.items():
             largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0, initial=0.0).astype(np.float32)
             if not np.isfinite(largest).all():
@@ -129,8 +127,7 @@ def range_alarm(
     excess: dict[str, float] = {}
     outside: set[int] = set()
     looked_at = 0
-    _, stream = batches(proto, _chosen(proto, list(table)), inputs, how or Observation())
-    for batch in stream:
+    for batch in batches(proto, _chosen(proto, list(table)), inputs, how or Observation()):
         looked_at += batch.samples if batch.group == 0 else 0
         for name, array in batch.arrays.items():
             seen = table[name]

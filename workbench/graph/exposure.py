@@ -64,19 +64,19 @@ class Batch:
         first: index of its first sample.
         samples: how many it holds.
         group: number of the pass, from 0.
-        arrays: observed tensor -> values.
+        groups: how many passes there are.
+        arrays: observed tensor of the group -> values.
     """
 
     first: int
     samples: int
     group: int
+    groups: int
     arrays: dict[str, NDArray[Any]]
 
 
-def batches(
-    proto: onnx.ModelProto, names: Sequence[str], inputs: Samples, how: Observation
-) -> tuple[list[list[str]], Iterator[Batch]]:
-    """Return the groups in which tensors are observed, and the batches, group by group.
+def batches(proto: onnx.ModelProto, names: Sequence[str], inputs: Samples, how: Observation) -> Iterator[Batch]:
+    """Hand out the batches, group of tensors by group, while the next one runs.
 
     A graph whose first axis is fixed is run at that size; samples that do not fill a run are left out then.
 
@@ -91,13 +91,8 @@ def batches(
         RunError, BuildError: ONNX Runtime cannot run the graph.
     """
     count, size = _sizes(proto, inputs, how)
-    groups = _groups(proto, list(names), inputs, how, size)
     taken = {name: array[:count] for name, array in inputs.items()}
-    return groups, _followed(_run(proto, groups, taken, how.threads, (count, size)), how, len(groups), count)
-
-
-def _followed(stream: Iterator[Batch], how: Observation, groups: int, count: int) -> Iterator[Batch]:
-    """Hand out batches while the next one runs; report progress, and stop when told to."""
+    stream = _run(proto, list(names), taken, how, size)
     with ThreadPoolExecutor(1, "calibrate") as pool:
         running = pool.submit(next, stream, None)
         while (batch := running.result()) is not None:
@@ -107,20 +102,26 @@ def _followed(stream: Iterator[Batch], how: Observation, groups: int, count: int
             yield batch
             if how.progress is not None:
                 done = batch.first + batch.samples
-                share = (batch.group + done / count) / groups
+                share = (batch.group + done / count) / batch.groups
                 how.progress(Progress("calibrate", "", share, f"{done} of {count} samples"))
             del batch
 
 
-def _run(
-    proto: onnx.ModelProto, groups: list[list[str]], inputs: Samples, threads: int | None, sizes: tuple[int, int]
-) -> Iterator[Batch]:
-    count, size = sizes
-    for number, group in enumerate(groups):
-        with _opened(proto, group, threads) as runner:
+def _run(proto: onnx.ModelProto, names: list[str], inputs: Samples, how: Observation, size: int) -> Iterator[Batch]:
+    count = len(next(iter(inputs.values())))
+    with contextlib.ExitStack() as stack:
+        runner = stack.enter_context(_opened(proto, names, how.threads))
+        few = {name: array[: _fixed_batch(proto) or 1] for name, array in inputs.items()}
+        groups = _groups(_observed(runner, names, few), how.largest_held_bytes * len(next(iter(few.values()))) // size)
+        for number, group in enumerate(groups):
+            if len(groups) > 1:
+                stack.close()
+                runner = stack.enter_context(_opened(proto, group, how.threads))
             for first in range(0, count, size):
                 feeds = {name: array[first : first + size] for name, array in inputs.items()}
-                yield Batch(first, min(size, count - first), number, _observed(runner, group, feeds))
+                arrays = _observed(runner, group, feeds)
+                yield Batch(first, min(size, count - first), number, len(groups), arrays)
+                del arrays
 
 
 def _observed(runner: Runner | None, group: Sequence[str], feeds: Samples) -> dict[str, NDArray[Any]]:
@@ -159,16 +160,13 @@ def _fixed_batch(proto: onnx.ModelProto) -> int | None:
     return None
 
 
-def _groups(proto: onnx.ModelProto, names: list[str], inputs: Samples, how: Observation, size: int) -> list[list[str]]:
-    """Split tensors so that what one run shows of a group stays within the limit, judged by a run of few samples."""
-    probe = _fixed_batch(proto) or 1
-    with _opened(proto, names, how.threads) as runner:
-        shown = _observed(runner, names, {name: array[:probe] for name, array in inputs.items()})
+def _groups(shown: Mapping[str, NDArray[Any]], limit_bytes: int) -> list[list[str]]:
+    """Split tensors so that the live batches of each group stay within a limit, given in the size of what is shown."""
     groups: list[list[str]] = [[]]
     held = 0
-    for name in names:
-        needed = _BATCHES_ALIVE * shown[name].nbytes * size // probe
-        if groups[-1] and held + needed > how.largest_held_bytes:
+    for name, array in shown.items():
+        needed = _BATCHES_ALIVE * array.nbytes
+        if groups[-1] and held + needed > limit_bytes:
             groups.append([])
             held = 0
         groups[-1].append(name)

@@ -56,9 +56,9 @@ def test_the_table_does_not_depend_on_the_batch_but_for_rounding(batch: int) -> 
 
 def test_tensors_in_groups_give_the_same_table() -> None:
     whole = table_of(bottleneck(), IMAGES)
-    groups, _ = batches(bottleneck(), list(whole), IMAGES, Observation(threads=1, largest_held_bytes=400_000))
-    assert len(groups) > 2
-    parts = calibrate_proto(bottleneck(), IMAGES, ORIGIN, Observation(threads=1, largest_held_bytes=400_000))
+    how = Observation(threads=1, largest_held_bytes=400_000)
+    assert next(batches(bottleneck(), list(whole), IMAGES, how)).groups > 2
+    parts = calibrate_proto(bottleneck(), IMAGES, ORIGIN, how)
     assert list(parts) == list(whole)
     assert parts.samples == 64
     for name in whole:
@@ -66,7 +66,7 @@ def test_tensors_in_groups_give_the_same_table() -> None:
 
 
 def test_no_more_than_two_batches_are_alive() -> None:
-    _, stream = batches(bottleneck(), ["r0", "r1"], IMAGES, Observation(batch=4, threads=1))
+    stream = batches(bottleneck(), ["r0", "r1"], IMAGES, Observation(batch=4, threads=1))
     alive: list[weakref.ref[np.ndarray]] = []
     most = 0
     for batch in stream:
