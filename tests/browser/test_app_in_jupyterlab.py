@@ -61,7 +61,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
 
     choose(page, "Shipped model", "digits_resnet")
     press(page, "Load")
-    expect(app.get_by_text("can run every operator")).to_be_visible(timeout=LONG)
+    expect(app.get_by_text("onnxruntime-cpu can run every operator")).to_be_visible(timeout=LONG)
     expect(app.get_by_text("273,754")).to_be_visible()
     picture(page, "model")
 
@@ -102,6 +102,10 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
             choose(page, "Variant", "int8-kl")
             press(page, "Show layers")
             expect(app.get_by_text("layers of the runtime")).to_be_visible()
+        if view == "Table":
+            expect(app.locator("tbody th[scope=row]:visible")).to_have_count(3)
+        if view == "Disagreements":
+            expect(app.get_by_text(re.compile("differ on|same answer"))).to_be_visible()
         picture(page, f"results_{view.lower()}")
     go_to(page, "Table")
     expect(app.locator("tbody th[scope=row]:visible")).to_have_count(3)

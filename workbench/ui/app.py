@@ -110,10 +110,10 @@ class Workbench:
 
 
 def _family(widget: widgets.Widget) -> Iterator[widgets.Widget]:
-    """Yield a widget with everything that belongs to it: children, layout, style."""
+    """Yield a widget with everything that belongs to it: children, layout, style, a link between two of them."""
     for child in getattr(widget, "children", ()):
         yield from _family(child)
-    for name in ("layout", "style"):
+    for name in ("layout", "style", "link"):
         part = getattr(widget, name, None)
         if isinstance(part, widgets.Widget):
             yield part

@@ -10,6 +10,7 @@ from traitlets import HasTraits, Instance, Tuple, Unicode
 from workbench.comparison import Comparison, compare_studies
 from workbench.errors import CompareError, StoreError
 from workbench.records import StudyRecord
+from workbench.reports import formats
 from workbench.study import Study
 from workbench.ui import code
 from workbench.ui.jobs import DRAWING, Job
@@ -134,8 +135,9 @@ class History(HasTraits):
         self.chosen = tuple(name for name in self.chosen if name in self.names)
 
     def choose(self, names: tuple[str, ...]) -> None:
-        """Select studies."""
+        """Select studies, and say what they are."""
         self.chosen = tuple(names)
+        self.words = " ".join(_summary(self._record(name)) for name in self.chosen[:2])
 
     def open(self) -> None:
         """Show the selected study on the page of results.
@@ -176,3 +178,10 @@ class History(HasTraits):
 
     def _record(self, name: str) -> StudyRecord:
         return Study.open(name, self.desk.store).record
+
+
+def _summary(record: StudyRecord) -> str:
+    variants = ", ".join(result.recipe.name for result in record.results)
+    data = record.data.get("name", "unknown data")
+    when = formats.moment(record.created_at)
+    return f"{record.name}: {when}, {record.model.name} on {record.backend}, {data}, variants {variants}."

@@ -17,18 +17,11 @@ from workbench.ui.views.style import CSS
 def frame(state: State) -> widgets.VBox:
     """Return the whole app: navigation, the line that says where the study stands, errors, and the page."""
     desk = state.desk
-    tabs = widgets.ToggleButtons(options=PAGES, description="Page", tooltips=[f"Go to: {page}" for page in PAGES])
-    tabs.add_class("wb-tabs")
-    controls.bind(desk, desk, "page", tabs)
     status, error = controls.html("", "wb-status"), controls.html()
     makers = (model_page, recipes_page, run_page, results_page, handoff_page, history_page)
-    pages = {name: make(state) for name, make in zip(PAGES, makers, strict=True)}
-
-    def show() -> None:
-        for name, page in pages.items():
-            page.layout.display = "flex" if name == desk.page else "none"
-
-    controls.follow(desk, "page", show)
+    pages = controls.tabs(
+        desk, desk, "page", "Page", {name: make(state) for name, make in zip(PAGES, makers, strict=True)}
+    )
     controls.follow(desk, "error", lambda: controls.write(error, markup.error(desk.error)))
     controls.follow(
         state.running,
@@ -37,6 +30,6 @@ def frame(state: State) -> widgets.VBox:
             status, f'<span role="status" aria-live="polite">{markup.escape(state.running.words)}</span>'
         ),
     )
-    app = widgets.VBox([controls.html(f"<style>{CSS}</style>"), tabs, status, error, *pages.values()])
+    app = widgets.VBox([controls.html(f"<style>{CSS}</style>"), status, error, pages])
     app.add_class("workbench")
     return app

@@ -47,6 +47,23 @@ def page(*children: widgets.Widget) -> widgets.VBox:
     return made
 
 
+def tabs(desk: Desk, part: HasTraits, trait: str, words: str, pages: dict[str, widgets.Widget]) -> widgets.VBox:
+    """Return buttons, one a page, and the page that was chosen.
+
+    The browser itself changes the page, so that this is instant however busy the kernel is.
+    """
+    buttons = widgets.ToggleButtons(
+        options=list(pages), description=words, tooltips=[f"{words}: {name}" for name in pages]
+    )
+    buttons.add_class("wb-tabs")
+    bind(desk, part, trait, buttons)
+    stack = widgets.Stack(list(pages.values()), selected_index=buttons.index)
+    link = widgets.jsdlink((buttons, "index"), (stack, "selected_index"))
+    made = page(buttons, stack)
+    made.link = link  # belongs to it, and is closed with it
+    return made
+
+
 def button(desk: Desk, words: str, command: Callable[[], None], tooltip: str = "", **options: Any) -> widgets.Button:
     """Return a button that calls a command."""
     made = widgets.Button(

@@ -19,7 +19,7 @@ def handoff_page(state: State) -> widgets.Widget:
     code = widgets.Textarea(
         description="Code",
         placeholder="The cell that does the same with the verbs",
-        layout=widgets.Layout(width="100%"),
+        layout=widgets.Layout(width="98%"),
     )
     code.style.description_width = "60px"
     controls.follow(handoff, "code", lambda: controls.write(code, handoff.code))

@@ -18,25 +18,17 @@ _NO_ORDER = "order of the recipes"
 def results_page(state: State) -> widgets.Widget:
     """Return the page; one of its views is shown at a time."""
     desk, results = state.desk, state.results
-    tabs = widgets.ToggleButtons(options=VIEWS, description="View", tooltips=[f"Show: {view}" for view in VIEWS])
-    tabs.add_class("wb-tabs")
-    controls.bind(desk, results, "view", tabs)
     words = controls.html()
     controls.follow(results, "words", lambda: controls.write(words, f"<p><b>{escape(results.words)}</b></p>"))
-    views = {
-        "Plot": _plot(state),
-        "Table": _table(state),
-        "Disagreements": _disagreements(state),
-        "Calibration": calibration_view(state),
-        "Fusion": fusion_view(state),
+    makers = {
+        "Plot": _plot,
+        "Table": _table,
+        "Disagreements": _disagreements,
+        "Calibration": calibration_view,
+        "Fusion": fusion_view,
     }
-
-    def show() -> None:
-        for name, view in views.items():
-            view.layout.display = "flex" if name == results.view else "none"
-
-    controls.follow(results, "view", show)
-    return controls.page(controls.html("<h2>Results</h2>"), words, tabs, *views.values())
+    views = controls.tabs(desk, results, "view", "View", {name: makers[name](state) for name in VIEWS})
+    return controls.page(controls.html("<h2>Results</h2>"), words, views)
 
 
 def _plot(state: State) -> widgets.Widget:
@@ -58,7 +50,7 @@ def _plot(state: State) -> widgets.Widget:
     controls.follow(results, "budget_words", show)
     controls.follow(results, "summary", show_unit)
     budgets = controls.row(
-        controls.html("Budget", "wb-group"), controls.field(latency, "260px"), controls.field(loss, "260px")
+        controls.html("Budget", "wb-group"), controls.field(latency, "210px"), controls.field(loss, "210px")
     )
     return controls.page(budgets, words, controls.picture_pair(results, "plot_light", "plot_dark"))
 

@@ -29,7 +29,8 @@ CSS = """
 .workbench pre { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 260px; overflow-y: auto; margin: 4px 0; padding: 6px 8px;
   background: var(--jp-layout-color2, #f0f2f4); color: var(--jp-ui-font-color1, #1b1f24); }
-.workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px; }
+.workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px;
+  box-sizing: border-box; }
 .workbench .wb-row { flex-flow: row wrap; align-items: center; gap: 4px 10px; overflow: visible; }
 .workbench .wb-actions { margin-left: 138px; }
 .workbench .wb-field > .widget-label { text-align: left; }
@@ -45,7 +46,8 @@ CSS = """
 .workbench .jupyter-button:focus-visible, .workbench input:focus-visible, .workbench select:focus-visible,
 .workbench textarea:focus-visible, .workbench summary:focus-visible, .workbench a:focus-visible {
   outline: 3px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
-.workbench img { max-width: 100%; height: auto; }
+.workbench img { max-width: min(100%, 780px); height: auto; }
+.workbench .jupyter-widget-stack, .workbench .widget-stack { overflow: visible; }
 .workbench .wb-dark { display: none; }
 [data-jp-theme-light="false"] .workbench .wb-dark { display: block; }
 [data-jp-theme-light="false"] .workbench .wb-light { display: none; }
