@@ -21,6 +21,7 @@ from workbench.llm.scenario import HighestRate, ServingRun, highest_rate, serve_
 from workbench.llm.scenario import table as serving_table
 from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching
 from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation
+from workbench.llm.towers import TowerStudies, TwoTowers, digits_captions, run_towers
 from workbench.llm.verification import Verification, verify
 
 __all__ = [
@@ -37,10 +38,13 @@ __all__ = [
     "Sequences",
     "ServingRun",
     "Speed",
+    "TowerStudies",
     "Traffic",
+    "TwoTowers",
     "Verification",
     "Workload",
     "dataset",
+    "digits_captions",
     "faster",
     "feeds",
     "generate",
@@ -50,6 +54,7 @@ __all__ = [
     "open_decoder",
     "quality",
     "recipe",
+    "run_towers",
     "serve_traffic",
     "serving_table",
     "speed",
