@@ -52,8 +52,10 @@ def test_run_takes_arrays_from_a_file(home: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_failed_variant_makes_the_command_fail(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    # Random inputs come without calibration samples, so static quantization cannot work.
-    assert main(["run", "digits_resnet", "--recipes", "fp32,int8-kl", "--rounds", "1"]) == 1
+    # A file without calibration samples: static quantization cannot work.
+    np.savez(home / "mine.npz", input=np.ones((8, 1, 32, 32), np.float32))
+    arguments = ["run", "digits_resnet", "--data", str(home / "mine.npz"), "--recipes", "fp32,int8-kl", "--rounds", "1"]
+    assert main(arguments) == 1
     assert "failed: int8-kl" in capsys.readouterr().err
 
 

@@ -84,6 +84,8 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
     old = _version(model)
     where = f"opset {old} to {version}"
     graph = Graph(model)
+    # Older converters have no adapter for Constant nodes; as initializers they need none.
+    graph.lift_constants()
     _refuse_foreign(model, old, version)
     light, weights = _without_weights(graph)
     try:
@@ -102,8 +104,21 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
             f"Export it with opset {version}, or take a recipe or backend that does not need it."
         ) from error
     _check_names(graph, converted, where)
+    _check_axes(model, converted, where)
     _put_back(model, converted, weights)
     return (f"The graph was converted from {where}.",)
+
+
+def _check_axes(model: onnx.ModelProto, converted: onnx.ModelProto, where: str) -> None:
+    """Refuse reductions that lost their axes: onnx 1.19 drops them silently, and they then reduce everything."""
+    had = {node.output[0] for node in model.graph.node if len(node.input) > 1 and node.op_type.startswith("Reduce")}
+    for node in converted.graph.node:
+        lost = node.output[0] in had and len(node.input) < 2 and not any(item.name == "axes" for item in node.attribute)
+        if lost:
+            raise TransformError(
+                f"Bringing the model from {where} with onnx {onnx.__version__} loses the axes of {node.op_type} "
+                f"{node.name!r}. Install a newer onnx, or export the model with the opset that is needed."
+            )
 
 
 def _said(error: Exception) -> str:

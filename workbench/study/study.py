@@ -53,7 +53,7 @@ class Study:
                 if names
                 else "The store holds no study yet: run one with workbench.run(...)."
             )
-            raise StoreError(f"There is no study {source!s} in {store.root}. {hint}")
+            raise StoreError(f"There is no study {str(source)!r} in {store.root}. {hint}")
         return cls(codec.from_json(StudyRecord, text))
 
     @property

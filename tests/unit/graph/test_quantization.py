@@ -20,6 +20,7 @@ from quantization_nets import (
 from small_nets import copied, net, operators, run, shipped, values
 
 from workbench.datasets import digits
+from workbench.engines.onnxruntime import version as onnxruntime_version
 from workbench.errors import CalibrationError, RecipeError, TransformError
 from workbench.graph import fusion, quantization
 from workbench.graph.calibration import Observation, calibrate_proto
@@ -228,6 +229,9 @@ def newer(model: onnx.ModelProto, opset: int = 20) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("make", [bottleneck, attention])
 def test_float8_is_rehearsed_alike_at_every_optimization_level(make) -> None:
+    old_runtime = tuple(map(int, onnxruntime_version("onnxruntime-cpu").split(".")[:2])) < (1, 24)
+    if make is attention and old_runtime:
+        pytest.skip("ONNX Runtime before 1.24 fuses float8 Q/DQ around MatMul into an operator that it does not have")
     feeds = IMAGES if make is bottleneck else TOKENS
     parent = newer(make())
     model, report = quantized(parent, feeds, to="fp8")
