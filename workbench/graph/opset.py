@@ -104,21 +104,8 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
             f"Export it with opset {version}, or take a recipe or backend that does not need it."
         ) from error
     _check_names(graph, converted, where)
-    _check_axes(model, converted, where)
     _put_back(model, converted, weights)
     return (f"The graph was converted from {where}.",)
-
-
-def _check_axes(model: onnx.ModelProto, converted: onnx.ModelProto, where: str) -> None:
-    """Refuse reductions that lost their axes: onnx 1.19 drops them silently, and they then reduce everything."""
-    had = {node.output[0] for node in model.graph.node if len(node.input) > 1 and node.op_type.startswith("Reduce")}
-    for node in converted.graph.node:
-        lost = node.output[0] in had and len(node.input) < 2 and not any(item.name == "axes" for item in node.attribute)
-        if lost:
-            raise TransformError(
-                f"Bringing the model from {where} with onnx {onnx.__version__} loses the axes of {node.op_type} "
-                f"{node.name!r}. Install a newer onnx, or export the model with the opset that is needed."
-            )
 
 
 def _said(error: Exception) -> str:
@@ -163,10 +150,20 @@ def _without_weights(graph: Graph) -> tuple[onnx.ModelProto, list[onnx.TensorPro
     light.graph.node.extend(graph.proto.node)
     light.graph.input.extend(graph.proto.input)
     light.graph.output.extend(graph.proto.output)
-    light.graph.initializer.extend(tensor for tensor in graph.proto.initializer if tensor.ByteSize() <= _WEIGHT_BYTES)
+    light.graph.initializer.extend(
+        _typed(tensor) for tensor in graph.proto.initializer if tensor.ByteSize() <= _WEIGHT_BYTES
+    )
     for tensor in weights:
         light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
     return light, weights
+
+
+def _typed(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """The same constant with its integers spelled out: the adapters of onnx 1.19 read raw bytes as no axes at all."""
+    if tensor.data_type != onnx.TensorProto.INT64 or not tensor.HasField("raw_data"):
+        return tensor
+    values = onnx.numpy_helper.to_array(tensor).ravel().tolist()
+    return onnx.helper.make_tensor(tensor.name, onnx.TensorProto.INT64, tensor.dims, values)
 
 
 def _drop_defaults(model: onnx.ModelProto, old: int, new: int) -> None:
