@@ -155,7 +155,7 @@ class _Run:
                 self._put(result.recipe.name, variant=variant, engine=engine, failure=None)
                 stage = "check"
                 self._tick(stage, result.recipe.name, 1)
-                self._put(result.recipe.name, accuracy=self.stages.accuracy(engine, parent))
+                self._put(result.recipe.name, accuracy=self.stages.accuracy(engine, parent, result.recipe))
                 self._tick(stage, result.recipe.name, 1)
             except Cancelled:
                 raise

@@ -20,17 +20,22 @@ import numpy as np
 
 import workbench
 from workbench import codec, engines
+from workbench.calibrators import Choice, alarmed, choose, settled, troubles
 from workbench.checking import check
 from workbench.datasets import Dataset, Split
 from workbench.engines import jobs
 from workbench.errors import CalibrationError, StoreError
+from workbench.graph.calibration import range_alarm
 from workbench.graph.calibration_table import CalibrationTable
+from workbench.graph.exposure import Observation
 from workbench.recipes import Quantize, Recipe
-from workbench.records import Accuracy, BuildOptions, Engine, Model, Variant
+from workbench.records import Accuracy, BuildOptions, Engine, Model, StepReport, Variant
 from workbench.store import Store
-from workbench.transformation import BEFORE_QUANTIZATION, calibrate, channel_maxima, transform
+from workbench.transformation import BEFORE_QUANTIZATION, calibrate, channel_maxima, observed_graph, transform
 
 Made = TypeVar("Made")
+# Evaluation samples that are watched for leaving the calibrated range.
+_MOST_WATCHED = 1024
 
 
 @dataclass
@@ -81,12 +86,47 @@ class Stages:
 
         def make() -> Variant:
             maxima = self._channel_maxima(recipe)
+            choice = self.choice(recipe) if _is_auto(recipe) else None
             variant = transform(
-                self.model, recipe, dialect=self.dialect, table=table, channel_maxima=maxima, store=self.store
+                self.model,
+                recipe,
+                dialect=self.dialect,
+                table=table,
+                calibrators=None if choice is None else choice.calibrators,
+                channel_maxima=maxima,
+                store=self.store,
             )
-            return replace(variant, calibration_seconds=seconds)
+            reports = tuple(_told(report, table, choice) for report in variant.reports)
+            return replace(variant, calibration_seconds=seconds, reports=reports)
 
-        return self._remembered(Variant, key, make, lambda made: self.store.holds(made.sha256, Path(made.path).parent))
+        made = self._remembered(Variant, key, make, lambda made: self.store.holds(made.sha256, Path(made.path).parent))
+        return replace(made, program=self.model.program)  # the same ONNX file can come with or without one
+
+    def choice(self, recipe: Recipe) -> Choice:
+        """Return the calibrators that `auto` takes, tensor by tensor."""
+        split = self._calibration_split(recipe)
+        key = self._key("choice", self.model.sha256, codec.to_plain(recipe.steps), self.dialect, split.sha256)
+
+        def make() -> Choice:
+            maxima = self._channel_maxima(recipe)
+            return choose(self.model, split, recipe, dialect=self.dialect, channel_maxima=maxima, cancel=self.cancel)
+
+        return self._remembered(Choice, key, make, lambda made: True)
+
+    def alarm(self, recipe: Recipe) -> str | None:
+        """Say how many evaluation samples leave the range that the recipe's calibration saw; None where none do."""
+        quantize = recipe.step("quantize")
+        if not isinstance(quantize, Quantize) or quantize.activations != "static":
+            return None
+        table, _ = self.table(recipe)
+        key = self._key("alarm", table.sha256, self.dialect, self.dataset.evaluation.sha256)
+        text = self.store.get("alarm", key)
+        if text is None:
+            graph = observed_graph(self.model, recipe, self.dialect, self._channel_maxima(recipe))
+            how = Observation(samples=_MOST_WATCHED, cancel=self.cancel)
+            text = alarmed(range_alarm(table, graph, self.dataset.evaluation.inputs, how)) or ""
+            self.store.put("alarm", key, text)
+        return text or None
 
     def engine(self, variant: Variant) -> Engine:
         """Build a variant in a fresh process."""
@@ -114,8 +154,12 @@ class Stages:
 
         return self._remembered(Engine, key, make, lambda made: Path(made.path).exists())
 
-    def accuracy(self, engine: Engine, parent: Engine) -> Accuracy:
-        """Compare a variant's answers with its FP32 parent's and with the labels, sample by sample."""
+    def accuracy(self, engine: Engine, parent: Engine, recipe: Recipe | None = None) -> Accuracy:
+        """Compare a variant's answers with its FP32 parent's and with the labels, sample by sample.
+
+        Args:
+            recipe: what the variant was made by; with it, evaluation samples that leave the calibrated range are told.
+        """
         evaluation = self.dataset.evaluation
         key_of_parent = self._key(*_identity(parent), evaluation.sha256, self.batch)
         key = self._key("accuracy", key_of_parent, *_identity(engine), _metric_identity(self.dataset.metric))
@@ -126,7 +170,9 @@ class Stages:
             self._parent_folders.add(folder)
             return check(engine, parent, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.cancel)
 
-        return self._remembered(Accuracy, key, make, lambda made: True)
+        found = self._remembered(Accuracy, key, make, lambda made: True)
+        alarm = None if recipe is None else self.alarm(recipe)
+        return found if alarm is None else replace(found, notes=(*found.notes, alarm))
 
     def forget_parent(self) -> None:
         """Drop the parent's outputs that were kept on disk while variants were compared with them."""
@@ -203,6 +249,23 @@ class Stages:
         made = make()
         self.store.put(name, key, codec.to_json(made))
         return made
+
+
+def _is_auto(recipe: Recipe) -> bool:
+    step = recipe.step("quantize")
+    return isinstance(step, Quantize) and step.activations == "static" and step.calibrator == "auto"
+
+
+def _told(report: StepReport, table: CalibrationTable | None, choice: Choice | None) -> StepReport:
+    """Put what calibration found into the report of the step that used it."""
+    if report.kind != "quantize" or table is None:
+        return report
+    settling = settled(table)
+    notes = (*troubles(table), *(() if settling is None else (settling,)))
+    if choice is None:
+        return replace(report, notes=(*report.notes, *notes))
+    details = {**report.details, "auto": codec.to_plain(choice)}
+    return replace(report, notes=(*report.notes, choice.note, *notes), details=details)
 
 
 def _identity(engine: Engine) -> tuple[str, ...]:
