@@ -64,7 +64,8 @@ class Desk(HasTraits):
 
     def follow(self, lane: Lane, job: Job[Any], news: Callable[[Job[Any]], None]) -> None:
         """Hear of a job that may be running already; `stop` stops it too."""
-        self._keys.setdefault(lane, set()).add(job.key)
+        with self.lock:
+            self._keys.setdefault(lane, set()).add(job.key)
 
         def listener() -> None:
             self.deliver(news, job)
@@ -83,7 +84,9 @@ class Desk(HasTraits):
 
     def stop(self) -> None:
         """Cancel the jobs that this desk hears of and wait for their end; the lock must not be held."""
-        for lane, keys in self._keys.items():
+        with self.lock:
+            chosen = [(lane, set(keys)) for lane, keys in self._keys.items()]
+        for lane, keys in chosen:
             lane.stop(keys)
 
     def _guarded(self, command: Callable[..., None], *arguments: Any) -> None:

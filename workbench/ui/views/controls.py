@@ -161,6 +161,8 @@ class Checks:
         self, desk: Desk, words: str, values: dict[Any, str], command: Callable[[tuple[Any, ...]], None]
     ) -> None:
         self._desk, self._command, self._quiet = desk, command, False
+        # What shows the state again: a refused choice must not stay ticked.
+        self.refresh: Callable[[], None] = lambda: None
         self.boxes = {
             value: widgets.Checkbox(description=text, indent=False, tooltip=f"{words}: {text}")
             for value, text in values.items()
@@ -184,6 +186,7 @@ class Checks:
     def _choose(self, change: Any) -> None:
         if not self._quiet:
             self._desk.attempt(self._command, tuple(value for value, box in self.boxes.items() if box.value))
+            self.refresh()
 
 
 def greyed_words(reasons: dict[str, str]) -> str:

@@ -50,6 +50,7 @@ def fusion_view(state: State) -> widgets.Widget:
     def show_variants() -> None:
         if tuple(variant.options) != results.variants:
             variant.options = results.variants
+            variant.value = results.variants[-1] if results.variants else None
 
     controls.follow(results, "variants", show_variants)
     controls.follow(

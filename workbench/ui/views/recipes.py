@@ -93,6 +93,8 @@ def _toggles(state: State) -> tuple[widgets.Widget, ...]:
         samples.layout.display = None if static else "none"
 
     controls.follow(plan, ("toggles", "reasons"), show)
+    for _, checks in groups.values():
+        checks.refresh = show
     order = [checks.widget for _, checks in groups.values()]
     caveats = controls.html("", "wb-quiet")
     controls.follow(

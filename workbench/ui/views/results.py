@@ -37,6 +37,8 @@ def _plot(state: State) -> widgets.Widget:
     loss = widgets.Text(description="Loss (points)", placeholder="none", continuous_update=False)
     controls.bind(desk, results, "latency_text", latency, lambda text: results.set_budget(text, results.loss_text))
     controls.bind(desk, results, "loss_text", loss, lambda text: results.set_budget(results.latency_text, text))
+    for control in (latency, loss):
+        control.add_class("wb-tight")
     words = controls.html()
 
     def show() -> None:

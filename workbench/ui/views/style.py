@@ -23,8 +23,9 @@ CSS = """
 .workbench td.wb-wrap { white-space: normal; overflow-wrap: anywhere; min-width: 180px; }
 .workbench td.wb-number, .workbench th.wb-number { text-align: right; font-variant-numeric: tabular-nums; }
 .workbench th { font-weight: 600; color: var(--jp-ui-font-color2, #57606a); }
-.workbench td small { color: var(--jp-ui-font-color2, #57606a); display: block; }
-.workbench tr.wb-best td { font-weight: 600; background: var(--jp-layout-color2, #f0f2f4); }
+.workbench td small, .workbench th small { font-weight: 400; color: var(--jp-ui-font-color2, #57606a); display: block; }
+.workbench th[scope="row"] { color: var(--jp-ui-font-color1, #1b1f24); }
+.workbench tr.wb-best td, .workbench tr.wb-best th { background: var(--jp-layout-color2, #f0f2f4); }
 .workbench progress { width: 110px; height: 10px; accent-color: var(--jp-brand-color1, #1976d2); vertical-align: middle; }
 .workbench pre { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 260px; overflow-y: auto; margin: 4px 0; padding: 6px 8px;
@@ -32,6 +33,7 @@ CSS = """
 .workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px;
   box-sizing: border-box; }
 .workbench .wb-row { flex-flow: row wrap; align-items: center; gap: 4px 10px; overflow: visible; }
+.workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
 .workbench .wb-actions { margin-left: 138px; }
 .workbench .wb-field > .widget-label { text-align: left; }
 .workbench .wb-page { overflow: visible; }
@@ -43,6 +45,7 @@ CSS = """
 .workbench .wb-tabs .widget-toggle-button, .workbench .wb-tabs .jupyter-button { width: auto; padding: 0 14px; }
 .workbench .wb-tabs .mod-active { font-weight: 700; text-decoration: underline; text-underline-offset: 4px; }
 .workbench .wb-tabs .widget-label { display: none; }
+.workbench .wb-tabs { margin: 6px 0; }
 .workbench .jupyter-button:focus-visible, .workbench input:focus-visible, .workbench select:focus-visible,
 .workbench textarea:focus-visible, .workbench summary:focus-visible, .workbench a:focus-visible {
   outline: 3px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
@@ -60,7 +63,8 @@ CSS = """
 @container (max-width: 560px) {
   .workbench .wb-field .widget-label, .workbench .wb-field > .widget-label { width: 100% !important; text-align: left; }
   .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: 100% !important; }
-  .workbench .wb-actions { margin-left: 0; }
+  .workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
+.workbench .wb-actions { margin-left: 0; }
   .workbench .wb-group { min-width: 100%; }
   .workbench th, .workbench td { padding-right: 8px; }
   .workbench progress { width: 60px; }

@@ -1,0 +1,222 @@
+"""The app as widgets, without a kernel: what is shown, what a click does, and what is left after `close()`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+import pytest
+import synthetic_study
+import tiny
+from tiny import SOON
+
+import workbench as wb
+from workbench.graph.fused_layers import FusionMap, RuntimeLayer
+from workbench.records import Model, TensorSpec
+from workbench.ui import pictures
+from workbench.ui.app import Workbench, _family
+from workbench.ui.disagreements import Disagreements, Sample
+from workbench.ui.jobs import DRAWING, STUDIES
+from workbench.ui.state.running import VariantProgress
+from workbench.ui.views import markup
+
+
+@pytest.fixture
+def app(tmp_path: Path, own_store: Path) -> Iterator[Workbench]:
+    made = Workbench(tiny.classifier(tmp_path), tiny.samples(), protocol=tiny.QUICK)
+    settle()
+    yield made
+    made.close()
+
+
+def settle() -> None:
+    STUDIES.settle(SOON)
+    DRAWING.settle(SOON)
+
+
+def controls(app: Workbench, kind: type) -> list[Any]:
+    return [widget for widget in _family(app.widget) if isinstance(widget, kind)]
+
+
+def control(app: Workbench, kind: type, words: str) -> Any:
+    (found,) = [widget for widget in controls(app, kind) if widget.description == words]
+    return found
+
+
+def shown(app: Workbench) -> str:
+    return "".join(widget.value for widget in controls(app, widgets.HTML))
+
+
+def test_a_real_study_from_click_to_table(app: Workbench) -> None:
+    control(app, widgets.Button, "Start").click()
+    study = app.result(120)
+    assert not study.failures and not app.error
+    assert control(app, widgets.FloatProgress, "All variants").value == 1.0
+    assert "✓ int8-kl" in shown(app)
+    assert all(bytes(image.value).startswith(b"\x89PNG") for image in controls(app, widgets.Image)[:2])
+    assert "fp32 (baseline)" in shown(app)
+    control(app, widgets.Button, "Show layers").click()
+    settle()
+    assert app.error == ""
+    assert "layers of the runtime" in shown(app)
+    assert wb.Study.open(study.name).record == study.record
+
+
+def test_every_control_has_a_description(app: Workbench) -> None:
+    kinds = (widgets.Text, widgets.Textarea, widgets.Dropdown, widgets.SelectMultiple, widgets.Checkbox, widgets.Button,
+             widgets.BoundedIntText, widgets.ToggleButtons, widgets.FloatProgress)  # fmt: skip
+    found = controls(app, kinds)  # type: ignore[arg-type]
+    assert len(found) > 40
+    assert [widget for widget in found if not widget.description] == []
+    assert [widget for widget in controls(app, widgets.Button) if not widget.tooltip] == []
+
+
+def test_a_toggle_that_the_backend_lacks_is_greyed_with_its_reason(app: Workbench) -> None:
+    assert control(app, widgets.Checkbox, "tf32").disabled
+    assert not control(app, widgets.Checkbox, "fp16").disabled
+    assert "Not here: tf32 (TF32 exists on NVIDIA GPUs only)." in shown(app)
+    assert control(app, widgets.BoundedIntText, "Largest batch").disabled
+
+
+def test_ticking_boxes_makes_the_sweep_and_adding_it_fills_the_list(app: Workbench) -> None:
+    calibrators = [widget for widget in controls(app, widgets.Checkbox) if widget.description == "mse"]
+    control(app, widgets.Checkbox, "int8").value = True
+    (mse,) = calibrators
+    mse.value = True
+    (add,) = [widget for widget in controls(app, widgets.Button) if widget.description == "Add 3 recipes"]
+    add.click()
+    names = [value for _, value in control(app, widgets.SelectMultiple, "In the study").options]
+    assert names == ["fp32", "fp16", "int8-kl", "int8-mse"]
+    listed = control(app, widgets.SelectMultiple, "In the study")
+    listed.value = ("fp16",)
+    control(app, widgets.Button, "Remove selected").click()
+    assert [recipe.name for recipe in app.state.plan.recipes] == ["fp32", "int8-kl", "int8-mse"]
+
+
+def test_unticking_all_of_a_toggle_ticks_its_first_again(app: Workbench) -> None:
+    box = control(app, widgets.Checkbox, "all")
+    box.value = False
+    assert box.value and app.state.plan.toggles.fusions == ("all",)
+
+
+def test_an_error_of_a_command_is_shown_as_an_alert_and_goes_away(app: Workbench) -> None:
+    control(app, widgets.Button, "Export report").click()
+    assert 'role="alert"' in shown(app) and "no study to report" in shown(app)
+    control(app, widgets.Text, "Search layers").value = "gemm"
+    assert 'role="alert"' not in shown(app)
+    assert len(control(app, widgets.SelectMultiple, "Found").options) == 2
+
+
+def test_choosing_a_page_by_keyboard_or_command_is_the_same(app: Workbench) -> None:
+    pages = control(app, widgets.ToggleButtons, "Page")
+    pages.value = "Run"
+    assert app.state.desk.page == "Run"
+    app.state.desk.page = "History"
+    assert pages.value == "History"
+
+
+def test_the_table_is_sorted_by_the_column_that_was_chosen(app: Workbench) -> None:
+    app.state.desk.attempt(app.state.results.show, synthetic_study.study())
+    settle()
+    assert rows(app)[0].startswith("fp32")
+    control(app, widgets.Dropdown, "Sort by").value = "Latency"
+    assert rows(app)[0] == "int8-kl"
+    control(app, widgets.Checkbox, "Largest first").value = True
+    assert rows(app)[0] == "fp16"
+    assert rows(app)[-1] == "int8-smooth", "what has no latency comes last either way"
+
+
+def rows(app: Workbench) -> list[str]:
+    (table,) = [widget.value for widget in controls(app, widgets.HTML) if 'th scope="row"' in widget.value]
+    return [part.split("<")[0] for part in table.split('<th scope="row">')[1:]]
+
+
+def test_a_budget_typed_into_its_field_marks_the_best_row_in_words(app: Workbench) -> None:
+    app.state.desk.attempt(app.state.results.show, synthetic_study.study())
+    settle()
+    control(app, widgets.Text, "Loss (points)").value = "50"
+    settle()
+    assert "★ int8-kl" in shown(app) and "best in budget" in shown(app)
+    assert "Best: int8-kl" in shown(app)
+
+
+def test_closing_and_running_the_cell_again_finds_the_finished_study(app: Workbench) -> None:
+    app.start()
+    study = app.result(120)
+    model, data = app.state.subject.model, app.state.subject.data
+    again = Workbench(model, data, protocol=tiny.QUICK)
+    settle()
+    assert again.state.running.record == study.record
+    assert app.state.desk.is_closed, "the earlier app of this cell is gone"
+    again.close()
+    afterwards = Workbench(model, data, protocol=tiny.QUICK)
+    settle()
+    assert afterwards.state.results.record == study.record
+    afterwards.close()
+
+
+def test_closing_stops_a_running_study(app: Workbench) -> None:
+    app.start()
+    job = app.state.running.job
+    app.close()
+    assert job.is_final and job.snapshot.state == "cancelled"
+
+
+def test_a_closed_app_takes_no_more_commands(app: Workbench) -> None:
+    app.close()
+    app.state.desk.attempt(app.state.plan.add_named, "nothing")
+    assert app.error == ""
+
+
+def test_the_model_page_says_what_is_needed_before_anything_is_built(app: Workbench) -> None:
+    page = shown(app)
+    assert "classifier" in page and "352 FLOP" in page and "Gemm&nbsp;&times;&nbsp;2" in page
+    assert "onnxruntime-cpu can run every operator" in page
+
+
+def test_data_without_calibration_offer_to_split_some_off(app: Workbench) -> None:
+    subject = app.state.subject
+    subject.data = dataclasses.replace(subject.data, calibration=None)
+    assert "no calibration samples" in shown(app)
+    control(app, widgets.BoundedIntText, "Samples to move").value = 5
+    control(app, widgets.Button, "Split off").click()
+    assert len(subject.data.calibration) == 5
+
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def hostile_model() -> Model:
+    inputs = (TensorSpec(HOSTILE, "float32", (1,)),)
+    return dataclasses.replace(synthetic_study.study().model, name=HOSTILE, inputs=inputs, operators={HOSTILE: 1})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        markup.error(HOSTILE),
+        markup.variants([VariantProgress(HOSTILE, "running", HOSTILE, 0.5)]),
+        markup.failures([VariantProgress(HOSTILE, "failed", "failed", 0.5, HOSTILE, HOSTILE)]),
+        markup.layers({HOSTILE: 1}, FusionMap((RuntimeLayer(HOSTILE, HOSTILE, (HOSTILE,)),), (HOSTILE,))),
+        markup.disagreements(Disagreements(HOSTILE, (Sample(1, "", HOSTILE, HOSTILE, HOSTILE, HOSTILE),)), HOSTILE, "b"),
+        markup.clips([pictures.Clip(HOSTILE, 1.0, 20.0)]),
+        markup.model_card(hostile_model(), None, {HOSTILE: {HOSTILE: HOSTILE}}),
+    ],
+    ids=["error", "variants", "failures", "layers", "disagreements", "clips", "model"],
+)  # fmt: skip
+def test_names_from_outside_are_text_and_never_markup(text: str) -> None:
+    assert HOSTILE not in text
+    assert "&lt;img" in text
+
+
+def test_a_sample_as_text_and_one_as_picture_are_both_described() -> None:
+    samples = (
+        Sample(3, "data:image/png;base64,AA", "", "7", "7", "1"),
+        Sample(4, "", "def f():", "", "3 of 128 predictions differ", ""),
+    )
+    text = markup.disagreements(Disagreements("two", samples), "fp32", "int8")
+    assert 'alt="sample 3, label 7"' in text and "fp32: 7<br>int8: 1" in text
+    assert "<pre>def f():</pre>" in text and "3 of 128 predictions differ" in text

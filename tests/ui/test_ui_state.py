@@ -1,0 +1,374 @@
+"""What the app knows and does, without a widget and without a kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import synthetic_study
+import tiny
+from tiny import SOON, FakeRun
+
+import workbench as wb
+from workbench import codec
+from workbench.errors import Cancelled
+from workbench.recipes import NAMED
+from workbench.records import Progress, StudyRecord
+from workbench.store import Store
+from workbench.ui.jobs import DRAWING, STUDIES
+from workbench.ui.state import State
+from workbench.ui.state.running import variant_progress
+
+
+@pytest.fixture
+def fake() -> FakeRun:
+    return FakeRun()
+
+
+@pytest.fixture
+def state(tmp_path: Path, own_store: Path, fake: FakeRun) -> Iterator[State]:
+    made = State(tiny.classifier(tmp_path), tiny.samples(), run_study=fake, protocol=tiny.QUICK)
+    settle()
+    yield made
+    fake.go_on.set()
+    made.desk.stop()
+    made.desk.leave()
+
+
+def settle() -> None:
+    STUDIES.settle(SOON)
+    DRAWING.settle(SOON)
+
+
+def attempt(state: State, command: object, *arguments: object) -> str:
+    state.desk.attempt(command, *arguments)  # type: ignore[arg-type]
+    settle()
+    return state.error
+
+
+def finished(state: State) -> StudyRecord:
+    attempt(state, state.running.start)
+    record = state.running.result(SOON).record
+    settle()
+    return record
+
+
+def test_a_given_model_is_looked_at_before_anything_is_built(state: State) -> None:
+    subject = state.subject
+    assert subject.cost.flops == 2 * (8 * 16 + 16 * 3)
+    assert list(subject.layers) == ["/first/Gemm", "/relu/Relu", "/head/Gemm"]
+    assert subject.lacks["onnxruntime-cpu"] == {}
+    assert (subject.source, subject.data_source, subject.busy) == ("from the notebook", "from the notebook", "")
+
+
+def test_a_shipped_model_is_loaded_with_data_that_fit_it(own_store: Path) -> None:
+    state = State()
+    subject = state.subject
+    assert "digits_resnet" in subject.shipped_names and subject.model is None
+    subject.shipped = "digits_resnet"
+    assert attempt(state, subject.load) == ""
+    assert subject.model.name == "digits_resnet"
+    assert (subject.data_source, len(subject.data.evaluation)) == ("digits", 539)
+
+
+def test_an_onnx_file_without_fitting_data_gets_random_numbers(state: State, tmp_path: Path) -> None:
+    subject = State().subject
+    subject.source, subject.path = "ONNX file", str(tmp_path / "classifier.onnx")
+    subject.desk.attempt(subject.load)
+    settle()
+    assert (subject.model.name, subject.data.kind) == ("classifier", "random")
+
+
+@pytest.mark.parametrize(("path", "words"), [("", "No path was given"), ("nowhere.onnx", "nowhere.onnx")])
+def test_a_model_that_cannot_be_loaded_is_an_error_that_is_shown(state: State, path: str, words: str) -> None:
+    state.subject.source, state.subject.path = "ONNX file", path
+    assert words in attempt(state, state.subject.load)
+    assert state.subject.busy == ""
+
+
+def test_data_from_a_file_are_fitted_to_the_model(state: State, tmp_path: Path) -> None:
+    np.savez(tmp_path / "good.npz", x=np.ones((5, 8), np.float32) * np.arange(5)[:, None], labels=np.arange(5))
+    np.savez(tmp_path / "bad.npz", x=np.ones((5, 9), np.float32) * np.arange(5)[:, None], labels=np.arange(5))
+    subject = state.subject
+    subject.data_source = ".npz file"
+    assert "No path was given" in attempt(state, subject.use_data)
+    subject.data_path = str(tmp_path / "bad.npz")
+    assert "shape (5, 9)" in attempt(state, subject.use_data)
+    assert subject.data.name == "points", "what was there stays"
+    subject.data_path = str(tmp_path / "good.npz")
+    assert attempt(state, subject.use_data) == ""
+    assert len(subject.data.evaluation) == 5
+    assert "quantization" in {toggle for toggle, _ in state.plan.reasons}, "there is nothing to calibrate with"
+    assert attempt(state, subject.split_off, 2) == ""
+    assert len(subject.data.calibration) == 2
+    assert ("quantization", "int8") not in state.plan.reasons
+
+
+def test_toggles_make_a_sweep_whose_size_and_time_are_known_before_it_starts(state: State) -> None:
+    plan = state.plan
+    attempt(state, plan.set_toggle, "quantization", ("none", "int8"))
+    attempt(state, plan.set_toggle, "calibrator", ("max", "kl"))
+    attempt(state, plan.set_samples, "10, all")
+    assert plan.sweep_size == 1 + 2 * 2
+    assert "With the sweep: 6 variants" in plan.estimate  # three recipes are there, of which two are in the sweep
+    assert attempt(state, plan.add_sweep) == ""
+    assert len(plan.recipes) == 6
+    assert "Nothing to add" in attempt(state, plan.add_sweep)
+
+
+def test_what_cannot_be_chosen_is_refused_with_its_reason(state: State) -> None:
+    assert "NVIDIA" in attempt(state, state.plan.set_toggle, "precision", ("fp32", "tf32"))
+    assert state.plan.toggles.precisions == ("fp32",)
+    assert "NVIDIA" in attempt(state, state.plan.add_named, "tf32")
+    assert "no recipe 'int9'" in attempt(state, state.plan.add_named, "int9")
+    assert "such as: 64, 256, all" in attempt(state, state.plan.set_samples, "many")
+
+
+def test_layers_are_found_by_words_and_left_out_of_the_sweep(state: State) -> None:
+    plan = state.plan
+    attempt(state, plan.search, "gemm HEAD")
+    assert plan.matches == ("/head/Gemm",)
+    attempt(state, plan.exclude, plan.matches)
+    attempt(state, plan.set_toggle, "quantization", ("int8",))
+    attempt(state, plan.add_sweep)
+    assert plan.recipes[-1].step("quantize").exclude == ("^/head/Gemm$",)
+    attempt(state, plan.include, ("/head/Gemm",))
+    assert plan.excluded == () and plan.toggles.excluded == ()
+
+
+def test_a_protocol_that_is_not_possible_is_said_and_nothing_starts(state: State, fake: FakeRun) -> None:
+    state.plan.min_seconds_text = "soon"
+    assert "protocol is not possible" in attempt(state, state.running.start)
+    assert fake.calls == []
+
+
+def test_a_study_runs_and_its_results_are_shown(state: State, fake: FakeRun) -> None:
+    assert state.running.can_start
+    record = finished(state)
+    assert [result.recipe.name for result in record.results] == ["fp32", "fp16", "int8-kl"]
+    assert fake.calls[0]["protocol"] == tiny.QUICK
+    running, results = state.running, state.results
+    assert {item.state for item in running.variants} == {"done"} and running.fraction == 1.0
+    assert "finished" in running.words and "built int8-kl" in running.log
+    assert results.record == record and "than fp32" in results.words
+    assert results.plot_light.startswith(b"\x89PNG") and results.plot_dark.startswith(b"\x89PNG")
+    assert state.error == ""
+
+
+def test_progress_says_stage_share_and_time_while_the_study_runs(state: State, fake: FakeRun) -> None:
+    fake.hold()
+    state.desk.attempt(state.running.start)
+    assert fake.reached.wait(SOON)
+    state.running.job.flush()
+    running = state.running
+    assert running.words.startswith("0%: measuring fp32, round 1")
+    assert "elapsed" in running.words
+    assert (running.can_start, running.can_cancel) == (False, True)
+    assert [item.state for item in running.variants] == ["waiting"] * 3, "no record has come yet"
+    assert "runs already" in attempt_only(state, running.start)
+
+
+def attempt_only(state: State, command: object) -> str:
+    state.desk.attempt(command)  # type: ignore[arg-type]
+    return state.error
+
+
+def test_cancel_stops_and_resume_does_only_what_is_left(state: State, fake: FakeRun) -> None:
+    fake.hold()
+    state.desk.attempt(state.running.start)
+    assert fake.reached.wait(SOON)
+    state.desk.attempt(state.running.cancel)
+    with pytest.raises(Cancelled):
+        state.running.result(SOON)
+    assert "cancelled" in state.running.words and state.running.can_start
+    fake.go_on.set()
+    record = finished(state)
+    assert all(result.measurement for result in record.results)
+    assert state.error == ""
+
+
+def test_a_failed_variant_shows_its_message_and_log_and_the_others_go_on(state: State, fake: FakeRun) -> None:
+    fake.failing = ("fp16",)
+    finished(state)
+    by_name = {item.name: item for item in state.running.variants}
+    assert by_name["fp16"].state == "failed"
+    assert "OutOfMemory" in by_name["fp16"].message and "skipped tactic" in by_name["fp16"].log
+    assert by_name["int8-kl"].state == "done"
+
+
+def test_running_the_cell_again_finds_the_study_that_runs(state: State, fake: FakeRun) -> None:
+    fake.hold()
+    state.desk.attempt(state.running.start)
+    assert fake.reached.wait(SOON)
+    again = State(state.subject.model, state.subject.data, run_study=fake, protocol=tiny.QUICK)
+    again.desk.attempt(again.running.find)
+    assert again.running.job is state.running.job and again.running.can_cancel
+    fake.go_on.set()
+    assert again.running.result(SOON).record.name == "fake study"
+    settle()
+    assert again.results.record is not None and len(fake.calls) == 1
+    again.desk.leave()
+
+
+def test_after_a_restart_the_study_in_the_store_is_found_and_can_be_resumed(state: State, own_store: Path) -> None:
+    model = state.subject.model
+    whole = dataclasses.replace(
+        synthetic_study.study(("fp32", "int8-kl"), protocol=tiny.QUICK), name="classifier-1234", model=model
+    )
+    cut = dataclasses.replace(whole.results[1], measurement=None)
+    Store().put("study", whole.name, codec.to_json(dataclasses.replace(whole, results=(whole.results[0], cut))))
+    again = State(model, state.subject.data)
+    again.desk.attempt(again.running.find)
+    settle()
+    assert again.running.start_words == "Resume"
+    assert "was cut off" in again.running.words
+    assert again.results.record.name == "classifier-1234"
+
+
+def test_starting_without_a_model_or_recipes_says_what_to_do(state: State) -> None:
+    empty = State()
+    assert "page `Model`" in attempt(empty, empty.running.start)
+    attempt(state, state.plan.remove, tuple(recipe.name for recipe in state.plan.recipes))
+    assert not state.running.can_start
+    assert "No recipe is chosen" in attempt(state, state.running.start)
+
+
+def test_a_budget_marks_the_best_and_nonsense_is_refused(state: State) -> None:
+    finished(state)
+    assert attempt(state, state.results.set_budget, "", "100") == ""
+    assert state.results.best == "int8-kl" and state.results.budget_words.startswith("Best: int8-kl")
+    before = state.results.plot_light
+    attempt(state, state.results.set_budget, "2,0", "")
+    assert state.results.budget.latency_seconds == pytest.approx(0.002)
+    assert state.results.plot_light != before
+    assert "no number" in attempt(state, state.results.set_budget, "fast", "")
+    assert "0 or more" in attempt(state, state.results.set_budget, "", "-1")
+
+
+def test_the_report_is_written_and_the_link_opens_it(state: State, tmp_path: Path) -> None:
+    handoff = state.handoff
+    assert "no study to report" in attempt(state, handoff.export)
+    finished(state)
+    handoff.report_path = str(tmp_path / "out")
+    assert attempt(state, handoff.export) == ""
+    assert Path(handoff.written) == tmp_path / "out.html"
+    assert handoff.report_page == (tmp_path / "out.html").read_text()
+    handoff.report_format = "CSV"
+    attempt(state, handoff.export)
+    assert handoff.written.endswith("out.csv") and handoff.report_page == ""
+    handoff.report_path = " "
+    assert "No file was named" in attempt(state, handoff.export)
+    handoff.report_path = str(tmp_path / "missing" / "deep" / "out")
+    assert attempt(state, handoff.export) != "" or Path(handoff.written).exists()
+
+
+def test_earlier_studies_are_found_opened_and_compared(state: State) -> None:
+    store, first = state.desk.store, synthetic_study.study(("fp32", "int8-kl"), name="alpha", created_at=1.0)
+    second = dataclasses.replace(first, name="beta", created_at=2.0)
+    for record in (first, second):
+        store.put("study", record.name, codec.to_json(record))
+    history = state.history
+    attempt(state, history.search, "BET")
+    assert history.names == ("beta",)
+    attempt(state, history.search, "")
+    assert set(history.names) == {"alpha", "beta"}
+    assert "select one" in attempt(state, history.open)
+    attempt(state, history.choose, ("alpha",))
+    assert "variants fp32, int8-kl" in history.words
+    attempt(state, history.open)
+    assert state.results.record.name == "alpha" and state.desk.page == "Results"
+    assert "select two" in attempt(state, history.compare)
+    attempt(state, history.choose, ("beta", "alpha"))
+    assert attempt(state, history.compare) == ""
+    assert history.comparison.baseline == "alpha", "the later is compared with the earlier"
+    assert {row.ratio.verdict for row in history.comparison.rows} == {"not distinguishable"}
+
+
+def test_a_damaged_study_is_an_error_that_is_shown(state: State) -> None:
+    state.desk.store.put("study", "broken", "{not json")
+    attempt(state, state.history.search, "")
+    assert "StoreError" in attempt(state, state.history.choose, ("broken",))
+
+
+def test_calibration_shows_what_each_calibrator_would_clip(state: State) -> None:
+    inspection = state.inspection
+    assert attempt(state, inspection.collect) == ""
+    assert "x" in inspection.tensors and inspection.tensor == inspection.tensors[0]
+    assert {clip.calibrator for clip in inspection.clips} >= {"max", "kl", "mse"}
+    assert [clip.sqnr_db for clip in inspection.clips] == sorted(
+        (clip.sqnr_db for clip in inspection.clips), reverse=True
+    )
+    assert inspection.histogram_light.startswith(b"\x89PNG") and inspection.curve_dark.startswith(b"\x89PNG")
+    assert "no tensor 'y'" in attempt(state, inspection.show_tensor, "y")
+    state.subject.data = dataclasses.replace(state.subject.data, calibration=None)
+    assert inspection.tensors == (), "another data set, another table"
+    assert "calibration samples" in attempt(state, inspection.collect)
+
+
+def test_layers_of_an_engine_that_is_not_here_are_not_claimed(state: State) -> None:
+    finished(state)
+    attempt(state, state.inspection.show_layers, state.results.record, "int8-kl")
+    assert "left no graph" in state.inspection.fusion_words
+    assert "no variant 'int4'" in attempt(state, state.inspection.show_layers, state.results.record, "int4")
+
+
+def test_the_code_is_that_of_the_chosen_settings(state: State) -> None:
+    attempt(state, state.handoff.show_code)
+    assert "recipes=['fp32', 'fp16', 'int8-kl']" in state.handoff.code
+    state.subject.source, state.subject.shipped = "shipped model", "digits_vit"
+    state.subject.data_source = "digits"
+    attempt(state, state.handoff.show_code)
+    assert "wb.load('digits_vit')" in state.handoff.code and "wb.datasets.digits()" in state.handoff.code
+
+
+def test_an_error_stays_until_a_command_goes_well(state: State) -> None:
+    assert attempt(state, state.plan.add_named, "nothing") != ""
+    state.desk.deliver(lambda: None)
+    assert state.error != ""
+    assert attempt(state, state.plan.search, "") == ""
+
+
+@pytest.mark.expects_callback_error
+def test_a_fault_in_a_command_is_shown_and_logged(state: State, caplog: pytest.LogCaptureFixture) -> None:
+    def broken() -> None:
+        raise KeyError("no such thing")
+
+    assert "Unexpected KeyError" in attempt(state, broken)
+    assert "Unexpected error in" in caplog.text
+
+
+def test_a_study_that_fails_altogether_shows_why(tmp_path: Path, own_store: Path) -> None:
+    def failing(*arguments: object, **options: object) -> wb.Study:
+        raise wb.errors.BuildError("no kernel for Foo")
+
+    state = State(tiny.classifier(tmp_path), tiny.samples(), run_study=failing)
+    settle()
+    assert "no kernel for Foo" in attempt(state, state.running.start)
+    assert "stopped with an error" in state.running.words and state.running.can_start
+
+
+def test_a_variant_between_stages_is_neither_running_nor_done() -> None:
+    (fp32, kl) = synthetic_study.study(("fp32", "int8-kl"), protocol=tiny.QUICK).results
+    assert variant_progress(fp32, 2).state == "done"
+    half = dataclasses.replace(kl, measurement=dataclasses.replace(kl.measurement, rounds=kl.measurement.rounds[:1]))
+    shown = variant_progress(half, 2, Progress("measure", "fp32", 0.5))
+    assert (shown.state, shown.stage, shown.fraction) == ("waiting", "1 of 2 rounds measured", pytest.approx(4 / 5))
+    assert variant_progress(half, 2, Progress("measure", "int8-kl", 0.5, "round 2")).stage == "measuring round 2"
+
+
+def test_every_known_recipe_is_judged_by_its_steps(state: State) -> None:
+    refused = {name for name in NAMED if state.plan.refusal(NAMED[name])}
+    assert refused == {"tf32"}
+
+
+def test_shape_profiles_are_made_only_where_a_backend_compiles_for_shapes(state: State) -> None:
+    state.plan.smallest_batch, state.plan.largest_batch = 1, 16
+    assert state.plan.options.profiles == ()
+    state.plan.reasons = {}
+    (profile,) = state.plan.options.profiles
+    assert (profile["x"].smallest, profile["x"].typical, profile["x"].largest) == ((1, 8), (4, 8), (16, 8))
+    state.plan.largest_batch = 2
+    assert "must hold the measured batch" in attempt(state, state.running.start)
