@@ -20,8 +20,8 @@ from workbench.llm.generation import generate
 from workbench.llm.loading import LanguageModel
 from workbench.records import Engine
 
-# Windows whose logits, of variant and parent, are held at once.
-_CHUNK_WINDOWS = 32
+# Logits and caches of one chunk of windows, which are held twice: the variant's and the parent's.
+_CHUNK_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ def quality(
     if evaluation.labels is None:
         raise DataError(f"{data.name} has no labels, which are the token ids. Make it with workbench.llm.dataset.")
     parts: list[np.ndarray] = []
-    for start in range(0, len(evaluation), _CHUNK_WINDOWS):
-        rows = slice(start, start + _CHUNK_WINDOWS)
+    size = _chunk_windows(language, evaluation.labels.shape[1])
+    for start in range(0, len(evaluation), size):
+        rows = slice(start, start + size)
         feeds = {name: array[rows] for name, array in evaluation.inputs.items()}
         ours = jobs.infer(engine, feeds, batch, threads=threads, cancel=cancel)[LOGITS]
         same = engine == parent
@@ -157,6 +158,11 @@ def match_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many tokens two answers share before they first differ."""
     equal = [one == other for one, other in zip(first, second, strict=False)]
     return equal.index(False) if False in equal else len(equal)
+
+
+def _chunk_windows(language: LanguageModel, tokens: int) -> int:
+    window_bytes = tokens * (4 * language.vocabulary + language.layout.token_bytes)
+    return max(1, _CHUNK_BYTES // window_bytes)
 
 
 def _row(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
