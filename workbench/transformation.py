@@ -102,6 +102,7 @@ def transform(
         dialect=dialect,
         reports=tuple(reports),
         calibration_sha256=None if table is None or not recipe.needs_calibration else table.sha256,
+        program=model.program,
     )
 
 

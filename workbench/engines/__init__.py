@@ -22,7 +22,11 @@ MODULES = {
     "onnxruntime-cpu": "workbench.engines.onnxruntime",
     "onnxruntime-cuda": "workbench.engines.onnxruntime",
     "onnxruntime-tensorrt": "workbench.engines.onnxruntime",
+    "openvino": "workbench.engines.openvino",
     "tensorrt": "workbench.engines.tensorrt",
+    "torch": "workbench.engines.torch",
+    "torch-compile": "workbench.engines.torch",
+    "torch-cudagraph": "workbench.engines.torch",
 }
 # The order in which `auto` looks: the fastest that is present.
 _PREFERENCE = ("tensorrt", "onnxruntime-cuda", "onnxruntime-cpu")

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench import device as hardware
+from workbench.engines import feeding
 from workbench.engines.base import BuildRequest, Feeds, Missing
 from workbench.errors import BuildError, EngineError, OutOfMemory, RunError, UnsupportedOperator
 from workbench.records import Boundary, BuildOptions, Engine, TensorSpec
@@ -222,21 +223,7 @@ class OnnxRuntimeRunner:
     def _check(self, feeds: Feeds) -> None:
         if self._session is None:
             raise RunError("This runner was closed. Open the engine again with workbench.open_runner(engine).")
-        wanted = {spec.name: spec for spec in self.inputs}
-        if set(feeds) != set(wanted):
-            raise RunError(
-                f"The engine takes the inputs {sorted(wanted)}, got {sorted(feeds)}. Rename or complete the feeds."
-            )
-        for name, array in feeds.items():
-            spec = wanted[name]
-            fits = len(array.shape) == len(spec.shape) and all(
-                want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
-            )
-            if str(array.dtype) != spec.dtype or not fits:
-                raise RunError(
-                    f"Input {name!r} wants {spec.dtype} {spec.shape} (None = any size), got {array.dtype} {array.shape}. "
-                    f"Convert or reshape it."
-                )
+        feeding.check(self.inputs, feeds)
 
 
 def _timed(call: Callable[[], object]) -> float:

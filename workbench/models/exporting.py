@@ -23,7 +23,8 @@ from workbench.models.opset import lower_to_17
 from workbench.models.place import Place
 from workbench.models.signature import Call, DynamicAxes
 from workbench.models.silence import silenced
-from workbench.records import Model, Origin
+from workbench.records import Model, Origin, Program
+from workbench.store import digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -34,6 +35,9 @@ DEFAULT_OPSET = 17
 # What the dynamo exporter writes by itself; it reaches others through a conversion.
 _DYNAMO_OPSET = 18
 _REWRITE = "pkg.onnxscript.rewriter.rule_name"
+# Beside the ONNX file the weights are stored once more in the program; above this that is no longer a small price.
+LARGEST_PROGRAM_BYTES = 2_000_000_000
+_PROGRAM = "program.pt2"
 
 Verify = Callable[[Model, Any, Any], Model]
 
@@ -77,7 +81,7 @@ class _Job:
 def export(
     module: nn.Module, example_inputs: Any, options: ExportOptions, *, origin: Origin, place: Place, name: str
 ) -> Model:
-    """Export a module and read the file back.
+    """Export a module and read the file back; the program that the dynamo exporter sees is kept beside it.
 
     The module is exported in eval mode and given back in the modes it was in. Inputs are named after the parameters
     of forward; outputs are `output`, `output_0`, ..., or the keys of a dict.
@@ -98,8 +102,9 @@ def export(
         proto, exporter, notes = _first_success(job, options.exporter, scratch)
         notes += _finish(proto, job)
         file = place.keep(proto, name)
+        program = _kept_program(job, scratch, place, file.stem)
     origin = replace(origin, exporter=exporter, notes=(*origin.notes, *notes))
-    model = onnx_file.read(file, name=name, origin=origin, place=place)
+    model = replace(onnx_file.read(file, name=name, origin=origin, place=place), program=program)
     return model if options.verify is None else options.verify(model, module, example_inputs)
 
 
@@ -124,7 +129,7 @@ def eager_outputs(module: nn.Module, example_inputs: Any, copies: int = 1) -> tu
 
 
 def _first_success(job: _Job, exporter: str, scratch: Path) -> tuple[onnx.ModelProto, str, list[str]]:
-    attempts: dict[str, Callable[[_Job, Path], None]] = {"dynamo": _dynamo, "torchscript": _torchscript}
+    attempts: dict[str, Callable[[_Job, Path], list[str]]] = {"dynamo": _dynamo, "torchscript": _torchscript}
     order = ["dynamo", "torchscript"] if job.opset >= DEFAULT_OPSET else ["torchscript", "dynamo"]
     failures: list[str] = []
     cause: Exception | None = None
@@ -132,14 +137,14 @@ def _first_success(job: _Job, exporter: str, scratch: Path) -> tuple[onnx.ModelP
         file = scratch / f"{name}.onnx"
         try:
             with silenced() as caught:
-                attempts[name](job, file)
+                kept = attempts[name](job, file)
             proto = onnx.load(str(file))
         except Exception as error:  # noqa: BLE001 - exporters raise whatever the traced code and its tracers raise
             failures.append(f"the {name} exporter failed ({_reason(error)})")
             cause = error
         else:
             notes = [f"Exported by the {name} exporter, because {failure}." for failure in failures]
-            return proto, name, notes + _traced_constants(caught)
+            return proto, name, notes + kept + _traced_constants(caught)
     raise ExportError(
         f"{type(job.module).__name__} cannot be exported to ONNX: {'; '.join(failures)}. Control flow that depends on "
         "tensor values and operators of your own are the usual reasons; rewrite them with torch.where, pass "
@@ -159,7 +164,7 @@ def _traced_constants(caught: list[warnings.WarningMessage]) -> list[str]:
     ]
 
 
-def _dynamo(job: _Job, file: Path) -> None:
+def _dynamo(job: _Job, file: Path) -> list[str]:
     import torch
 
     automatic = torch.export.Dim.AUTO
@@ -167,6 +172,7 @@ def _dynamo(job: _Job, file: Path) -> None:
     # Captured here and not by torch.onnx.export: that one turns "this only works for 4 samples" into a run-time check,
     # drops the check from the ONNX file, and calls the axis dynamic all the same (seen with torch 2.13).
     program = torch.export.export(_wrap(job), tuple(job.tensors), dynamic_shapes=(shapes,), strict=False)
+    notes = _save_program(program, file.with_name(_PROGRAM))
     torch.onnx.export(
         program,
         (),
@@ -177,9 +183,38 @@ def _dynamo(job: _Job, file: Path) -> None:
         output_names=job.outputs,
         verbose=False,
     )
+    return notes
 
 
-def _torchscript(job: _Job, file: Path) -> None:
+def _save_program(program: Any, file: Path) -> list[str]:
+    """Save the module as PyTorch sees it, for the torch backends; return a note where that is not done."""
+    import torch
+
+    size = sum(tensor.nbytes for tensor in (*program.state_dict.values(), *program.constants.values()))
+    if size > LARGEST_PROGRAM_BYTES:
+        why = f"its weights ({size:,} bytes) would be stored a second time"
+    else:
+        program.example_inputs = None  # the same module gives the same file, whatever it was exported with
+        try:
+            torch.export.save(program, file)
+            return []
+        except Exception as error:  # noqa: BLE001 - what a module may hold that cannot be written has no common class
+            file.unlink(missing_ok=True)
+            why = _reason(error)
+    return [f"The PyTorch module was not kept beside the ONNX file, so the torch backends cannot run it: {why}."]
+
+
+def _kept_program(job: _Job, scratch: Path, place: Place, stem: str) -> Program | None:
+    file = scratch / _PROGRAM
+    if not file.exists():
+        return None
+    sha256 = digest(file)
+    if place.folder is not None:  # beside the ONNX file of the same name
+        file = file.replace(file.with_name(f"{stem}.pt2"))
+    return Program(str(place.keep_file(file)), sha256, tuple(job.call.tensors), tuple(job.outputs))
+
+
+def _torchscript(job: _Job, file: Path) -> list[str]:
     import torch
 
     torch.onnx.export(
@@ -193,6 +228,7 @@ def _torchscript(job: _Job, file: Path) -> None:
         dynamic_axes=job.axes,
         verbose=False,
     )
+    return []
 
 
 def _wrap(job: _Job) -> nn.Module:

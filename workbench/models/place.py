@@ -52,6 +52,16 @@ class Place:
             store = self.store or Store()
             return store.add(written)[1] / file.name if external else store.add(file)[1]
 
+    def keep_file(self, file: Path) -> Path:
+        """Move a finished file, made in `scratch()`, to where models are kept.
+
+        Raises:
+            StoreError: the store cannot be written.
+        """
+        if self.folder is not None:
+            return file.replace(self.folder / file.name)
+        return (self.store or Store()).add(file)[1]
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """Give an empty folder in the file system where the model will be, removed at the end.

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from workbench.errors import ExportError
-from workbench.models import eager_outputs
+from workbench.models import eager_outputs, exporting
 from workbench.models.exporting import ExportOptions, export
 from workbench.models.place import Place
 from workbench.records import Origin, TensorSpec
+from workbench.store import digest
 
 # float32 sums of a few products in another order, on values near 1
 TOLERANCE = 1e-5
@@ -97,7 +98,7 @@ def test_a_merged_batch_norm_is_noted(exported):
 
 def test_nothing_but_the_model_is_left_behind(exported):
     files = {file.name for file in Path(exported["dynamo"].path).parent.iterdir()}
-    assert files == {"dynamo.onnx", "torchscript.onnx"}
+    assert files == {"dynamo.onnx", "dynamo.pt2", "torchscript.onnx"}
 
 
 def test_the_module_gets_its_modes_back(small, tmp_path):
@@ -199,3 +200,28 @@ def test_an_opset_that_was_not_honoured_is_noted_with_the_operator(tmp_path):
 def test_options_that_do_not_exist_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         ExportOptions(**options)
+
+
+def test_the_program_is_kept_beside_the_model_and_is_the_same_each_time(exported, small, tmp_path):
+    module, _ = small
+    program = exported["dynamo"].program
+    assert exported["torchscript"].program is None
+    again = make(module, {"image": torch.randn(1, 1, 8, 8), "scale": torch.zeros(1, 1)}, tmp_path, exporter="dynamo")
+    assert again.program.sha256 == program.sha256 == digest(Path(program.path))
+
+
+def test_a_program_that_is_too_large_is_left_out_and_noted(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(exporting, "LARGEST_PROGRAM_BYTES", 10)
+    model = make(*small, tmp_path, exporter="dynamo")
+    assert model.program is None
+    assert any("stored a second time" in note for note in model.origin.notes)
+
+
+def test_a_program_that_cannot_be_written_is_noted(small, tmp_path, monkeypatch):
+    def fail(program, file):
+        raise RuntimeError("an operator without a schema")
+
+    monkeypatch.setattr(torch.export, "save", fail)
+    model = make(*small, tmp_path, exporter="dynamo")
+    assert model.program is None
+    assert any("an operator without a schema" in note for note in model.origin.notes)

@@ -1,0 +1,32 @@
+"""Check feeds against what an engine takes; the same words for every backend. Knows no backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from workbench.engines.base import Feeds
+from workbench.errors import RunError
+from workbench.records import TensorSpec
+
+
+def check(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
+    """Check that feeds name every input and nothing else, in its element type and shape.
+
+    Raises:
+        RunError: they do not.
+    """
+    wanted = {spec.name: spec for spec in inputs}
+    if set(feeds) != set(wanted):
+        raise RunError(
+            f"The engine takes the inputs {sorted(wanted)}, got {sorted(feeds)}. Rename or complete the feeds."
+        )
+    for name, array in feeds.items():
+        spec = wanted[name]
+        fits = len(array.shape) == len(spec.shape) and all(
+            want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)
+        )
+        if str(array.dtype) != spec.dtype or not fits:
+            raise RunError(
+                f"Input {name!r} wants {spec.dtype} {spec.shape} (None = any size), got {array.dtype} {array.shape}. "
+                f"Convert or reshape it."
+            )

@@ -1,0 +1,86 @@
+"""Put an exported PyTorch program into FP16 or BF16, as `module.half()` with autocast's care would.
+
+An exported program has FP32 written into it, so converting its weights alone makes operators meet two types. Weights
+are stored in the lower type; operators that insist on one type get casts where an input has another; what the module
+computed in FP32 on purpose (norms, softmax in FP32) stays so. Knows nothing of engines.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+# Operators of torch.ops.aten whose tensors must all have one floating-point type.
+_ONE_TYPE = (
+    "linear", "conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+    "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", "bilinear", "scaled_dot_product_attention", "batch_norm",
+    "instance_norm", "layer_norm", "group_norm", "rms_norm", "embedding", "prelu", "lstm", "gru", "rnn_tanh", "rnn_relu",
+)  # fmt: skip
+
+
+def lower(module: torch.fx.GraphModule, dtype: torch.dtype) -> int:
+    """Change a program's module in place; its inputs and outputs keep their types.
+
+    Args:
+        module: what `ExportedProgram.module(check_guards=False)` returns.
+        dtype: `torch.float16` or `torch.bfloat16`.
+
+    Returns:
+        The number of casts that were put in; each costs nothing where the type is right already.
+    """
+    import torch
+
+    stored = _store_low(module, dtype)
+    graph = module.graph
+    casts: dict[tuple[torch.fx.Node, torch.dtype], torch.fx.Node] = {}
+
+    def cast_inputs(node: torch.fx.Node, to: torch.dtype) -> None:
+        for used in [item for item in node.all_input_nodes if _is_float32(item)]:
+            if to == dtype and used.op == "get_attr" and used.target in stored:
+                continue
+            if (used, to) not in casts:
+                with graph.inserting_before(node):
+                    casts[used, to] = graph.call_function(torch.ops.aten.to.dtype, (used, to))
+            node.replace_input_with(used, casts[used, to])
+
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            graph.erase_node(node)  # it insists on the type that was traced
+        elif _name(node) in _ONE_TYPE:
+            cast_inputs(node, dtype)
+        elif node.op == "output":
+            cast_inputs(node, torch.float32)
+    graph.lint()
+    module.recompile()
+    return len(casts)
+
+
+def _store_low(module: torch.fx.GraphModule, dtype: torch.dtype) -> set[str]:
+    """Convert all parameters, and the buffers that only one-type operators read (such as BatchNorm's statistics)."""
+    import torch
+
+    elsewhere = {
+        str(node.target)
+        for node in module.graph.nodes
+        if node.op == "get_attr" and any(_name(user) not in _ONE_TYPE for user in node.users)
+    }
+    found = {name: tensor for name, tensor in module.named_buffers() if name not in elsewhere}
+    found |= dict(module.named_parameters(remove_duplicate=False))
+    low = {name: tensor for name, tensor in found.items() if tensor.dtype in (torch.float32, dtype)}
+    for tensor in low.values():
+        tensor.data = tensor.data.to(dtype)
+    return set(low)
+
+
+def _name(node: torch.fx.Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet, "__name__", "")) if getattr(node.target, "namespace", "") == "aten" else ""
+
+
+def _is_float32(node: torch.fx.Node) -> bool:
+    import torch
+
+    value: Any = node.meta.get("val")
+    return isinstance(value, torch.Tensor) and value.dtype == torch.float32
