@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from workbench.reports.files import json, report, write
+from workbench.reports.layers import layer_table
 from workbench.reports.page import html
 from workbench.reports.plain import csv, markdown, table
 
