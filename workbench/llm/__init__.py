@@ -20,6 +20,7 @@ from workbench.llm.sampling import Sampling
 from workbench.llm.scenario import HighestRate, ServingRun, highest_rate, serve_traffic
 from workbench.llm.scenario import table as serving_table
 from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching
+from workbench.llm.shaping import profiles
 from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation
 from workbench.llm.towers import TowerStudies, TwoTowers, digits_captions, run_towers
 from workbench.llm.verification import Verification, verify
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "measure_generation",
     "open_decoder",
+    "profiles",
     "quality",
     "recipe",
     "run_towers",
