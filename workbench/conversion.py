@@ -86,8 +86,11 @@ class Converted:
     def __call__(self, *arguments: Any, **named_arguments: Any) -> Any:
         """Run the engine; takes what the module's `forward` takes.
 
+        Where the engine runs on the GPU and all arguments are CUDA tensors, they stay there: nothing is copied to the
+        host, and the outputs are ready for what is put on the current stream next.
+
         Returns:
-            One tensor, or a tuple of them in the order of the module's outputs.
+            One tensor, or a tuple of them in the order of the module's outputs, on the device of the arguments.
 
         Raises:
             RunError: closed, or arguments do not fit the engine.
@@ -98,14 +101,17 @@ class Converted:
             raise RunError("This converted module was closed. Call workbench.convert again.")
         bound = self._signature.bind(*arguments, **named_arguments).arguments
         wanted = [spec.name for spec in self._runner.inputs]
-        feeds = {name: _array(bound[name]) for name in wanted if name in bound}
-        if len(feeds) != len(wanted):
+        given = {name: bound[name] for name in wanted if name in bound}
+        if len(given) != len(wanted):
             # Exporters may rename arguments; the order is theirs as well as ours.
-            feeds = dict(zip(wanted, (_array(value) for value in bound.values()), strict=False))
-        device = next(
-            (value.device for value in bound.values() if isinstance(value, torch.Tensor)), torch.device("cpu")
-        )
-        outputs = tuple(torch.from_numpy(value).to(device) for value in self._runner.infer(feeds).values())
+            given = dict(zip(wanted, bound.values(), strict=False))
+        if hasattr(self._runner, "infer_device") and given and all(_is_on_gpu(value) for value in given.values()):
+            outputs = _infer_on_gpu(self._runner, given)
+        else:
+            tensors = (value for value in bound.values() if isinstance(value, torch.Tensor))
+            device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+            results = self._runner.infer({name: _array(value) for name, value in given.items()})
+            outputs = tuple(torch.from_numpy(value).to(device) for value in results.values())
         return outputs[0] if len(outputs) == 1 else outputs
 
     def close(self) -> None:
@@ -122,6 +128,38 @@ class Converted:
 
     def __repr__(self) -> str:
         return f"Converted({self.model.name!r}, {self.variant.name!r}, backend={self.engine.backend!r})"
+
+
+def _is_on_gpu(value: Any) -> bool:
+    return bool(getattr(value, "is_cuda", False))
+
+
+def _current_stream(tensor: torch.Tensor) -> int:
+    import torch
+
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream)
+
+
+def _infer_on_gpu(runner: Any, given: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Run on tensors that lie on the GPU, in the engine's types, and return tensors in the model's types."""
+    import torch
+
+    feeds = {
+        name: tensor.detach().to(getattr(torch, runner.device_dtypes[name])).contiguous()
+        for name, tensor in _checked(runner, given).items()
+    }
+    outputs = runner.infer_device(feeds, stream=_current_stream(next(iter(feeds.values()))))
+    wanted = {spec.name: getattr(torch, spec.dtype) for spec in runner.outputs}
+    return tuple(torch.from_dlpack(value).to(wanted[name]) for name, value in outputs.items())
+
+
+def _checked(runner: Any, given: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Refuse what the host path refuses: a type that is not the model's."""
+    for spec in runner.inputs:
+        found = str(given[spec.name].dtype).removeprefix("torch.") if spec.name in given else "nothing"
+        if found != spec.dtype:
+            raise RunError(f"The input {spec.name!r} is {found}, the model wants {spec.dtype}. Convert it with .to().")
+    return given
 
 
 def _array(value: Any) -> np.ndarray:

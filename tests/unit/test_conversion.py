@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import workbench as wb
+from workbench import conversion
 from workbench.errors import CalibrationError, RecipeError, RunError
+from workbench.records import TensorSpec
 from workbench.store import Store
 
 torch = pytest.importorskip("torch", reason="convert takes PyTorch modules, and torch is not installed")
@@ -115,3 +118,66 @@ def test_closing_twice_is_fine_and_calling_after_it_says_so(store: Store) -> Non
     fast.close()
     with pytest.raises(RunError, match="closed"):
         fast(torch.ones(2, 8))
+
+
+class DeviceRunner:
+    """Stands in for an engine on a GPU, where there is none: computes `ids * 2 + offset` on tensors, in INT32 inside.
+
+    Real are the exchange (DLPack) and what is checked; which tensors count as CUDA tensors is the test's word.
+    """
+
+    inputs = (TensorSpec("ids", "int64", (None, 3)), TensorSpec("offset", "float32", (3,)))
+    outputs = (TensorSpec("sum", "float32", (None, 3)), TensorSpec("last", "int64", (None,)))
+    device_dtypes = {"ids": "int32", "offset": "float32", "sum": "float32", "last": "int32"}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.streams: list[int] = []
+
+    def __exit__(self, *exception: object) -> None: ...
+
+    def infer(self, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise AssertionError("the tensors were copied to the host")
+
+    def infer_device(self, feeds: dict[str, torch.Tensor], stream: int = 0) -> dict[str, np.ndarray]:
+        self.streams.append(stream)
+        for name, tensor in feeds.items():
+            assert str(tensor.dtype) == f"torch.{self.device_dtypes[name]}" and tensor.is_contiguous(), name
+            assert not tensor.requires_grad
+        ids, offset = feeds["ids"].numpy(), feeds["offset"].numpy()
+        return {"sum": (ids * 2 + offset).astype(np.float32), "last": ids[:, -1].copy()}
+
+
+@pytest.fixture
+def on_gpu(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[conversion.Converted, DeviceRunner]:
+    runner = DeviceRunner()
+    monkeypatch.setattr(conversion, "_is_on_gpu", lambda value: isinstance(value, torch.Tensor))
+    monkeypatch.setattr(conversion, "_current_stream", lambda tensor: 77)
+
+    def forward(ids: torch.Tensor, offset: torch.Tensor) -> None: ...
+
+    fast = conversion.Converted.__new__(conversion.Converted)
+    fast._runner, fast._signature = runner, inspect.signature(forward)  # type: ignore[assignment]
+    return fast, runner
+
+
+def test_tensors_on_the_gpu_stay_there_and_keep_the_models_types(on_gpu) -> None:
+    fast, runner = on_gpu
+    ids = torch.arange(12).reshape(3, 4).T[:, :]  # (4, 3), not contiguous
+    offset = torch.tensor([0.5, 1.5, 2.5], requires_grad=True)
+    total, last = fast(ids, offset)
+    assert runner.streams == [77]
+    torch.testing.assert_close(total, ids * 2 + offset.detach())
+    assert last.dtype == torch.int64 and last.tolist() == ids[:, -1].tolist()
+
+
+def test_a_wrong_type_on_the_gpu_is_refused_like_on_the_host(on_gpu) -> None:
+    fast, _ = on_gpu
+    with pytest.raises(RunError, match="'ids' is int32, the model wants int64"):
+        fast(torch.zeros(2, 3, dtype=torch.int32), torch.zeros(3))
+
+
+def test_one_tensor_on_the_host_sends_all_through_the_host(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    fast, runner = on_gpu
+    monkeypatch.setattr(runner, "infer", lambda feeds: {"sum": feeds["ids"] * 2 + feeds["offset"]}, raising=False)
+    result = fast(torch.ones(2, 3, dtype=torch.int64), np.zeros(3, np.float32))
+    assert runner.streams == [] and result.tolist() == [[2.0] * 3] * 2

@@ -1,8 +1,9 @@
 """OpenVINO as a backend for CPUs. The only user of `openvino`.
 
 Reads symmetric signed Q/DQ (the dialect `strong`), for which its CPU kernels are at least as fast as for unsigned
-activations. BF16 is real arithmetic where the processor has it; FP16 is not, and its `f16` hint means BF16, so it is never
-given. Fusion cannot be turned down. Weight-only recipes leave activations alone. `compute` is the bare call with inputs and outputs bound.
+activations. BF16 is real arithmetic where the processor has it; FP16 is not: the hint `f16` means BF16 there, so it is
+never given. Fusion cannot be turned down. Weight-only recipes leave activations alone. `compute` is the bare call with
+inputs and outputs bound.
 """
 
 from __future__ import annotations

@@ -141,6 +141,11 @@ class TensorRTRunner:
             "cuda_graph_refused": self._graph_refusal,
         }
 
+    @property
+    def device_dtypes(self) -> dict[str, str]:
+        """The type of each input and output inside the engine: INT64 of the model is `int32` in TensorRT 8.6."""
+        return {tensor.name: tensor.dtype.name for tensor in self.tensors}
+
     def infer_device(self, feeds: Mapping[str, Any], stream: int = 0) -> dict[str, DeviceTensor]:
         """Run on data that lies on the device already, and leave the outputs there; nothing is copied.
 
