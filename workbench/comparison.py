@@ -20,6 +20,8 @@ from workbench.statistics import Change, Ratio, Score
 
 Quality = Literal["score", "agreement", "sqnr", "none"]
 
+_NO_FRONT = "The front was not looked for yet."
+
 
 @dataclass(frozen=True)
 class Row:
@@ -71,11 +73,15 @@ class Comparison:
         return tuple(row.variant for row in self.rows if row.on_front)
 
 
-def compare(baseline: VariantResult, candidates: Sequence[VariantResult], *, allow_unlike: bool = False) -> Comparison:
+def compare(
+    baseline: VariantResult, candidates: Sequence[VariantResult], *, allow_unlike: bool = False, front: bool = True
+) -> Comparison:
     """Compare candidates with a baseline.
 
     Args:
         allow_unlike: compare other devices, backends, shapes, boundaries and thread counts too; rows then say so.
+        front: find the front, which compares every pair: seconds for a hundred variants. False leaves it out, and a note
+            says so.
 
     Raises:
         CompareError: the baseline was not measured, or a candidate was measured under unlike conditions.
@@ -87,10 +93,12 @@ def compare(baseline: VariantResult, candidates: Sequence[VariantResult], *, all
     rows = [_row(baseline, candidate, allow_unlike) for candidate in candidates]
     own = accuracy.agreement(baseline.accuracy) if baseline.accuracy is not None else None
     rows.insert(0, Row(baseline.recipe.name, agreement=own, size_ratio=_size_ratio(baseline, baseline)))
-    quality, front, notes = _front([baseline, *candidates])
+    if not front:
+        return Comparison(baseline.recipe.name, tuple(rows), _quality([baseline, *candidates]), (_NO_FRONT,))
+    quality, members, notes = _front([baseline, *candidates])
     measured = [result.measurement is not None and result.failure is None for result in (baseline, *candidates)]
     rows = [
-        Row(**{**vars(row), "on_front": index in front if known else None})
+        Row(**{**vars(row), "on_front": index in members if known else None})
         for index, (row, known) in enumerate(zip(rows, measured, strict=True))
     ]
     return Comparison(baseline.recipe.name, tuple(rows), quality, notes)

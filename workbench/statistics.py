@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from dataclasses import dataclass
 from typing import Literal
 
@@ -114,12 +115,26 @@ class Change:
     words: str
 
 
+# A measurement never changes, and one table asks for its summary many times; forgotten together with the measurement.
+_SUMMARIES: dict[tuple[int, float], tuple[weakref.ref[Measurement], Summary]] = {}
+
+
 def summary(measurement: Measurement, confidence: float = CONFIDENCE) -> Summary:
     """Return what the raw latencies say.
 
     Raises:
         DataError: the measurement has no latencies.
     """
+    key = (id(measurement), confidence)
+    kept = _SUMMARIES.get(key)
+    if kept is not None and kept[0]() is measurement:
+        return kept[1]
+    made = _summarised(measurement, confidence)
+    _SUMMARIES[key] = (weakref.ref(measurement, lambda gone: _SUMMARIES.pop(key, None)), made)
+    return made
+
+
+def _summarised(measurement: Measurement, confidence: float) -> Summary:
     _check_rounds(measurement)
     values = np.concatenate([np.asarray(item.latencies_seconds) for item in measurement.rounds])
     medians = np.array([np.median(item.latencies_seconds) for item in measurement.rounds])

@@ -20,6 +20,7 @@ from workbench.records import Progress, StudyRecord
 from workbench.store import Store
 from workbench.ui.jobs import DRAWING, STUDIES
 from workbench.ui.state import State
+from workbench.ui.state.results import MANY_VARIANTS
 from workbench.ui.state.running import variant_progress
 
 
@@ -246,6 +247,29 @@ def test_a_budget_marks_the_best_and_nonsense_is_refused(state: State) -> None:
     assert state.results.plot_light != before
     assert "no number" in attempt(state, state.results.set_budget, "fast", "")
     assert "0 or more" in attempt(state, state.results.set_budget, "", "-1")
+
+
+def test_sorting_by_what_is_no_column_is_refused(state: State) -> None:
+    assert "no column 'Latency'" in attempt(state, state.results.sort, "Latency", False), "nothing is shown yet"
+    finished(state)
+    assert attempt(state, state.results.sort, "Latency", False) == ""
+    assert "no column 'Beauty'" in attempt(state, state.results.sort, "Beauty", False)
+
+
+def test_with_many_variants_the_front_comes_after_table_and_plot(state: State) -> None:
+    base = synthetic_study.study(("fp32", "int8-kl"), protocol=tiny.QUICK)
+    copies = tuple(
+        dataclasses.replace(base.results[1], recipe=dataclasses.replace(base.results[1].recipe, name=f"int8-{number}"))
+        for number in range(MANY_VARIANTS)
+    )
+    seen: list[bool] = []
+    state.results.observe(
+        lambda change: seen.append(any(row.on_front for row in change["new"].comparison.rows)), "summary"
+    )
+    attempt(state, state.results.show, dataclasses.replace(base, results=(base.results[0], *copies)))
+    settle()
+    assert seen == [False, True]
+    assert state.error == ""
 
 
 def test_the_report_is_written_and_the_link_opens_it(state: State, tmp_path: Path) -> None:

@@ -27,11 +27,16 @@ Axis = Literal["latency", "speedup"]
 _LOGARITHMIC_FROM = 8.0
 
 
+# More names than this cover the points that they name.
+_MOST_NAMES = 30
+
+
 def front(
     record: StudyRecord,
     budget_latency: float | None = None,
     budget_loss: float | None = None,
     *,
+    comparison: Comparison | None = None,
     x: Axis = "latency",
     theme: ThemeName = "light",
 ) -> Figure:
@@ -43,11 +48,14 @@ def front(
         budget_latency: seconds a call may take; beyond it the ground is hatched.
         budget_loss: how much of the score may be lost against the baseline, in the unit of the record (0.01 is one
             point of a share).
+        comparison: of the record's variants with its baseline; made here where None.
         x: `latency` in milliseconds, or `speedup` over the baseline (what to take for the boundary `throughput`).
         theme: `light` or `dark`.
     """
     colours = look.named(theme)
-    comparison, refusal = compared(record)
+    refusal = ""
+    if comparison is None:
+        comparison, refusal = compared(record)
     if comparison is None:
         return look.empty_figure(colours, refusal)
     shown = quality(record, comparison)
@@ -72,6 +80,7 @@ def front(
     labels = [
         Label(_label(point, record.baseline), _across(point, x).value, point.quality.value, point.on_front)
         for point in found
+        if len(found) <= _MOST_NAMES or point.on_front or point.name == record.baseline
     ]
     place(axes, labels, colours, lines)
     return figure
@@ -258,6 +267,8 @@ def _footnote(record: StudyRecord, shown: Quality, found: list[Point], lacking: 
     elif shown.kind == "agreement":
         words += f"; {ACCURACY_CONFIDENCE:.0%} interval of the share"
     words += ". Dashed, bold: the front."
+    if len(found) > _MOST_NAMES:
+        words += f" Of {len(found)} variants only the front and the baseline are named."
     if shown.kind != "sqnr":
         words += " A point beyond it is not distinguishably better."
     if any(point.like_baseline and point.name != record.baseline for point in found):

@@ -53,13 +53,13 @@ class Point:
     like_baseline: bool
 
 
-def compared(record: StudyRecord) -> tuple[Comparison | None, str]:
+def compared(record: StudyRecord, *, front: bool = True) -> tuple[Comparison | None, str]:
     """Compare a study's variants with its baseline; where that is refused return None and the reason."""
     base = next((item for item in record.results if item.recipe.name == record.baseline), None)
     if base is None:
         return None, f"The study has no variant {record.baseline!r}, its baseline, so nothing can be compared."
     try:
-        return compare(base, [item for item in record.results if item is not base]), ""
+        return compare(base, [item for item in record.results if item is not base], front=front), ""
     except CompareError as error:
         return None, str(error)
 

@@ -48,9 +48,9 @@ class Clip:
     sqnr_db: float
 
 
-def summarise(record: StudyRecord) -> Summary:
-    """Compute what is shown of a record."""
-    comparison, refusal = compared(record)
+def summarise(record: StudyRecord, *, front: bool = True) -> Summary:
+    """Compute what is shown of a record; without the front it is much faster where there are many variants."""
+    comparison, refusal = compared(record, front=front)
     finding = " ".join(verdict(record, comparison, refusal))
     table = main_table(record, comparison)
     shown = None if comparison is None else quality(record, comparison)
@@ -62,7 +62,7 @@ def summarise(record: StudyRecord) -> Summary:
 
 def front(summary: Summary, limits: tuple[float | None, float | None], best: str, theme: ThemeName) -> bytes:
     """Return the accuracy-latency plot with the budgets (seconds, loss in the record's unit) and the best ringed."""
-    figure = plots.front(summary.record, *limits, theme=theme)
+    figure = plots.front(summary.record, *limits, comparison=summary.comparison, theme=theme)
     chosen = next((point for point in summary.points if point.name == best), None)
     if chosen is not None and figure.axes:
         ring = look.named(theme).ink

@@ -46,7 +46,7 @@ class State:
         self.inspection = Inspection(self.desk, self.subject, self.plan)
         self.handoff = HandOff(self.desk, self.subject, self.plan, self.results, name)
         self.history = History(self.desk, self.results)
-        self.running.observe(lambda change: self.results.show(change["new"]), "drawn")
+        self.running.observe(lambda change: self.results.show(change["new"], self.running.is_settled), "drawn")
 
     @property
     def error(self) -> str:

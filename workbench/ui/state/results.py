@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from traitlets import Bool, Bytes, HasTraits, Instance, Tuple, Unicode
 
-from workbench.errors import RecipeError
+from workbench.errors import RecipeError, nearest
 from workbench.plots.theme import ThemeName
 from workbench.records import StudyRecord
 from workbench.ui import budget, pictures
@@ -18,6 +19,9 @@ from workbench.ui.pictures import Summary
 from workbench.ui.state.desk import Desk
 from workbench.ui.state.subject import Subject
 
+# From here on finding the front (every pair is compared) takes seconds: it comes after the rest.
+MANY_VARIANTS = 30
+NO_ORDER = "order of the recipes"
 VIEWS = ("Plot", "Table", "Disagreements", "Calibration", "Fusion")
 THEMES: tuple[ThemeName, ...] = ("light", "dark")
 
@@ -27,7 +31,7 @@ class Results(HasTraits):
 
     Attributes:
         view: one of `VIEWS`.
-        sort_column: heading to sort the table by; empty keeps the order of the recipes.
+        columns, sort_column: headings, and the one that the table is sorted by; `NO_ORDER` keeps the recipes' order.
         latency_text, loss_text: budgets as typed (ms; points or units of the score); empty is none.
         best, budget_words: the best variant within the budgets, and why.
         plot_light, plot_dark: PNG.
@@ -38,7 +42,8 @@ class Results(HasTraits):
     summary = Instance(Summary, allow_none=True)
     view = Unicode(VIEWS[0])
     words = Unicode("No results yet: start a study on the page `Run`, or open one on the page `History`.")
-    sort_column = Unicode()
+    columns = Tuple((NO_ORDER,))
+    sort_column = Unicode(NO_ORDER)
     descending = Bool(False)
     latency_text = Unicode()
     loss_text = Unicode()
@@ -54,10 +59,15 @@ class Results(HasTraits):
     def __init__(self, desk: Desk, subject: Subject) -> None:
         super().__init__()
         self.desk, self.subject = desk, subject
+        self._front_missing = False
 
-    def show(self, record: StudyRecord | None) -> None:
-        """Show a record; nothing happens where it is shown already."""
-        if record is None or record is self.record:
+    def show(self, record: StudyRecord | None, final: bool = True) -> None:
+        """Show a record.
+
+        Args:
+            final: False for one that still grows: with many variants the front waits for the last one.
+        """
+        if record is None or (record is self.record and not final):
             return
         self.record = record
         names = tuple(result.recipe.name for result in record.results)
@@ -65,10 +75,18 @@ class Results(HasTraits):
             self.variants = names
             self.first = record.baseline
             self.second = next((name for name in reversed(names) if name != record.baseline), record.baseline)
-        self._start("results", lambda job: pictures.summarise(record), self._take_summary)
+        many = len(names) > MANY_VARIANTS
+        self._start("results", lambda job: pictures.summarise(record, front=not many), self._take_summary)
+        self._front_missing = many and final
 
     def sort(self, column: str, descending: bool) -> None:
-        """Sort the table by a column; an empty name keeps the order of the recipes."""
+        """Sort the table by a column; `NO_ORDER` keeps the order of the recipes.
+
+        Raises:
+            RecipeError: the table has no such column.
+        """
+        if column not in self.columns:
+            raise RecipeError(f"The table has no column {column!r}. {nearest(column, self.columns)}")
         self.sort_column, self.descending = column, descending
 
     def set_budget(self, latency: str, loss: str) -> None:
@@ -101,6 +119,9 @@ class Results(HasTraits):
         if summary is None or summary.record is not self.record:
             return
         self.summary = summary
+        self.columns = (NO_ORDER, *(column.heading for column in summary.table.columns))
+        if self.sort_column not in self.columns:
+            self.sort_column = NO_ORDER
         self.words = summary.finding
         self._choose()
         self._draw_plot()
@@ -120,15 +141,21 @@ class Results(HasTraits):
             return
         loss = None if limits.loss is None or summary.quality is None else limits.loss / summary.quality.scale
 
-        def work(job: Job[tuple[bytes, ...]]) -> tuple[bytes, ...]:
-            return tuple(pictures.front(summary, (limits.latency_seconds, loss), best, theme) for theme in THEMES)
+        def work(theme: ThemeName, job: Job[bytes]) -> bytes:
+            return pictures.front(summary, (limits.latency_seconds, loss), best, theme)
 
-        self._start("plot", work, self._take_plot)
+        for theme in THEMES:
+            self._start(f"plot {theme}", partial(work, theme), partial(self._take_plot, theme))
 
-    def _take_plot(self, job: Job[tuple[bytes, ...]]) -> None:
-        images = _outcome(job)
-        if images is not None:
-            self.plot_light, self.plot_dark = images
+    def _take_plot(self, theme: str, job: Job[bytes]) -> None:
+        image = _outcome(job)
+        if image is None:
+            return
+        setattr(self, f"plot_{theme}", image)
+        record = self.record
+        if theme == THEMES[-1] and self._front_missing and record is not None:
+            self._front_missing = False
+            self._start("front", lambda job: pictures.summarise(record), self._take_summary)
 
     def _compare(self) -> None:
         record = self.record

@@ -97,6 +97,11 @@ class Running(HasTraits):
             return None
         return (str(self.desk.store.root), model.sha256, "" if data is None else data.sha256)
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the record will not grow any more."""
+        return self.job is None or self.job.snapshot.is_final
+
     def start(self) -> None:
         """Start the study in the background, or go on with one that was cut off.
 

@@ -12,8 +12,6 @@ from workbench.ui.views import controls, markup
 from workbench.ui.views.inspection import calibration_view, fusion_view
 from workbench.ui.views.markup import escape
 
-_NO_ORDER = "order of the recipes"
-
 
 def results_page(state: State) -> widgets.Widget:
     """Return the page; one of its views is shown at a time."""
@@ -59,26 +57,18 @@ def _plot(state: State) -> widgets.Widget:
 
 def _table(state: State) -> widgets.Widget:
     desk, results = state.desk, state.results
-    column = controls.field(widgets.Dropdown(description="Sort by", options=[(_NO_ORDER, "")]))
-    controls.bind(desk, results, "sort_column", column, lambda value: results.sort(value, results.descending))
+    column = controls.menu(
+        desk, results, "Sort by", "columns", "sort_column", lambda value: results.sort(value, results.descending)
+    )
     descending = widgets.Checkbox(description="Largest first", indent=False, tooltip="Sort in descending order")
     controls.bind(desk, results, "descending", descending, lambda value: results.sort(results.sort_column, value))
     shown = controls.html()
-
-    def show_columns() -> None:
-        headings = [] if results.summary is None else [item.heading for item in results.summary.table.columns]
-        options = [(_NO_ORDER, ""), *((heading, heading) for heading in headings)]
-        if list(column.options) != options:
-            chosen = results.sort_column if results.sort_column in headings else ""
-            column.options = options
-            column.value = chosen
 
     def show() -> None:
         if results.summary is not None:
             text = markup.results(results.summary.table, results.best, results.sort_column, results.descending)
             controls.write(shown, text)
 
-    controls.follow(results, "summary", show_columns)
     controls.follow(results, ("summary", "best", "sort_column", "descending"), show)
     return controls.page(controls.row(column, descending), shown)
 
