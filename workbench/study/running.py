@@ -24,6 +24,7 @@ from workbench.records import (
     Progress,
     Protocol,
     Round,
+    ShapeProfile,
     StudyRecord,
     VariantResult,
 )
@@ -108,7 +109,8 @@ class _Run:
         backend, reason = engines.choose(backend)
         dataset = (data or datasets.random(model)).bound_to(model)
         protocol, notes = _fitting(protocol or Protocol(), model)
-        self.stages = Stages(self.store, model, dataset, backend, options or BuildOptions(), protocol.batch, cancel)
+        options = _with_profiles(options or BuildOptions(), backend, dataset, protocol)
+        self.stages = Stages(self.store, model, dataset, backend, options, protocol.batch, cancel)
         self.record = StudyRecord(
             name=name or _name(model, dataset, backend, protocol, self.stages.options),
             created_at=time.time(),
@@ -319,6 +321,19 @@ def _fitting(protocol: Protocol, model: Model) -> tuple[Protocol, tuple[str, ...
     batch = int(next(iter(fixed)))
     note = f"The model takes batches of {batch} only, so batch {batch} was measured instead of {protocol.batch}."
     return replace(protocol, batch=batch), (note,)
+
+
+def _with_profiles(options: BuildOptions, backend: str, dataset: Dataset, protocol: Protocol) -> BuildOptions:
+    """Give engines that compile for shapes the shapes that this study will feed, unless the caller named some."""
+    if backend != "tensorrt" or options.profiles:
+        return options
+    profile = {
+        name: ShapeProfile(
+            (1, *array.shape[1:]), (protocol.batch, *array.shape[1:]), (protocol.batch, *array.shape[1:])
+        )
+        for name, array in dataset.evaluation.inputs.items()
+    }
+    return replace(options, profiles=(profile,))
 
 
 def _name(model: Model, dataset: Dataset, backend: str, protocol: Protocol, options: BuildOptions) -> str:

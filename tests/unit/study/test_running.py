@@ -24,8 +24,9 @@ from workbench.errors import (
     WorkbenchError,
 )  # fmt: skip
 from workbench.recipes import Quantize, Recipe, Sparsify
-from workbench.records import Progress, Protocol
+from workbench.records import BuildOptions, Progress, Protocol, ShapeProfile
 from workbench.store import Store
+from workbench.study import running
 
 QUICK = Protocol(batch=4, rounds=2, min_seconds=0.001, min_runs=5, warmup_seconds=0.0, warmup_runs=1)
 
@@ -303,3 +304,13 @@ def test_smoothing_and_pruning_are_calibrated_on_the_graph_that_they_leave(model
     assert not study.failures
     tables = {study[name].variant.calibration_sha256 for name in ("int8-smooth", "sparse-int8", "int8-max")}
     assert len(tables) == 3
+
+
+def test_engines_that_compile_for_shapes_get_the_shapes_of_the_study(data) -> None:
+    fed = replace(data, evaluation=data.evaluation.take(range(8)))
+    (name,) = fed.evaluation.inputs
+    given = running._with_profiles(BuildOptions(), "tensorrt", fed, QUICK).profiles
+    assert given == ({name: ShapeProfile((1, 8), (4, 8), (4, 8))},)
+    assert running._with_profiles(BuildOptions(), "onnxruntime-cpu", fed, QUICK).profiles == ()
+    own = BuildOptions(profiles=({"x": ShapeProfile((1, 8), (2, 8), (3, 8))},))
+    assert running._with_profiles(own, "tensorrt", fed, QUICK) == own
