@@ -25,6 +25,8 @@ _HOMES = {
     "compare": "workbench.comparison",
     "run": "workbench.study",
     "Study": "workbench.study",
+    "optimize": "workbench.search",
+    "layer_costs": "workbench.sensitivity",
     "report": "workbench.reports",
     "convert": "workbench.conversion",
     "Workbench": "workbench.ui",
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
     from workbench.measurement import measure
     from workbench.recipes import Fuse, Precision, Quantize, QuantizeWeights, Recipe, SmoothQuant, Sparsify
     from workbench.records import BuildOptions, Protocol
+    from workbench.search import optimize
+    from workbench.sensitivity import layer_costs
     from workbench.store import Store
     from workbench.study import Study, run
     from workbench.transformation import calibrate, transform

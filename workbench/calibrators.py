@@ -7,20 +7,21 @@ the outputs on the rest; evaluation data take no part. Knows nothing of engines'
 from __future__ import annotations
 
 import heapq
+import importlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.datasets import Split
-from workbench.errors import Cancelled, RecipeError
-from workbench.graph.calibration import RangeAlarm, calibrate_proto
+from workbench.datasets import Dataset, Split
+from workbench.errors import CalibrationError, Cancelled, RecipeError
+from workbench.graph.calibration import calibrate_proto
 from workbench.graph.calibration_table import CalibrationTable, Provenance
 from workbench.graph.dialects import dialect as dialect_named
 from workbench.graph.editing import Context, Graph
@@ -28,10 +29,15 @@ from workbench.graph.exposure import Observation
 from workbench.graph.histogram import Histogram
 from workbench.graph.placement import place
 from workbench.graph.quantization import Scale, activation_format, encode
-from workbench.graph.thresholds import METHODS, sqnr_db
-from workbench.recipes import Quantize, Recipe
+from workbench.graph.thresholds import METHODS, ThresholdRecord, sqnr_db, threshold_records
+from workbench.recipes import Quantize, Recipe, Step, named
 from workbench.records import Model
 from workbench.rehearsal import Rehearsal
+from workbench.transformation import calibrate
+from workbench.transformation import channel_maxima as find_channel_maxima
+
+if TYPE_CHECKING:
+    import pandas
 
 # With fewer calibration samples than this, thresholds are found from and judged on the same ones.
 _FEWEST = 16
@@ -44,14 +50,6 @@ MOST_TRIALS = 20
 # only where it lowers the mean noise by 2 %, and lowers it in each of four parts of the samples, and for most samples.
 _SMALLEST_GAIN, _PARTS = 0.02, 4
 
-
-_TROUBLES = {
-    "empty": "never seen, as no value reached it",
-    "nan": "NaN in places",
-    "infinite": "infinite in places",
-    "dead": "zero throughout",
-    "constant": "one value throughout",
-}
 
 Names = tuple[str, ...]
 
@@ -116,8 +114,7 @@ def choose(
         CalibrationError: activations are not finite, or there are too few samples for the model's batch.
     """
     started = time.perf_counter()
-    step = recipe.step("quantize")
-    if not isinstance(step, Quantize) or step.activations != "static":
+    if not _is_static(recipe):
         raise RecipeError(f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to choose.")
     maxima = channel_maxima or {}
     folds = [
@@ -140,6 +137,79 @@ def choose(
         trials=trials.made,
         seconds=time.perf_counter() - started,
     )
+
+
+@dataclass(frozen=True)
+class CalibratorRow:
+    """One calibrator, throughout.
+
+    Attributes:
+        tensors: threshold, clipped share and expected SQNR of every calibrated tensor.
+        sqnr_db, lost: at the outputs, on the evaluation samples.
+    """
+
+    calibrator: str
+    tensors: tuple[ThresholdRecord, ...]
+    sqnr_db: float
+    lost: float | None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Calibrators beside each other, and the table that all thresholds came from.
+
+    Attributes:
+        unit: what `lost` counts.
+        samples: evaluation samples that were compared.
+    """
+
+    rows: tuple[CalibratorRow, ...]
+    statistics: CalibrationTable
+    unit: str
+    samples: int
+
+    def table(self) -> pandas.DataFrame:
+        """Return one row a calibrator, the best at the outputs first."""
+        table: pandas.DataFrame = importlib.import_module("workbench.reports").calibrator_table(self)
+        return table
+
+
+def side_by_side(
+    model: Model,
+    data: Dataset,
+    calibrators: Sequence[str] = tuple(METHODS),
+    recipe: str | Recipe = "int8-max",
+    *,
+    dialect: str = "ort-cpu",
+) -> SideBySide:
+    """Compare calibrators on one calibration pass: thresholds, what they clip, and what that costs at the outputs.
+
+    A look, not a choice: the outputs are those of the evaluation samples, so do not pick by them and report the same
+    numbers. `auto` picks on calibration samples.
+
+    Args:
+        recipe: with a static Quantize step, whose calibrator is replaced.
+
+    Raises:
+        CalibrationError: there are no calibration samples.
+        RecipeError: the recipe has no static Quantize step, or a calibrator is unknown.
+    """
+    recipe, data = named(recipe), data.bound_to(model)
+    if not _is_static(recipe):
+        raise RecipeError(
+            f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to compare."
+        )
+    if data.calibration is None:
+        raise CalibrationError(f"The data {data.name!r} have no calibration samples. Split some off with split_off().")
+    maxima = find_channel_maxima(model, data.calibration, recipe, dialect=dialect)
+    table = calibrate(model, data.calibration, recipe, dialect=dialect, channel_maxima=maxima, data_name=data.name)
+    rehearsal = Rehearsal(model, recipe, data.evaluation, dialect, table, channel_maxima=maxima, metric=data.metric)
+    rows, unit = [], ""
+    for name in calibrators:
+        effect = rehearsal.effect(Recipe(recipe.name, tuple(_calibrated(step, name) for step in recipe.steps)))
+        rows.append(CalibratorRow(name, threshold_records(table, [name]), effect.sqnr_db, effect.lost))
+        unit = effect.unit
+    return SideBySide(tuple(rows), table, unit, len(rehearsal.judged))
 
 
 def crossed(split: Split) -> list[tuple[Split, Split]]:
@@ -167,7 +237,7 @@ class _Fold:
     def __init__(self, rehearsal: Rehearsal, fitted: Split, cancel: Callable[[], bool]) -> None:
         self.rehearsal = rehearsal
         self.step = next(step for step in rehearsal.base.steps if isinstance(step, Quantize))
-        self.plain = Recipe(rehearsal.base.name, tuple(_with_max(item) for item in rehearsal.base.steps))
+        self.plain = Recipe(rehearsal.base.name, tuple(_calibrated(item, "max") for item in rehearsal.base.steps))
         provenance = Provenance(rehearsal.model.sha256, fitted.sha256, "")
         table = calibrate_proto(rehearsal.graph, fitted.inputs, provenance, Observation(cancel=cancel))
         to = activation_format(self.step, dialect_named(rehearsal.dialect))
@@ -262,8 +332,13 @@ class _Trials:
         return any((one.scale, one.zero_point) != (two.scale, two.zero_point) for one, two in pairs)
 
 
-def _with_max(step: Any) -> Any:
-    return replace(step, calibrator="max") if isinstance(step, Quantize) else step
+def _calibrated(step: Step, calibrator: str) -> Step:
+    return replace(step, calibrator=calibrator) if isinstance(step, Quantize) else step
+
+
+def _is_static(recipe: Recipe) -> bool:
+    step = recipe.step("quantize")
+    return isinstance(step, Quantize) and step.activations == "static"
 
 
 def _ranges(rehearsal: Rehearsal, step: Quantize, table: CalibrationTable) -> list[Names]:
@@ -296,44 +371,3 @@ def _better(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
 def _db(noise: NDArray[np.float64]) -> float:
     mean = float(noise.mean())
     return math.inf if mean == 0 else -math.inf if not math.isfinite(mean) else -10 * math.log10(mean)
-
-
-def settled(table: CalibrationTable, tolerance: float = 0.01) -> str | None:
-    """Say in a sentence after how many samples the table's thresholds were stable; None where it was not recorded."""
-    records = [record for record in table.convergence() if record.abs_max[-1] > 0]
-    if not records:
-        return None
-    stable = [record.stable_after(tolerance) for record in records]
-    moving = [record.tensor for record, after in zip(records, stable, strict=True) if after is None]
-    within = f"within {tolerance:.0%} of their last value"
-    if moving:
-        return (
-            f"{len(moving)} of {len(records)} thresholds ({records[0].method}) still moved by more than {tolerance:.0%} "
-            f"at the end of {table.samples} calibration samples ({', '.join(moving[:3])}): more samples may change them."
-        )
-    latest = max(after for after in stable if after is not None)
-    return f"Thresholds ({records[0].method}) were {within} after {latest} of {table.samples} calibration samples."
-
-
-def troubles(table: CalibrationTable) -> tuple[str, ...]:
-    """Name the tensors whose ranges deserve a look, one sentence a kind of trouble."""
-    kinds: dict[str, list[str]] = {}
-    for problem in table.problems():
-        kinds.setdefault(problem.kind, []).append(problem.tensor)
-    return tuple(
-        f"{len(names)} calibrated tensor{'s are' if len(names) > 1 else ' is'} {_TROUBLES[kind]}: "
-        f"{', '.join(names[:3])}{' and others' if len(names) > 3 else ''}."
-        for kind, names in kinds.items()
-    )
-
-
-def alarmed(alarm: RangeAlarm) -> str | None:
-    """Say in a sentence how many samples left the calibrated range; None where none did."""
-    if not alarm.outside:
-        return None
-    worst = max(alarm.excess, key=lambda name: alarm.excess[name])
-    return (
-        f"{len(alarm.outside)} of {alarm.samples} evaluation samples leave the range that calibration saw, in "
-        f"{len(alarm.tensors)} tensors; farthest in {worst!r}, {alarm.excess[worst]:.2f} times its largest magnitude. "
-        f"What lies outside is clipped: calibrate on more, or on more varied, samples if these matter."
-    )

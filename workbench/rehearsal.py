@@ -57,20 +57,27 @@ class Effect:
 
     @property
     def lost(self) -> float | None:
-        """How much worse the answers are, in `unit`, negative where better; None without labels and class scores."""
-        record = self.accuracy
-        if record.scores:
-            ours, theirs = (_shown(values, record.display) for values in (record.scores, record.parent_scores))
-            worse = theirs - ours if record.higher_is_better else ours - theirs
-            return 100 * worse if record.unit == "share" else worse
-        if record.predictions:
-            return 100 * float(1 - np.mean(accuracy.agreeing(record)))
-        return None
+        """How much worse the answers are, see `lost`."""
+        return lost(self.accuracy)
 
     @property
     def unit(self) -> str:
         """What `lost` counts."""
         return lost_unit(self.accuracy)
+
+
+def lost(record: Accuracy) -> float | None:
+    """Return how much worse the answers are than the parent's, in `lost_unit`, negative where better.
+
+    None where there are neither scores nor predictions of classes.
+    """
+    if record.scores:
+        ours, theirs = (_shown(values, record.display) for values in (record.scores, record.parent_scores))
+        worse = theirs - ours if record.higher_is_better else ours - theirs
+        return 100 * worse if record.unit == "share" else worse
+    if record.predictions:
+        return 100 * float(1 - np.mean(accuracy.agreeing(record)))
+    return None
 
 
 def lost_unit(record: Accuracy) -> str:

@@ -21,7 +21,7 @@ LAYERS = [
     {"graph", "loading"},
     {"transformation"},
     {"intervals", "statistics", "conditions", "measurement", "accuracy", "checking"},
-    {"comparison", "layers", "sensitivity", "calibrators", "rehearsal"},
+    {"comparison", "layers", "sensitivity", "calibrators", "rehearsal", "calibration_notes"},
     {"study", "search", "conversion"},
     {"plots", "reports"},
     {"llm", "ui", "doctor", "notebook"},

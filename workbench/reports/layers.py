@@ -1,9 +1,10 @@
-"""Milliseconds saved and accuracy lost, layer by layer, as a table to sort."""
+"""Layers and calibrators as tables to sort: what each saves and what it costs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workbench.calibrators import SideBySide
 from workbench.sensitivity import LayerCosts
 
 if TYPE_CHECKING:
@@ -33,6 +34,27 @@ def layer_table(costs: LayerCosts) -> pandas.DataFrame:
             for item in costs.rows
         ]
     )
+
+
+def calibrator_table(found: SideBySide) -> pandas.DataFrame:
+    """Return one row a calibrator: how much it clips, and what that costs on the tensors, at the outputs, in the task."""
+    import pandas
+
+    rows = []
+    for one in found.rows:
+        decibels = [record.sqnr_db for record in one.tensors]
+        rows.append(
+            {
+                "calibrator": one.calibrator,
+                "tensors clipped": sum(record.clipped_share > 0 for record in one.tensors),
+                "largest share clipped %": 100 * max(record.clipped_share for record in one.tensors),
+                "median tensor, dB": float(pandas.Series(decibels).median()),
+                "worst tensor, dB": min(decibels),
+                "outputs, dB": one.sqnr_db,
+                f"lost, {found.unit}": one.lost,
+            }
+        )
+    return pandas.DataFrame(rows).sort_values("outputs, dB", ascending=False, ignore_index=True)
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -20,7 +20,8 @@ import numpy as np
 
 import workbench
 from workbench import codec, engines
-from workbench.calibrators import Choice, alarmed, choose, settled, troubles
+from workbench.calibration_notes import alarmed, settled, troubles
+from workbench.calibrators import Choice, choose
 from workbench.checking import check
 from workbench.datasets import Dataset, Split
 from workbench.engines import jobs
