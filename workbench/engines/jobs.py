@@ -73,7 +73,7 @@ def infer(
 
     Args:
         feeds: input name -> samples on axis 0.
-        batch: samples a call; the last call takes what is left, where the engine's batch axis is dynamic.
+        batch: samples a call; an engine with a batch of its own takes that, the last call filled up with copies.
 
     Returns:
         Output name -> outputs of all samples on axis 0.
@@ -89,10 +89,14 @@ def infer_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[
     """Be the child of `infer`."""
     engine = codec.from_plain(Engine, job["engine"])
     count = len(next(iter(arrays.values())))
+    fixed = next((spec.shape[0] for spec in engine.inputs if spec.shape and spec.shape[0] is not None), None)
+    batch = fixed or job["batch"]
     parts: dict[str, list[np.ndarray]] = {}
     with engines.open_runner(engine, job["threads"]) as runner:
-        for start in range(0, count, job["batch"]):
-            outputs = runner.infer({name: array[start : start + job["batch"]] for name, array in arrays.items()})
+        for start in range(0, count, batch):
+            rows = np.arange(start, min(start + batch, count))
+            fed = rows if fixed is None else np.resize(rows, batch)
+            outputs = runner.infer({name: array[fed] for name, array in arrays.items()})
             for name, value in outputs.items():
-                parts.setdefault(name, []).append(value)
+                parts.setdefault(name, []).append(value[: len(rows)])
     return {}, {name: np.concatenate(values) for name, values in parts.items()}

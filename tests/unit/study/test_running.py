@@ -219,7 +219,9 @@ def test_without_calibration_samples_static_quantization_fails_with_what_to_do(m
 
 
 def test_a_fixed_batch_size_is_taken_and_noted(tmp_path, store) -> None:
-    study = wb.run(wb.load(classifier(tmp_path, batch=2)), None, ["fp32"], protocol=QUICK, store=store)
+    seven = datasets.arrays(np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32))
+    study = wb.run(wb.load(classifier(tmp_path, batch=2)), seven, ["fp32"], protocol=QUICK, store=store)
+    assert study["fp32"].accuracy.samples == 7
     assert study.record.protocol.batch == 2
     assert any("batches of 2" in note for note in study.record.notes)
 
