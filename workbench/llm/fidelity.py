@@ -118,7 +118,7 @@ def quality(
     loss, parent_loss, agreement, divergence = np.concatenate(parts, axis=1)
     if cancel():
         raise Cancelled("Stopped as asked before greedy answers were compared.")
-    match = _match_lengths(language, engine, parent, prompts, new_tokens, threads) if prompts else ()
+    match = _match_lengths(language, (engine, parent), prompts, new_tokens, threads) if prompts else ()
     return Quality(
         variant=engine.variant,
         parent=parent.variant,
@@ -178,20 +178,19 @@ def _log_softmax(values: np.ndarray) -> np.ndarray:
 
 def _match_lengths(
     language: LanguageModel,
-    engine: Engine,
-    parent: Engine,
+    pair: tuple[Engine, Engine],
     prompts: Sequence[str | Sequence[int]],
     new_tokens: int,
     threads: int | None,
 ) -> tuple[int, ...]:
     answers = []
-    for one in (engine, parent):
+    for one in pair:
         with open_decoder(one, threads) as decoder:
             # One prompt at a time: dynamic scales depend on what else is in the batch.
             answers.append(
                 [generate(language, decoder, [prompt], new_tokens=new_tokens, stop=()).tokens[0] for prompt in prompts]
             )
-    return tuple(match_length(*pair) for pair in zip(*answers, strict=True))
+    return tuple(match_length(*both) for both in zip(*answers, strict=True))
 
 
 def _floats(values: np.ndarray) -> tuple[float, ...]:

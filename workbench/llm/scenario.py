@@ -119,8 +119,8 @@ def serve_traffic(
     policies: Sequence[Policy],
     rates: Sequence[float],
     text: np.ndarray,
-    traffic: Traffic | None = None,
     *,
+    traffic: Traffic | None = None,
     threads: int | None = None,
     cancel: Callable[[], bool] = lambda: False,
 ) -> list[ServingRun]:
@@ -252,6 +252,7 @@ def run_once(
     policy: Policy,
     rate: float,
     requests: Sequence[Request],
+    *,
     late: tuple[float, float, Moment] | None = None,
 ) -> ServingRun:
     """Serve requests in real time, in this process.

@@ -185,7 +185,9 @@ def serve(
         arrivals = [requests[index].arrival_seconds for index in waiting]
         count = policy.admit(arrivals, len(running), now)
         if count:
-            _start(sequences, [waiting.popleft() for _ in range(count)], requests, running, served, clock)
+            chosen = [waiting.popleft() for _ in range(count)]
+            _start(sequences, chosen, requests, running, served)
+            served.first_token[chosen] = clock.now()
         elif running:
             _advance(sequences, running, served)
         else:
@@ -203,13 +205,11 @@ def _start(
     requests: Sequence[Request],
     running: list[_Running],
     served: Served,
-    clock: Clock,
 ) -> None:
     before = len(running)
     logits = sequences.add([requests[index].tokens for index in chosen])
     tokens = logits.argmax(axis=-1)
     sequences.accept(tokens, range(before, before + len(chosen)))
-    served.first_token[chosen] = clock.now()
     served.widest = max(served.widest, len(sequences))
     for index, token in zip(chosen, tokens.tolist(), strict=True):
         running.append(_Running(index, requests[index].output_tokens - 1))

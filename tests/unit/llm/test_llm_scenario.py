@@ -95,7 +95,7 @@ def test_the_search_ends_where_nothing_passes_or_nothing_fails() -> None:
 
 
 def test_a_real_engine_serves_traffic_in_a_process_of_its_own(language: LanguageModel, engine: Engine) -> None:
-    runs = scenario.serve_traffic(language, engine, [ContinuousBatching(4)], [200.0, 400.0], TEXT, SMALL)
+    runs = scenario.serve_traffic(language, engine, [ContinuousBatching(4)], [200.0, 400.0], TEXT, traffic=SMALL)
     assert [item.rate for item in runs] == [200.0, 400.0]
     for item in runs:
         assert (item.waits("first_token") > 0).all()
@@ -129,4 +129,4 @@ def test_too_few_requests_for_the_percentile_and_too_long_ones_are_refused(
         scenario.highest_rate(language, engine, NoBatching(), TEXT, SMALL)
     long = replace(SMALL, input_tokens=Lengths(120, 0.0), output_tokens=Lengths(20, 0.0))
     with pytest.raises(DataError, match=r"longest request needs 140 tokens; .* takes 128"):
-        scenario.serve_traffic(language, engine, [NoBatching()], [1.0], TEXT, long)
+        scenario.serve_traffic(language, engine, [NoBatching()], [1.0], TEXT, traffic=long)
