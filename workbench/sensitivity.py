@@ -225,10 +225,10 @@ def rank(
     order = itertools.count()
     waiting = [(-_noise(whole), next(order), names, whole)]
     leaves: list[tuple[list[str], Effect]] = []
-    # A third of the evaluations is left for "all but this one".
+    # A quarter of the evaluations is left for "all but this one".
     while waiting:
         noise, _, group, effect = heapq.heappop(waiting)
-        small = -noise <= _NEGLIGIBLE * _noise(whole) or made + 2 > most_evaluations * 2 // 3
+        small = -noise <= _NEGLIGIBLE * _noise(whole) or made + 2 > most_evaluations * 3 // 4
         if len(group) == 1 or small:
             leaves.append((group, effect))
             continue
