@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench import engines
-from workbench.datasets import Split
+from workbench import datasets, engines
+from workbench.datasets import Dataset, Split
 from workbench.engines import jobs
 from workbench.engines.base import Runner
-from workbench.errors import CalibrationError, RunError, nearest
+from workbench.errors import CalibrationError, DataError, LoadError, RunError
 from workbench.loading import load
+from workbench.models import eager_outputs, signature
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Engine, Model, Variant
 from workbench.store import Store
@@ -28,7 +30,7 @@ PRECISIONS = {"fp32": "fp32", "tf32": "tf32", "fp16": "fp16", "bf16": "bf16", "i
 
 def convert(
     module: torch.nn.Module,
-    example_inputs: Sequence[torch.Tensor],
+    example_inputs: torch.Tensor | Sequence[torch.Tensor | None] | Mapping[str, torch.Tensor],
     precision: str | Recipe = "fp32",
     *,
     calibration: Any = None,
@@ -40,11 +42,14 @@ def convert(
 
     Args:
         module: in evaluation mode or not; it is left as it was.
-        example_inputs: one tensor for each argument of `forward`; the first axis of each becomes dynamic.
+        example_inputs: a tensor, a list in the order of `forward`'s arguments, or a dict by their names; the first axis
+            of each becomes dynamic. An argument that is not among them keeps its default for good.
         precision: `fp32`, `tf32`, `fp16`, `bf16`, `int8`, `fp8`, the name of a recipe, or a Recipe.
         calibration: samples for static quantization, never the ones it is judged on: an array or tensor (samples on
-            axis 0), a dict of them by input name, a Split, or a sequence of batches.
+            axis 0), a dict of them by input name, a DataLoader or other iterable of batches (labels behind the inputs
+            are left alone), a Split, or a Dataset, of which the calibration samples are taken.
         backend: a name from `workbench.backends()`, or `auto` for the fastest that is here.
+        options: how the engine is built; None takes one CPU thread and the engine's own choices.
         store: None takes the default store.
 
     Returns:
@@ -52,13 +57,19 @@ def convert(
         in a `with` block.
 
     Raises:
+        LoadError: it is no module.
         ExportError: the module cannot be exported.
-        CalibrationError: the precision needs calibration samples and none were given.
+        RecipeError: there is no such precision or recipe.
+        CalibrationError: the precision needs calibration samples; none were given, or they do not fit the module.
         BackendMissing, TransformError, BuildError: see `transform` and `build`.
     """
+    if not callable(getattr(module, "forward", None)):
+        raise LoadError(
+            f"convert takes a torch.nn.Module, got a {type(module).__name__}. For other models use load, then run or build."
+        )
     store = store or Store()
     recipe = named(PRECISIONS.get(precision, precision) if isinstance(precision, str) else precision)
-    model = load(module, list(example_inputs), store=store)
+    model = load(module, example_inputs, store=store)
     name, _ = engines.choose(backend)
     dialect = engines.backend(name).dialect(name)
     table = None
@@ -66,7 +77,60 @@ def convert(
         table = calibrate(model, _calibration_split(calibration, model, recipe), recipe, dialect=dialect)
     variant = transform(model, recipe, dialect=dialect, table=table, store=store)
     engine = jobs.build(variant, name, options, store=store)
-    return Converted(model, variant, engine, inspect.signature(module.forward))
+    return Converted(model, variant, engine, _Form(module, example_inputs))
+
+
+class _Form:
+    """What a module takes and returns: arguments to tensors by name, and tensors back into what it returned."""
+
+    def __init__(self, module: torch.nn.Module, example_inputs: Any) -> None:
+        from torch.utils import _pytree
+
+        self._signature = inspect.signature(module.forward)
+        self._known = set(signature.bind(module, example_inputs).tensors)
+        returned: list[Any] = []
+        hook = module.register_forward_hook(lambda module, arguments, outputs: returned.append(outputs))
+        try:
+            eager_outputs(module, example_inputs)
+        finally:
+            hook.remove()
+        leaves, self._structure = _pytree.tree_flatten(returned[-1])
+        self._present = [leaf is not None for leaf in leaves]
+        self._join: Callable[[list[Any], Any], Any] = _pytree.tree_unflatten
+
+    def named(self, arguments: tuple[Any, ...], named_arguments: dict[str, Any]) -> dict[str, Any]:
+        """Return the arguments by the names of the model's inputs; None and defaults are left out.
+
+        Raises:
+            TypeError: they do not fit `forward`.
+            RunError: one that was not among the example inputs, so that the engine cannot follow it.
+        """
+        found: dict[str, Any] = {}
+        for name, value in self._signature.bind(*arguments, **named_arguments).arguments.items():
+            parameter = self._signature.parameters[name]
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                found |= {f"{name}_{place}": item for place, item in enumerate(value)}
+            elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                found |= value
+            elif name in self._known or not _is_same(value, parameter.default):
+                found[name] = value
+        found = {name: value for name, value in found.items() if value is not None}
+        if fixed := [name for name in found if name not in self._known]:
+            raise RunError(
+                f"The engine cannot follow the argument {fixed[0]!r}: it was not among the example inputs "
+                f"({', '.join(sorted(self._known))}), so its default was written into the graph. Leave it out, or convert "
+                f"again with a tensor for it in example_inputs."
+            )
+        return found
+
+    def returned(self, outputs: Sequence[Any]) -> Any:
+        """Put the engine's outputs into the tuple, dict or other form that the module returns."""
+        rest = iter(outputs)
+        return self._join([next(rest) if present else None for present in self._present], self._structure)
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    return value is default or (isinstance(value, (bool, int, float, str)) and value == default)
 
 
 class Converted:
@@ -76,11 +140,11 @@ class Converted:
         model, variant, engine: the records of what was done to get here, notes and skipped layers included.
     """
 
-    def __init__(self, model: Model, variant: Variant, engine: Engine, signature: inspect.Signature) -> None:
+    def __init__(self, model: Model, variant: Variant, engine: Engine, form: _Form) -> None:
         self.model = model
         self.variant = variant
         self.engine = engine
-        self._signature = signature
+        self._form = form
         self._runner: Runner | None = engines.open_runner(engine).__enter__()
 
     def __call__(self, *arguments: Any, **named_arguments: Any) -> Any:
@@ -90,29 +154,25 @@ class Converted:
         host, and the outputs are ready for what is put on the current stream next.
 
         Returns:
-            One tensor, or a tuple of them in the order of the module's outputs, on the device of the arguments.
+            What the module returns: a tensor, or a tuple, dict or nest of them; on the device of the arguments.
 
         Raises:
+            TypeError: arguments that `forward` does not have, or one too few, as the module itself would.
             RunError: closed, or arguments do not fit the engine.
         """
         import torch
 
         if self._runner is None:
             raise RunError("This converted module was closed. Call workbench.convert again.")
-        bound = self._signature.bind(*arguments, **named_arguments).arguments
-        wanted = [spec.name for spec in self._runner.inputs]
-        given = {name: bound[name] for name in wanted if name in bound}
-        if len(given) != len(wanted):
-            # Exporters may rename arguments; the order is theirs as well as ours.
-            given = dict(zip(wanted, bound.values(), strict=False))
+        bound = self._form.named(arguments, named_arguments)
+        # What the exporter found to be unused is no input of the engine.
+        given = {spec.name: bound[spec.name] for spec in self._runner.inputs if spec.name in bound}
         if hasattr(self._runner, "infer_device") and given and all(_is_on_gpu(value) for value in given.values()):
-            outputs = _infer_on_gpu(self._runner, given)
-        else:
-            tensors = (value for value in bound.values() if isinstance(value, torch.Tensor))
-            device = next((tensor.device for tensor in tensors), torch.device("cpu"))
-            results = self._runner.infer({name: _array(value) for name, value in given.items()})
-            outputs = tuple(torch.from_numpy(value).to(device) for value in results.values())
-        return outputs[0] if len(outputs) == 1 else outputs
+            return self._form.returned(_infer_on_gpu(self._runner, given))
+        tensors = (value for value in bound.values() if isinstance(value, torch.Tensor))
+        device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        results = self._runner.infer({name: _array(name, value) for name, value in given.items()})
+        return self._form.returned([torch.from_numpy(value).to(device) for value in results.values()])
 
     def close(self) -> None:
         """Free the engine; a second call does nothing."""
@@ -162,8 +222,12 @@ def _checked(runner: Any, given: Mapping[str, torch.Tensor]) -> Mapping[str, tor
     return given
 
 
-def _array(value: Any) -> np.ndarray:
-    return np.ascontiguousarray(value.detach().cpu().numpy() if hasattr(value, "detach") else value)
+def _array(name: str, value: Any) -> np.ndarray:
+    if not hasattr(value, "detach"):
+        return np.ascontiguousarray(value)
+    if "bfloat16" in str(value.dtype):
+        raise RunError(f"Argument {name!r} is bfloat16, which engines are not fed with. Pass {name}.float().")
+    return np.ascontiguousarray(value.detach().cpu().numpy())
 
 
 def _calibration_split(calibration: Any, model: Model, recipe: Recipe) -> Split:
@@ -172,18 +236,26 @@ def _calibration_split(calibration: Any, model: Model, recipe: Recipe) -> Split:
             f"The recipe {recipe.name!r} needs calibration samples. Pass calibration=<array or batches of real inputs>, "
             f"a few hundred samples that you do not judge the result on."
         )
+    try:
+        return Dataset("calibration", "user", _samples(calibration, model)).bound_to(model).evaluation
+    except DataError as error:
+        raise CalibrationError(f"The calibration samples cannot be used: {error}") from error
+
+
+def _samples(calibration: Any, model: Model) -> Split:
     if isinstance(calibration, Split):
         return calibration
+    if isinstance(calibration, Dataset):
+        if calibration.calibration is None:
+            raise DataError(
+                f"The data {calibration.name!r} have no calibration samples. Take some with split_off(...)."
+            )
+        return calibration.calibration
+    if isinstance(calibration, Mapping) or hasattr(calibration, "shape"):
+        return datasets.arrays(calibration, metric=None).evaluation
+    if isinstance(calibration, str) or not isinstance(calibration, Iterable):
+        raise DataError(
+            f"They are a {type(calibration).__name__}. Pass an array, a dict of arrays, or batches of them."
+        )
     names = [spec.name for spec in model.inputs]
-    if isinstance(calibration, Mapping):
-        unknown = set(calibration) - set(names)
-        if unknown:
-            raise CalibrationError(f"Calibration data name the input {min(unknown)!r}. {nearest(min(unknown), names)}")
-        return Split({name: _array(value) for name, value in calibration.items()}, None)
-    if hasattr(calibration, "shape"):
-        return Split({names[0]: _array(calibration)}, None)
-    batches = [batch if isinstance(batch, (tuple, list)) else (batch,) for batch in calibration]
-    if not batches:
-        raise CalibrationError("Calibration needs at least one batch, got 0. Pass batches of real inputs.")
-    columns = [np.concatenate([_array(batch[place]) for batch in batches]) for place in range(len(names))]
-    return Split(dict(zip(names, columns, strict=True)), None)
+    return datasets.loader(calibration, inputs=names, samples=sys.maxsize, metric=None).evaluation

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 
 import workbench as wb
 from workbench import conversion
-from workbench.errors import CalibrationError, RecipeError, RunError
+from workbench.errors import CalibrationError, LoadError, RecipeError, RunError
 from workbench.records import TensorSpec
 from workbench.store import Store
 
@@ -71,15 +70,60 @@ def test_several_outputs_come_back_as_a_tuple(store: Store) -> None:
         torch.testing.assert_close(result, wanted.detach(), rtol=1e-4, atol=1e-5)
 
 
+class Named(torch.nn.Module):
+    """A dict of results, an argument that is no tensor, and one that may be absent."""
+
+    def forward(self, x: torch.Tensor, scale: float = 2.0, shift: torch.Tensor | None = None):
+        return {"scaled": x * scale if shift is None else x * scale + shift, "pair": (x - 1, None)}
+
+
+def test_results_come_back_in_the_form_that_the_module_returns(store: Store) -> None:
+    module, x = Named(), torch.randn(3, 8)
+    with wb.convert(module, [x], store=store) as fast:
+        results = fast(x)
+    wanted = module(x)
+    assert list(results) == ["scaled", "pair"] and results["pair"][1] is None
+    torch.testing.assert_close(results["scaled"], wanted["scaled"])
+    torch.testing.assert_close(results["pair"][0], wanted["pair"][0])
+
+
+def test_an_argument_whose_default_is_in_the_graph_is_not_ignored(store: Store) -> None:
+    x = torch.randn(3, 8)
+    with wb.convert(Named(), [x], store=store) as fast:
+        for same in (fast(x, 2.0), fast(x, scale=2.0), fast(x, shift=None)):
+            torch.testing.assert_close(same["scaled"], x * 2)
+        with pytest.raises(RunError, match="cannot follow the argument 'scale'"):
+            fast(x, scale=5.0)
+        with pytest.raises(RunError, match="cannot follow the argument 'shift'"):
+            fast(x, shift=x)
+
+
+@pytest.mark.parametrize("form", ["tensor", "tuple", "dict"])
+def test_example_inputs_come_in_any_form_that_load_takes(store: Store, form: str) -> None:
+    x = torch.randn(3, 8)
+    module = Two()
+    with wb.convert(module, {"tensor": x, "tuple": (x,), "dict": {"x": x}}[form], store=store) as fast:
+        torch.testing.assert_close(fast(x)[0], module(x)[0].detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_no_module_is_refused(store: Store) -> None:
+    with pytest.raises(LoadError, match=r"takes a torch\.nn\.Module, got a str"):
+        wb.convert("digits_resnet", [torch.ones(2, 8)], store=store)
+
+
 def test_arguments_that_do_not_fit_are_refused(affine) -> None:
     _, fast = affine
     with pytest.raises(RunError, match="wants float32"):
         fast(torch.ones(2, 8, dtype=torch.float64), torch.ones(2, 16))
+    with pytest.raises(RunError, match="'x' is bfloat16"):
+        fast(torch.ones(2, 8, dtype=torch.bfloat16), torch.ones(2, 16))
     with pytest.raises(TypeError, match="scale"):
         fast(torch.ones(2, 8))
 
 
-@pytest.mark.parametrize("form", ["array", "tensor", "dict", "batches", "tuples"])
+@pytest.mark.parametrize(
+    "form", ["array", "tensor", "dict", "batches", "tuples", "labelled", "dicts", "double", "split", "dataset"]
+)
 def test_int8_takes_calibration_samples_in_any_usual_form(store: Store, form: str) -> None:
     module = Two()
     samples = torch.randn(64, 8)
@@ -89,6 +133,11 @@ def test_int8_takes_calibration_samples_in_any_usual_form(store: Store, form: st
         "dict": {"x": samples},
         "batches": list(samples.split(16)),
         "tuples": [(batch,) for batch in samples.split(16)],
+        "labelled": [(batch, torch.zeros(16)) for batch in samples.split(16)],
+        "dicts": [{"x": batch} for batch in samples.split(16)],
+        "double": samples.double(),
+        "split": wb.datasets.arrays(samples).evaluation,
+        "dataset": wb.datasets.arrays(torch.randn(4, 8), calibration=samples),
     }[form]
     x = torch.randn(6, 8)
     with wb.convert(module, [x], precision="int8-max", calibration=given, store=store) as fast:
@@ -100,10 +149,24 @@ def test_int8_takes_calibration_samples_in_any_usual_form(store: Store, form: st
 def test_int8_without_calibration_samples_says_what_to_pass(store: Store) -> None:
     with pytest.raises(CalibrationError, match="calibration="):
         wb.convert(Two(), [torch.ones(2, 8)], precision="int8", store=store)
-    with pytest.raises(CalibrationError, match="got 0"):
-        wb.convert(Two(), [torch.ones(2, 8)], precision="int8", calibration=[], store=store)
-    with pytest.raises(CalibrationError, match="Did you mean 'x'"):
-        wb.convert(Two(), [torch.ones(2, 8)], precision="int8", calibration={"xx": np.ones((2, 8))}, store=store)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "gave no batches"),
+        ({"xx": np.ones((2, 8))}, "Did you mean 'x'"),
+        (np.ones((2, 9), np.float32), r"shape \(2, 9\), the model wants"),
+        (np.ones((2, 8), np.uint8), "has type uint8"),
+        ([(np.ones((2, 8)),) * 3], "A batch has 3 fields"),
+        (5, "They are a int"),
+        ("folder", "They are a str"),
+        (wb.datasets.arrays(np.ones((2, 8))), "no calibration samples"),
+    ],
+)
+def test_calibration_samples_that_do_not_fit_are_refused(store: Store, given: object, words: str) -> None:
+    with pytest.raises(CalibrationError, match=words):
+        wb.convert(Two(), [torch.ones(2, 8)], precision="int8", calibration=given, store=store)
 
 
 def test_an_unknown_precision_suggests_the_nearest(store: Store) -> None:
@@ -153,10 +216,13 @@ def on_gpu(store: Store, monkeypatch: pytest.MonkeyPatch) -> tuple[conversion.Co
     monkeypatch.setattr(conversion, "_is_on_gpu", lambda value: isinstance(value, torch.Tensor))
     monkeypatch.setattr(conversion, "_current_stream", lambda tensor: 77)
 
-    def forward(ids: torch.Tensor, offset: torch.Tensor) -> None: ...
+    class Module(torch.nn.Module):
+        def forward(self, ids: torch.Tensor, offset: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return ids * 2 + offset, ids[:, -1]
 
     fast = conversion.Converted.__new__(conversion.Converted)
-    fast._runner, fast._signature = runner, inspect.signature(forward)  # type: ignore[assignment]
+    fast._runner = runner  # type: ignore[assignment]
+    fast._form = conversion._Form(Module(), [torch.ones(2, 3, dtype=torch.int64), torch.zeros(3)])
     return fast, runner
 
 
@@ -178,6 +244,8 @@ def test_a_wrong_type_on_the_gpu_is_refused_like_on_the_host(on_gpu) -> None:
 
 def test_one_tensor_on_the_host_sends_all_through_the_host(on_gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     fast, runner = on_gpu
-    monkeypatch.setattr(runner, "infer", lambda feeds: {"sum": feeds["ids"] * 2 + feeds["offset"]}, raising=False)
-    result = fast(torch.ones(2, 3, dtype=torch.int64), np.zeros(3, np.float32))
+    monkeypatch.setattr(
+        runner, "infer", lambda feeds: {"sum": feeds["ids"] * 2, "last": feeds["ids"][:, -1]}, raising=False
+    )
+    result, _ = fast(torch.ones(2, 3, dtype=torch.int64), np.zeros(3, np.float32))
     assert runner.streams == [] and result.tolist() == [[2.0] * 3] * 2
