@@ -26,7 +26,14 @@ def _one_of(step: str, name: str, value: object, allowed: Iterable[str]) -> None
         raise ValueError(f"{step}.{name} is {value!r}; allowed: {', '.join(allowed)}")
 
 
+def _several(step: str, name: str, value: object) -> None:
+    # A string is a sequence too, of letters: as patterns they would match nearly every node.
+    if isinstance(value, str):
+        raise ValueError(f"{step}.{name} is the string {value!r}; pass several in a tuple, or one as ({value!r},)")
+
+
 def _patterns(step: str, patterns: tuple[str, ...]) -> None:
+    _several(step, "exclude", patterns)
     for pattern in patterns:
         try:
             re.compile(pattern)
@@ -100,6 +107,7 @@ class Quantize:
         _one_of("Quantize", "to", self.to, QUANTIZED_FORMATS)
         _one_of("Quantize", "calibrator", self.calibrator, CALIBRATORS)
         _one_of("Quantize", "activations", self.activations, ACTIVATIONS[:2])
+        _several("Quantize", "op_types", self.op_types)
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"Quantize.samples is {self.samples}; it must be at least 1, or None for all samples")
         _patterns("Quantize", self.exclude)
@@ -178,7 +186,7 @@ class Recipe:
     """A named, ordered list of steps.
 
     Raises:
-        ValueError: no name, a step twice, or steps out of order (see `STEP_ORDER`).
+        ValueError: no name, something that is no step, a step twice, or steps out of order (see `STEP_ORDER`).
     """
 
     name: str
@@ -187,6 +195,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("Recipe.name is empty; give it a name that will be its label in tables and plots")
+        if not isinstance(self.steps, (tuple, list)) or not all(isinstance(step, Step) for step in self.steps):
+            raise ValueError(
+                f"Recipe {self.name!r} has the steps {self.steps!r}; pass a tuple of "
+                f"{', '.join(kind.__name__ for kind in STEP_TYPES.values())}, such as (Fuse(), Precision('fp16'))"
+            )
         places = [STEP_ORDER.index(step.kind) for step in self.steps]
         if places != sorted(set(places)):
             given = ", ".join(step.kind for step in self.steps)
@@ -246,10 +259,15 @@ def named(recipe: str | Recipe) -> Recipe:
     """Return the recipe of that name; a Recipe passes through.
 
     Raises:
-        RecipeError: no recipe has that name; the message suggests the nearest.
+        RecipeError: no recipe has that name (the message suggests the nearest), or it is neither name nor Recipe.
     """
     if isinstance(recipe, Recipe):
         return recipe
+    if not isinstance(recipe, str):
+        raise RecipeError(
+            f"A recipe is a name or a workbench.Recipe, got a {type(recipe).__name__}: {recipe!r}. A single step becomes "
+            f"a recipe with workbench.Recipe('mine', (step,))."
+        )
     if recipe not in NAMED:
         raise RecipeError(
             f"There is no recipe {recipe!r}. {nearest(recipe, NAMED)} Or pass a workbench.Recipe with steps."

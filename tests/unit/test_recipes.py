@@ -11,6 +11,12 @@ def test_an_unknown_recipe_suggests_the_nearest() -> None:
         named("int8kl")
 
 
+@pytest.mark.parametrize("given", [8, Fuse(), None])
+def test_what_is_neither_a_name_nor_a_recipe_is_refused(given: object) -> None:
+    with pytest.raises(RecipeError, match=f"got a {type(given).__name__}"):
+        named(given)  # type: ignore[arg-type]
+
+
 def test_a_recipe_object_passes_through() -> None:
     recipe = Recipe("mine", (Fuse("off"),))
     assert named(recipe) is recipe
@@ -28,7 +34,11 @@ def test_a_recipe_object_passes_through() -> None:
         (lambda: QuantizeWeights("int4", block_size=20), "power of two"),
         (lambda: SmoothQuant(alpha=1.5), r"\[0, 1\]"),
         (lambda: Sparsify("1:4"), "Sparsify.pattern"),
+        (lambda: Quantize(exclude="head"), r"the string 'head'; .* one as \('head',\)"),
+        (lambda: Quantize(op_types="MatMul"), "op_types is the string 'MatMul'"),
         (lambda: Recipe(""), "name is empty"),
+        (lambda: Recipe("name", ("fp16",)), "pass a tuple of Fuse, Precision"),
+        (lambda: Recipe("bare", Fuse()), "pass a tuple of Fuse, Precision"),
         (lambda: Recipe("twice", (Fuse(), Fuse())), "each at most once"),
         (lambda: Recipe("order", (Quantize(), Fuse())), "in the order"),
     ],
