@@ -6,6 +6,8 @@ calibration statistics come in as a table.
 
 from __future__ import annotations
 
+import difflib
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -214,5 +216,20 @@ def _prepared(model: Model, recipe: Recipe, context: Context) -> tuple[onnx.Mode
 
 def _applied(proto: onnx.ModelProto, step: Step, context: Context) -> StepReport:
     started = time.perf_counter()
+    unmatched = _unmatched(proto, step, context)
     report = STEPS[step.kind](proto, step, context)
-    return replace(report, seconds=time.perf_counter() - started)
+    return replace(report, seconds=time.perf_counter() - started, notes=(*report.notes, *unmatched))
+
+
+def _unmatched(proto: onnx.ModelProto, step: Step, context: Context) -> tuple[str, ...]:
+    """Say which patterns of `exclude` name nothing: a misspelt one would otherwise go unseen."""
+    labels = {node.name for node in proto.graph.node} | {*context.modules, *context.modules.values()}
+    unmatched = [item for item in getattr(step, "exclude", ()) if not any(re.search(item, label) for label in labels)]
+    notes = []
+    for pattern in unmatched:
+        close = ", ".join(difflib.get_close_matches(pattern, sorted(labels), n=3, cutoff=0.4)) or "none is similar"
+        notes.append(
+            f"The pattern {pattern!r} in exclude matches no node name and no module path, so it left nothing out. "
+            f"Similar names: {close}."
+        )
+    return tuple(notes)
