@@ -68,9 +68,16 @@ def _store_low(module: torch.fx.GraphModule, dtype: torch.dtype) -> set[str]:
     }
     found = {name: tensor for name, tensor in module.named_buffers() if name not in elsewhere}
     found |= dict(module.named_parameters(remove_duplicate=False))
-    low = {name: tensor for name, tensor in found.items() if tensor.dtype in (torch.float32, dtype)}
-    for tensor in low.values():
-        tensor.data = tensor.data.to(dtype)
+    low = {name: tensor for name, tensor in found.items() if tensor.dtype == torch.float32}
+    made: dict[torch.Tensor, torch.Tensor] = {}  # tied weights stay tied
+    for name, tensor in low.items():
+        if tensor not in made:
+            lowered = tensor.detach().to(dtype)
+            is_weight = isinstance(tensor, torch.nn.Parameter)
+            made[tensor] = torch.nn.Parameter(lowered, requires_grad=False) if is_weight else lowered
+        # A new tensor in its place: torch.compile refuses one whose type was changed through `.data`.
+        owner, _, last = name.rpartition(".")
+        setattr(module.get_submodule(owner), last, made[tensor])
     return set(low)
 
 

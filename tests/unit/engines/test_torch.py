@@ -82,8 +82,8 @@ def test_a_compiled_program_answers_like_its_module(store: Store) -> None:
     absent = backend.missing("torch-compile")
     if absent is not None:
         pytest.skip(str(absent))
-    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.GELU())
-    engine = built(wb.load(module, torch.ones(2, 4), store=store), "fp32", store, "torch-compile")
+    module = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3), torch.nn.GELU()).eval()
+    engine = built(wb.load(module, torch.ones(2, 4), store=store), "bf16", store, "torch-compile")
     assert engine.fusion == "all" and engine.build_seconds > 0
     feeds = {"input": np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)}  # the shape that was compiled
     with engines.open_runner(engine) as runner:
@@ -91,7 +91,7 @@ def test_a_compiled_program_answers_like_its_module(store: Store) -> None:
         assert runner.stopwatch(feeds, "compute")() > 0
     with torch.no_grad():
         wanted = module(torch.from_numpy(feeds["input"])).numpy()
-    np.testing.assert_allclose(outputs["output"], wanted, rtol=1e-5, atol=1e-6)  # another order of sums
+    np.testing.assert_allclose(outputs["output"], wanted, rtol=2e-2, atol=2e-2)  # 8 bits of significand, values near 1
 
 
 def test_it_is_built_and_measured_in_processes_of_its_own(model: Model, store: Store) -> None:
