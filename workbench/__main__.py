@@ -10,7 +10,8 @@ from pathlib import Path
 
 import workbench as wb
 from workbench import zoo
-from workbench.errors import Cancelled, WorkbenchError
+from workbench.errors import Cancelled, DataError, WorkbenchError
+from workbench.records import Model
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
 _WIDE_COLUMNS = ("p9", "SQNR", "Agreement", "Memory", "Build", "Calibration", "Status")
@@ -49,8 +50,8 @@ def run(options: argparse.Namespace) -> int:
     protocol = wb.Protocol(boundary=options.boundary, batch=options.batch, rounds=options.rounds)
     study = wb.run(
         model,
-        _data(options),
-        options.recipes.split(","),
+        _data(options, model),
+        [name.strip() for name in options.recipes.split(",")],
         backend=options.backend,
         protocol=protocol,
         options=wb.BuildOptions(threads=options.threads),
@@ -101,15 +102,44 @@ def _brief(study: wb.Study) -> str:
     return str(table.drop(columns=wide).to_string(index=False))
 
 
-def _data(options: argparse.Namespace) -> wb.datasets.Dataset | None:
+def _data(options: argparse.Namespace, model: Model) -> wb.datasets.Dataset | None:
     if options.data is None:
         return None
     if options.data in _SHIPPED_DATA:
-        return _SHIPPED_DATA[options.data]()
-    path = Path(options.data)
-    if path.is_dir():
-        return wb.datasets.image_folder(path)
-    return wb.datasets.npz(path)
+        data = _SHIPPED_DATA[options.data]()
+    else:
+        path = Path(options.data)
+        if path.is_dir():
+            data = wb.datasets.image_folder(path, _preprocessing(model))
+        elif path.suffix.lower() in (".txt", ".jsonl"):
+            data = wb.datasets.text(path, _tokenizer(options))
+        else:
+            data = wb.datasets.npz(path)
+    return data if options.calibration is None else data.split_off(options.calibration)
+
+
+def _preprocessing(model: Model) -> wb.datasets.ImagePreprocessing | None:
+    """The default one at the model's own size; a grey channel is only scaled. The report states it."""
+    shape = model.inputs[0].shape
+    if len(shape) != 4 or shape[1] not in (1, 3) or shape[2] is None or shape[3] is None:
+        return None
+    if shape[1] == 3:
+        return wb.datasets.ImagePreprocessing(shape[2], shape[3])
+    return wb.datasets.ImagePreprocessing(shape[2], shape[3], "L", mean=(0.0,), std=(1.0,))
+
+
+def _tokenizer(options: argparse.Namespace) -> str:
+    if options.tokenizer is not None:
+        return str(options.tokenizer)
+    if Path(options.model).is_dir():
+        return str(options.model)
+    raise DataError(f"The text {options.data} needs a tokenizer. Pass --tokenizer FOLDER, one with a tokenizer.json.")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,16 +152,22 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("run", help="run a study: load, transform, build, check, measure")
     command.add_argument("model", help="a shipped model, an .onnx file, a transformers folder or id, torchvision:NAME")
     command.add_argument(
-        "--data", help="digits, stdlib_text, an .npz (input, labels), or a folder of images; random inputs if absent"
+        "--data",
+        help="digits, stdlib_text, an .npz (input, labels, calibration_input), a folder of images (one folder a class), "
+        "or a .txt or .jsonl with a tokenizer; random inputs if absent",
     )
+    command.add_argument(
+        "--calibration", type=_positive, metavar="N", help="take N samples out of the data for calibration"
+    )
+    command.add_argument("--tokenizer", metavar="FOLDER", help="for text; the model's own folder if absent")
     command.add_argument(
         "--recipes", default="fp32,fp16,int8-kl", help="names, separated by commas (default: %(default)s)"
     )
-    command.add_argument("--backend", default="auto")
+    command.add_argument("--backend", default="auto", help="see `doctor`; default: the fastest that is here")
     command.add_argument("--boundary", default="compute", choices=["compute", "end_to_end", "throughput"])
-    command.add_argument("--batch", type=int, default=8)
-    command.add_argument("--rounds", type=int, default=9, help="fresh processes a variant (default: %(default)s)")
-    command.add_argument("--threads", type=int, default=1)
+    command.add_argument("--batch", type=_positive, default=8, help="samples a call (default: %(default)s)")
+    command.add_argument("--rounds", type=_positive, default=9, help="fresh processes a variant (default: %(default)s)")
+    command.add_argument("--threads", type=_positive, default=1, help="of the CPU (default: %(default)s)")
     command.add_argument("--name", help="of the study; run again under the same name to go on")
     command.add_argument("--report", help="where to write the report: .html, .md, .csv, .json or a folder")
     command.set_defaults(command=run)

@@ -51,6 +51,41 @@ def test_run_takes_arrays_from_a_file(home: Path, capsys: pytest.CaptureFixture[
     assert main(arguments) == 0, capsys.readouterr().err
 
 
+def test_run_reads_a_folder_of_images_at_the_models_size_and_takes_calibration_samples_from_it(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        place = home / "images" / str(index % 3)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 24), np.uint8)).save(place / f"{index}.png")
+    arguments = ["run", "digits_resnet", "--data", str(home / "images"), "--calibration", "4", "--rounds", "1"]
+    assert main([*arguments, "--recipes", "fp32, int8-max", "--report", str(home / "r.md")]) == 0, (
+        capsys.readouterr().err
+    )
+    assert "L, 32x32" in (home / "r.md").read_text()
+
+
+def test_run_reads_text_with_a_tokenizer_and_asks_for_one(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "mine.txt").write_text("def add(left, right):\n    return left + right\n" * 60)
+    arguments = ["run", "stdlib_llama", "--data", str(home / "mine.txt"), "--recipes", "fp32", "--rounds", "1"]
+    assert main(arguments) == 1
+    assert "--tokenizer FOLDER" in capsys.readouterr().err
+    assert main([*arguments, "--tokenizer", str(data_folder() / "models" / "stdlib_llama")]) == 0, (
+        capsys.readouterr().err
+    )
+    assert "perplexity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--rounds", "--batch", "--threads", "--calibration"])
+def test_numbers_below_one_are_refused(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "digits_resnet", option, "0"])
+    assert "'0' is not a whole number of at least 1" in capsys.readouterr().err
+
+
 def test_a_failed_variant_makes_the_command_fail(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # A file without calibration samples: static quantization cannot work.
     np.savez(home / "mine.npz", input=np.ones((8, 1, 32, 32), np.float32))
