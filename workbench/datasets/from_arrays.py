@@ -232,6 +232,11 @@ def _fields(batch: Any, inputs: tuple[str, ...]) -> dict[str, Array]:
 
 def _choose_metric(metric: MetricChoice, labels: Array | None) -> tuple[Metric | None, tuple[str, ...]]:
     if metric != "auto":
+        if metric is not None and not isinstance(metric, Metric):
+            raise DataError(
+                f"metric is a {type(metric).__name__}, expected a Metric, None or 'auto'. A function of (outputs, labels) "
+                f"becomes one with Metric('its name', function, higher_is_better=...)."
+            )
         if metric is not None and labels is None:
             raise DataError(f"The metric {metric.name} needs labels, got none. Pass labels=..., or metric=None.")
         return metric, ()

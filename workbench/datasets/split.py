@@ -54,6 +54,11 @@ class Split:
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
+    def __repr__(self) -> str:
+        arrays = {**self.inputs, **({} if self.labels is None else {"labels": self.labels})}
+        listed = ", ".join(f"{name or 'input'} {array.dtype} {array.shape}" for name, array in arrays.items())
+        return f"Split({listed})"
+
     def batches(self, size: int) -> Iterator[dict[str, Array]]:
         """Yield input name -> array with `size` samples, in order; the last batch may be smaller.
 
@@ -133,6 +138,13 @@ class Dataset:
                 f"{sorted(self.evaluation.inputs)}. Give both the same inputs."
             )
         check_disjoint(self.evaluation, self.calibration)
+
+    def __repr__(self) -> str:
+        metric = None if self.metric is None else self.metric.name
+        return (
+            f"Dataset({self.name!r}, {self.kind} data, evaluation={self.evaluation}, calibration={self.calibration}, "
+            f"metric={metric!r}, notes={list(self.notes)})"
+        )
 
     @cached_property
     def sha256(self) -> str:

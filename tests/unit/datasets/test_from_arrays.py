@@ -39,6 +39,17 @@ def test_a_metric_of_one_s_own_is_kept():
     assert datasets.arrays(rows(4), rows(4, 1), metric=metric).metric is metric
 
 
+def test_a_bare_function_is_no_metric_and_the_message_says_how_to_make_one():
+    with pytest.raises(DataError, match=r"metric is a function, expected a Metric.*Metric\('its name', function"):
+        datasets.arrays(rows(4), rows(4, 1), metric=lambda outputs, labels: 0.0)
+
+
+def test_a_dataset_shows_shapes_and_not_its_arrays():
+    data = datasets.arrays(rows(4), np.arange(4), calibration=rows(2, 1))
+    shown = "Split(input float32 (4, 3), labels int64 (4,)), calibration=Split(input float32 (2, 3)), metric='top-1'"
+    assert shown in repr(data)
+
+
 def test_a_metric_without_labels_is_refused():
     with pytest.raises(DataError, match="top-1 needs labels, got none"):
         datasets.arrays(rows(4), metric=datasets.top1())
