@@ -123,7 +123,7 @@ def studentized(groups: Sequence[np.ndarray], confidence: float, trim: float | N
     centers, errors = zip(*(_trimmed(group, trim) for group in groups), strict=True)
     value = float(centers[0] - (centers[1] if len(groups) > 1 else 0.0))
     error = math.sqrt(sum(float(one) ** 2 for one in errors))
-    if error == 0:  # identical values: nothing to resample
+    if error <= 1e-9 * abs(value):  # identical but for rounding: nothing to resample
         return Interval(value, value, value, 1.0 if value == 0 else 0.0)
     observed = abs(value) / error
     if min(len(group) for group in groups) >= _NORMAL_FROM:

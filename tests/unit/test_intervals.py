@@ -104,3 +104,10 @@ def test_two_independent_samples_are_compared_without_pairing() -> None:
         interval = studentized([first, second], 0.99)
         held += interval.low <= 0.2 <= interval.high
     assert held >= 190  # at 99 %, fewer happen with p < 1e-4
+
+
+def test_values_that_differ_by_rounding_alone_have_no_width() -> None:
+    values = np.array([0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2, 0.3])
+    with np.errstate(all="raise"):
+        interval = studentized([values], 0.99)
+    assert interval.low == interval.value == interval.high
