@@ -66,7 +66,8 @@ def _gpu() -> Finding:
     if found:
         return Finding("gpu", "ok", ", ".join(f"{gpu.name} (driver {gpu.driver})" for gpu in found))
     if importlib.util.find_spec("pynvml") is None:
-        return Finding("gpu", "note", "No GPU seen: nvidia-ml-py is not installed.", 'pip install "trt-workbench[gpu]"')
+        remedy = _without_clash('pip install "trt-workbench[gpu]"')
+        return Finding("gpu", "note", "No GPU seen: nvidia-ml-py is not installed.", f"{remedy}   (with an NVIDIA GPU)")
     return Finding("gpu", "note", "No NVIDIA GPU or driver here; everything runs on the CPU.")
 
 
@@ -93,10 +94,17 @@ def _backends() -> list[Finding]:
             usable += 1
             findings.append(Finding(name, "ok", f"version {engines.backend(name).version(name)}, ready"))
         else:
-            findings.append(Finding(name, "note", absent.reason, absent.remedy.removeprefix("Run: ")))
+            findings.append(Finding(name, "note", absent.reason, _without_clash(absent.remedy.removeprefix("Run: "))))
     if not usable:
         findings.append(Finding("backends", "wrong", "No backend can be used.", 'pip install "trt-workbench[cpu]"'))
     return findings
+
+
+def _without_clash(remedy: str) -> str:
+    """The extra `gpu` brings onnxruntime-gpu, which must not lie over onnxruntime."""
+    if "[gpu]" in remedy and device.version("onnxruntime"):
+        return f"pip uninstall -y onnxruntime && {remedy}"
+    return remedy
 
 
 def _packages() -> list[Finding]:

@@ -162,3 +162,11 @@ def test_a_notebook_that_raises_is_an_error_with_the_cell(home: Path) -> None:
 
 def test_the_demo_finds_its_notebook() -> None:
     assert (data_folder().parent / "notebooks" / "00_quickstart.ipynb").exists()
+
+
+def test_the_doctor_s_remedies_never_put_one_onnxruntime_over_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = {"onnxruntime": "1.32.0"}
+    monkeypatch.setattr(device, "version", installed.get)
+    remedies = [finding.remedy for finding in doctor.examine() if "[gpu]" in finding.remedy]
+    assert remedies or not sys.platform.startswith("linux")
+    assert all(remedy.startswith("pip uninstall -y onnxruntime && ") for remedy in remedies)
