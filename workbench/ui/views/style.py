@@ -36,7 +36,7 @@ CSS = """
 .workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
 .workbench .wb-actions { margin-left: 138px; }
 .workbench .wb-field > .widget-label { text-align: left; }
-.workbench .wb-page { overflow: visible; }
+.workbench .wb-page, .workbench .jupyter-widget-stack, .workbench .widget-stack { overflow: visible; width: 100%; }
 .workbench .wb-group { min-width: 130px; }
 .workbench .jupyter-widget-Accordion, .workbench .widget-accordion { margin: 6px 0; }
 .workbench .widget-checkbox { width: auto; }
@@ -50,7 +50,6 @@ CSS = """
 .workbench textarea:focus-visible, .workbench summary:focus-visible, .workbench a:focus-visible {
   outline: 3px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
 .workbench img { max-width: min(100%, 780px); height: auto; }
-.workbench .jupyter-widget-stack, .workbench .widget-stack { overflow: visible; }
 .workbench .wb-dark { display: none; }
 [data-jp-theme-light="false"] .workbench .wb-dark { display: block; }
 [data-jp-theme-light="false"] .workbench .wb-light { display: none; }
@@ -63,6 +62,8 @@ CSS = """
 @container (max-width: 560px) {
   .workbench .wb-field .widget-label, .workbench .wb-field > .widget-label { width: 100% !important; text-align: left; }
   .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: 100% !important; }
+  .workbench .wb-field > select, .workbench .wb-field > input, .workbench .wb-field > .progress {
+    flex: 1 1 100%; min-height: 28px; }
   .workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
 .workbench .wb-actions { margin-left: 0; }
   .workbench .wb-group { min-width: 100%; }
