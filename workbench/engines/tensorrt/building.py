@@ -202,7 +202,8 @@ def _set_switches(session: Session) -> None:
             if member is None:
                 raise BuildError(f"TensorRT {caps.version} has no tactic source {name!r}. Leave it out.")
             mask |= 1 << int(member)
-        config.set_tactic_sources(mask)
+        if not config.set_tactic_sources(mask):
+            raise BuildError(f"TensorRT refuses the tactic sources {chosen.tactic_sources}. Leave the option out.")
 
 
 def _attach_timings(session: Session) -> None:
@@ -229,9 +230,9 @@ def _attach_calibrator(session: Session, kind: str) -> None:
         feeder = calibrator.Feeder(session.cuda, feeds, batch)
         session.resources.callback(feeder.free)
         _check_batches(feeder, batch, session.notes)
-        session.config.set_calibration_profile(
-            profiles.create(session.builder, profiles.calibration_shapes(inputs, session.profiles, batch))
-        )
+        shapes = profiles.calibration_shapes(inputs, session.profiles, batch)
+        if not session.config.set_calibration_profile(profiles.create(session.builder, shapes)):
+            raise CalibrationError(f"TensorRT refuses {shapes} as the shapes to calibrate with. Give other profiles.")
     elif stored is None:
         raise CalibrationError(
             f"The option native_calibrator={kind!r} needs calibration samples, and none were passed. Pass the data's "

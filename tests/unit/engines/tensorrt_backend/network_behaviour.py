@@ -69,10 +69,10 @@ class NetworkBehaviour:
 
     def do_IBuilderConfig_set_calibration_profile(self, config: Any, profile: Any) -> bool:
         config.state.calibration_profile = profile
-        return True
+        return "set_calibration_profile" not in self.refused
 
     def do_IBuilderConfig_set_tactic_sources(self, config: Any, mask: int) -> bool:
-        return True
+        return "set_tactic_sources" not in self.refused
 
     def do_IBuilderConfig_create_timing_cache(self, config: Any, data: Any) -> Any:
         return self.new("ITimingCache", entries={line for line in bytes(data).decode().split("\n") if line})

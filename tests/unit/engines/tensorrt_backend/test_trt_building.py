@@ -449,3 +449,13 @@ def test_built_engines_run(machine, tmp_path: Path) -> None:
     assert plan.read_sidecar(Path(engine.path)).tensorrt == machine.trt.__version__
     with backend.open_runner(engine, 4) as runner:
         assert runner.infer(feeds(3))["y"].shape == (3, 3)
+
+
+@NATIVE
+def test_what_the_config_answers_with_false_is_an_error(machine, tmp_path: Path) -> None:
+    machine.world.refused = {"set_calibration_profile", "set_tactic_sources"}
+    native = {"native_calibrator": "entropy", "batch": [1, 4, 8]}
+    with pytest.raises(CalibrationError, match="as the shapes to calibrate with"):
+        machine.build(variant(tmp_path), extra=native, calibration=calibration(tmp_path))
+    with pytest.raises(BuildError, match="refuses the tactic sources"):
+        machine.build(variant(tmp_path), extra={"tactic_sources": ["JIT_CONVOLUTIONS"]})

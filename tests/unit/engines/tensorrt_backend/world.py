@@ -26,6 +26,7 @@ class World(NetworkBehaviour, EngineBehaviour):
         self.build_lines: list[tuple[str, str]] = []
         self.build_fails = self.context_fails = self.run_fails = self.refuses_plan = self.builder_fails = False
         self.unsupported: set[str] = set()
+        self.refused: set[str] = set()  # methods of the config that answer False
         self.data_dependent: set[str] = set()
         self.steps = 0
         self.monitor_answers: list[bool] = []
