@@ -205,9 +205,13 @@ def side_by_side(
     table = calibrate(model, data.calibration, recipe, dialect=dialect, channel_maxima=maxima, data_name=data.name)
     rehearsal = Rehearsal(model, recipe, data.evaluation, dialect, table, channel_maxima=maxima, metric=data.metric)
     rows, unit = [], ""
+    step = recipe.step("quantize")
+    clipped = isinstance(step, Quantize) and step.clip_inputs
+    inputs = set() if clipped else {spec.name for spec in model.inputs}
     for name in calibrators:
         effect = rehearsal.effect(Recipe(recipe.name, tuple(_calibrated(step, name) for step in recipe.steps)))
-        rows.append(CalibratorRow(name, threshold_records(table, [name]), effect.sqnr_db, effect.lost))
+        records = (threshold_records({key: table[key]}, [_word(key, name, inputs)])[0] for key in table)
+        rows.append(CalibratorRow(name, tuple(records), effect.sqnr_db, effect.lost))
         unit = effect.unit
     return SideBySide(tuple(rows), table, unit, len(rehearsal.judged))
 
@@ -334,6 +338,11 @@ class _Trials:
 
 def _calibrated(step: Step, calibrator: str) -> Step:
     return replace(step, calibrator=calibrator) if isinstance(step, Quantize) else step
+
+
+def _word(tensor: str, calibrator: str, inputs: set[str]) -> str:
+    """Graph inputs keep their full range."""
+    return "max" if tensor in inputs else calibrator
 
 
 def _is_static(recipe: Recipe) -> bool:

@@ -98,9 +98,16 @@ def styles(names: list[str], baseline: str, theme: Theme) -> dict[str, Style]:
     return {baseline: Style(theme.ink, _MARKERS[0]), **chosen}
 
 
+class _Shown(Figure):
+    """A figure that notebooks show without pyplot's help."""
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
+
+
 def new_figure(theme: Theme, height_inches: float = 4.6, width_inches: float = WIDTH_INCHES) -> tuple[Figure, Axes]:
     """Return a figure with one styled pair of axes."""
-    figure = Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor=theme.background)
+    figure = _Shown(figsize=(width_inches, height_inches), layout="constrained", facecolor=theme.background)
     axes = figure.add_subplot()
     dress(axes, theme)
     return figure, axes
