@@ -61,8 +61,10 @@ def network(path: Path) -> None:
 def images(count: int, seed: int) -> np.ndarray:
     """Gaussian images, each with a gain of its own (log-normal): a stress test for thresholds."""
     rng = np.random.default_rng(seed)
-    gains = rng.lognormal(0.0, 0.5, (count, 1, 1, 1))
-    return (rng.normal(size=(count, 3, SIDE, SIDE)) * gains).astype(np.float32)
+    # In place and in float32, so that making the data does not raise the peak that calibration is judged by.
+    x = rng.standard_normal((count, 3, SIDE, SIDE), dtype=np.float32)
+    x *= rng.lognormal(0.0, 0.5, (count, 1, 1, 1)).astype(np.float32)
+    return x
 
 
 def sqnr_db(parent: np.ndarray, lowered: np.ndarray) -> float:
@@ -77,7 +79,7 @@ def peak_mb() -> float:
 # Each of these runs in a process of its own: `calibration.py --child NAME FOLDER`.
 
 
-def collect(folder: Path, count: int, batch: int = 32, order: int | None = None) -> dict[str, Any]:
+def collect(folder: Path, count: int, batch: int = 8, order: int | None = None) -> dict[str, Any]:
     """Ours: collect the table, find the thresholds of all calibrators."""
     import workbench as wb
     from workbench.engines.onnxruntime import open_file
@@ -114,7 +116,8 @@ def collect(folder: Path, count: int, batch: int = 32, order: int | None = None)
     }  # fmt: skip
 
 
-def ours(folder: Path, calibrator: str) -> dict[str, Any]:
+def ours(folder: Path, detail: str) -> dict[str, Any]:
+    calibrator, _, left_out = detail.partition(",")
     import workbench as wb
     from workbench.calibrators import choose
     from workbench.datasets import Split
@@ -123,6 +126,7 @@ def ours(folder: Path, calibrator: str) -> dict[str, Any]:
     store = wb.Store(folder / "store")
     model = wb.load(folder / "net.onnx", store=store)
     split, recipe = Split({"x": images(SAMPLES, 1)}), NAMED[f"int8-{calibrator}"]
+    recipe = recipe.excluding(left_out) if left_out else recipe
     started = time.perf_counter()
     found = {}
     for dialect in ("ort-cpu", "strong"):
@@ -207,7 +211,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         network(folder / "net.onnx")
-        passes = {key: run(f"collect:{key}", folder) for key in ("256,32,-1", "4000,32,-1", "256,32,7", "256,7,-1")}
+        passes = {key: run(f"collect:{key}", folder) for key in ("256,8,-1", "4000,8,-1", "256,8,7", "256,7,-1")}
         found = {f"ours {method}": run(f"ours:{method}", folder) for method in OURS}
         found |= {
             f"onnxruntime {method}": run(f"ort:{method}", folder) for method in ("MinMax", "Entropy", "Percentile")
@@ -216,14 +220,14 @@ def main() -> None:
             for method in ("max", "entropy"):
                 found[f"modelopt {method}"] = run(f"modelopt:{method}", folder, options.modelopt)
         judged(folder, found)
-    first = passes["256,32,-1"]
-    thresholds = [passes[key]["thresholds"] for key in ("256,32,-1", "256,7,-1")]
+    first = passes["256,8,-1"]
+    thresholds = [passes[key]["thresholds"] for key in ("256,8,-1", "256,7,-1")]
     summary = {
         "collect_over_pass": first["collect_seconds"] / first["pass_seconds"],
         "search_seconds_for_50_tensors": first["search_seconds"] / first["tensors"] * 50,
-        "over_imports_mb": {key: passes[key]["over_imports_mb"] for key in ("256,32,-1", "4000,32,-1")},
+        "over_imports_mb": {key: passes[key]["over_imports_mb"] for key in ("256,8,-1", "4000,8,-1")},
         "same_bytes_in_another_order_and_batch": {
-            key: passes[key]["sha256"] == first["sha256"] for key in ("256,32,7", "256,7,-1")
+            key: passes[key]["sha256"] == first["sha256"] for key in ("256,8,7", "256,7,-1")
         },
         "largest_change_of_a_threshold_by_batch": max(
             abs(thresholds[1][name] / value - 1) for name, value in thresholds[0].items()

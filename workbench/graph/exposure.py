@@ -48,7 +48,7 @@ class Observation:
         cancel: asked before each batch; True ends the pass.
     """
 
-    batch: int = 32
+    batch: int = 8
     samples: int | None = None
     threads: int | None = None
     largest_held_bytes: int = LARGEST_HELD_BYTES

@@ -56,7 +56,7 @@ def test_the_table_does_not_depend_on_the_batch_but_for_rounding(batch: int) -> 
 
 def test_tensors_in_groups_give_the_same_table() -> None:
     whole = table_of(bottleneck(), IMAGES)
-    how = Observation(threads=1, largest_held_bytes=400_000)
+    how = Observation(batch=32, threads=1, largest_held_bytes=400_000)
     assert next(batches(bottleneck(), list(whole), IMAGES, how)).groups > 2
     parts = calibrate_proto(bottleneck(), IMAGES, ORIGIN, how)
     assert list(parts) == list(whole)
