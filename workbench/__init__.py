@@ -46,7 +46,7 @@ _MODULES = ("accuracy", "datasets", "engines", "errors", "plots", "recipes", "st
 __all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
-    from workbench import accuracy, datasets, engines, errors, metrics, plots, recipes, statistics, zoo
+    from workbench import accuracy, datasets, engines, errors, llm, metrics, plots, recipes, statistics, zoo
     from workbench.checking import check
     from workbench.comparison import compare
     from workbench.conversion import convert
@@ -56,11 +56,13 @@ if TYPE_CHECKING:
     from workbench.measurement import measure
     from workbench.recipes import Fuse, Precision, Quantize, QuantizeWeights, Recipe, SmoothQuant, Sparsify
     from workbench.records import BuildOptions, Protocol
+    from workbench.reports import report
     from workbench.search import optimize
     from workbench.sensitivity import layer_costs
     from workbench.store import Store
     from workbench.study import Study, run
     from workbench.transformation import calibrate, transform
+    from workbench.ui import Workbench
 
 
 def __getattr__(name: str) -> Any:

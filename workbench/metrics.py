@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,6 +43,63 @@ def scores_output(outputs: Outputs) -> np.ndarray:
     if not outputs:
         raise DataError("The model gave no outputs, so there are no class scores. Check the engine's outputs.")
     return outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
+
+
+def fingerprint(metric: Metric | None) -> str | None:
+    """Return what identifies a metric's arithmetic: its code, constants, defaults, and what it closes over or names.
+
+    None where that cannot be told (a callable object, state of other kinds): its results must not be remembered.
+    """
+    if metric is None:
+        return "no metric"
+    if not isinstance(metric.function, FunctionType):
+        return None
+    try:
+        return hashlib.sha256(repr((metric.display, _function(metric.function, set()))).encode()).hexdigest()
+    except (TypeError, ValueError):  # state of another kind, or a variable that is not filled yet
+        return None
+
+
+def _function(function: FunctionType, seen: set[int]) -> Any:
+    if id(function) in seen:
+        return "recursion"
+    seen.add(id(function))
+    state = [cell.cell_contents for cell in function.__closure__ or ()]
+    names = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
+    return (
+        _code(function.__code__),
+        _value(function.__defaults__, seen),
+        _value(function.__kwdefaults__, seen),
+        [_value(item, seen) for item in state],
+        {name: _value(item, seen) for name, item in sorted(names.items())},
+    )
+
+
+def _code(code: CodeType) -> Any:
+    constants = [_code(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    return (code.co_code.hex(), code.co_names, constants)
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [_names(item) for item in code.co_consts if isinstance(item, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _value(value: Any, seen: set[int]) -> Any:
+    """What a value contributes; TypeError where it may change without our seeing it."""
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return [_value(item, seen) for item in value]
+    if isinstance(value, dict):
+        return {repr(key): _value(item, seen) for key, item in value.items()}
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return (str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest())
+    if isinstance(value, FunctionType):
+        return _function(value, seen)
+    if isinstance(value, (ModuleType, type, BuiltinFunctionType, np.ufunc)):
+        return getattr(value, "__qualname__", getattr(value, "__name__", ""))
+    raise TypeError(f"{type(value).__name__} has no fingerprint")
 
 
 def top1() -> Metric:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from workbench.errors import DataError
-from workbench.metrics import IGNORED_TOKEN, perplexity, top1
+from workbench.metrics import IGNORED_TOKEN, Metric, fingerprint, perplexity, top1
 
 
 def test_top1_scores_each_sample() -> None:
@@ -69,3 +69,54 @@ def test_perplexity_refuses_what_it_cannot_score(logits: np.ndarray, labels: np.
 def test_no_outputs_means_no_scores() -> None:
     with pytest.raises(DataError, match="no outputs"):
         top1().function({}, np.zeros(1, dtype=int))
+
+
+def closing_over(value: object) -> Metric:
+    return Metric("mine", lambda outputs, labels: np.zeros(len(labels)) * float(value))  # type: ignore[arg-type]
+
+
+LIMIT = 1.0
+
+
+def with_default(outputs, labels, limit=0.5):
+    return np.zeros(len(labels)) + limit
+
+
+def test_a_fingerprint_is_the_same_for_the_same_metric_only() -> None:
+    assert fingerprint(closing_over(1.0)) == fingerprint(closing_over(1.0))
+    different = [
+        None,
+        top1(),
+        perplexity(),
+        closing_over(1.0),
+        closing_over(2.0),
+        closing_over(np.ones(3)),
+        closing_over(np.zeros(3)),
+        Metric("mine", with_default),
+        Metric("mine", lambda outputs, labels: np.zeros(len(labels)) + LIMIT),
+        Metric("mine", lambda outputs, labels: np.ones(len(labels)) + LIMIT),
+    ]
+    assert len({fingerprint(metric) for metric in different}) == len(different)
+
+
+def test_a_fingerprint_follows_the_globals_that_a_function_names(monkeypatch) -> None:
+    metric = Metric("mine", lambda outputs, labels: np.zeros(len(labels)) + LIMIT)
+    before = fingerprint(metric)
+    monkeypatch.setitem(globals(), "LIMIT", 2.0)
+    assert fingerprint(metric) != before
+
+
+def test_state_that_cannot_be_seen_has_no_fingerprint() -> None:
+    class Judge:
+        def __call__(self, outputs, labels):
+            return np.zeros(len(labels))
+
+    assert fingerprint(closing_over(Judge())) is None
+    assert fingerprint(Metric("mine", Judge())) is None
+
+
+def test_a_recursive_metric_has_a_fingerprint() -> None:
+    def recursive(outputs, labels):
+        return recursive(outputs, labels[1:]) if len(labels) > 1 else np.zeros(1)
+
+    assert fingerprint(Metric("mine", recursive))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from workbench.engines.base import Feeds
 from workbench.errors import RunError
 from workbench.records import TensorSpec
@@ -21,6 +23,10 @@ def check(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
             f"The engine takes the inputs {sorted(wanted)}, got {sorted(feeds)}. Rename or complete the feeds."
         )
     for name, array in feeds.items():
+        if not isinstance(array, np.ndarray):
+            raise RunError(
+                f"Input {name!r} is a {type(array).__name__}. Pass a numpy array, such as numpy.asarray(...)."
+            )
         spec = wanted[name]
         fits = len(array.shape) == len(spec.shape) and all(
             want is None or want == have for want, have in zip(spec.shape, array.shape, strict=True)

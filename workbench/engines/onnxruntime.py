@@ -271,7 +271,7 @@ def _build_error(error: Exception) -> BuildError:
     if kind == "NotImplemented" or "is not a registered function/op" in text or "No opset import" in text:
         return UnsupportedOperator(
             f"ONNX Runtime {_runtime().__version__} cannot run an operator of this model: {text}. "
-            f"Exclude the node from the recipe, or choose another backend or opset.",
+            f"Replace the operator, choose another backend or opset, or leave the node out of the recipe if that put it there.",
             log=text,
         )
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text:

@@ -100,6 +100,7 @@ def export(
         tensors, outputs = _example(module, call, axes)
         job = _Job(module, call, tensors, outputs, axes, options.opset or DEFAULT_OPSET)
         proto, exporter, notes = _first_success(job, options.exporter, scratch)
+        _refuse_constant(proto, module)
         notes += _finish(proto, job)
         file = place.keep(proto, name)
         program = _kept_program(job, scratch, place, file.stem)
@@ -126,6 +127,14 @@ def eager_outputs(module: nn.Module, example_inputs: Any, copies: int = 1) -> tu
         outputs = _run(module, call, tensors)
     feeds = {name: tensor.cpu().numpy() for name, tensor in zip(call.tensors, tensors, strict=True)}
     return feeds, {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+
+def _refuse_constant(proto: onnx.ModelProto, module: nn.Module) -> None:
+    if not proto.graph.node or not proto.graph.input:
+        raise ExportError(
+            f"The outputs of {type(module).__name__} do not depend on its inputs as far as the exporter can see. Does it "
+            f"compute with numpy or with Python numbers inside? Use torch operations throughout."
+        )
 
 
 def _first_success(job: _Job, exporter: str, scratch: Path) -> tuple[onnx.ModelProto, str, list[str]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from workbench import accuracy, codec, datasets, device, engines, measurement, progress
 from workbench.datasets import Dataset
-from workbench.errors import Cancelled, DataError, RecipeError, StoreError, WorkbenchError
+from workbench.errors import Cancelled, DataError, LoadError, RecipeError, StoreError, WorkbenchError
 from workbench.recipes import Recipe, named
 from workbench.records import (
     BuildOptions,
@@ -74,7 +74,7 @@ def run(
         cancel: asked now and then from this thread; True stops with Cancelled.
 
     Raises:
-        RecipeError, BackendMissing, DataError: before anything is started.
+        LoadError, RecipeError, BackendMissing, DataError: before anything is started.
         Cancelled: `cancel` said so; KeyboardInterrupt likewise loses nothing.
         WorkbenchError: the baseline itself failed, so that there is nothing to compare with.
     """
@@ -101,18 +101,24 @@ class _Run:
         show: progress.Listener | Literal["auto"] | None,
         cancel: Callable[[], bool],
     ) -> None:
+        if not isinstance(model, Model):
+            raise LoadError(f"run takes a loaded model, got {type(model).__name__}. Pass workbench.load(...).")
+        if data is not None and not isinstance(data, Dataset):
+            raise DataError(
+                f"run takes a Dataset, got {type(data).__name__}. Wrap arrays with workbench.datasets.arrays(x, labels)."
+            )
         self.cancel = cancel
         self.watch: Callable[[StudyRecord], None] = lambda record: None
         self.show = progress.listener(show)
         self.store = store or Store()
-        chosen = _chosen(recipes, baseline)
+        chosen = _chosen([recipes] if isinstance(recipes, (str, Recipe)) else recipes, baseline)
         backend, reason = engines.choose(backend)
-        dataset = (data or datasets.random(model)).bound_to(model)
+        dataset = (datasets.random(model) if data is None else data).bound_to(model)
         protocol, notes = _fitting(protocol or Protocol(), model)
         options = _with_profiles(options or BuildOptions(), backend, dataset, protocol)
         self.stages = Stages(self.store, model, dataset, backend, options, protocol.batch, cancel)
         self.record = StudyRecord(
-            name=name or _name(model, dataset, backend, protocol, self.stages.options),
+            name=name or _name(model, dataset, backend, protocol, self.stages.options, baseline),
             created_at=time.time(),
             model=model,
             backend=backend,
@@ -235,7 +241,7 @@ class _Run:
             return  # a damaged record loses nothing: every stage and every round has a record of its own
         if _terms(earlier) != _terms(self.record):
             raise StoreError(
-                f"There is a study {self.record.name!r} already, of another model, data, backend or protocol. "
+                f"There is a study {self.record.name!r} already, of another model, data, backend, protocol or baseline. "
                 f"Give this one another name."
             )
         self.record = replace(self.record, created_at=earlier.created_at)
@@ -336,8 +342,10 @@ def _with_profiles(options: BuildOptions, backend: str, dataset: Dataset, protoc
     return replace(options, profiles=(profile,))
 
 
-def _name(model: Model, dataset: Dataset, backend: str, protocol: Protocol, options: BuildOptions) -> str:
-    terms = [model.sha256, dataset.sha256, backend, codec.to_plain(protocol), codec.to_plain(options)]
+def _name(
+    model: Model, dataset: Dataset, backend: str, protocol: Protocol, options: BuildOptions, baseline: str
+) -> str:
+    terms = [model.sha256, dataset.sha256, backend, codec.to_plain(protocol), codec.to_plain(options), baseline]
     return f"{model.name}-{hashlib.sha256(json.dumps(terms, sort_keys=True).encode()).hexdigest()[:8]}"
 
 

@@ -7,7 +7,6 @@ remembered result whose artefact is gone or damaged is made again. Knows nothing
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import shutil
 import time
@@ -29,6 +28,7 @@ from workbench.errors import CalibrationError, StoreError
 from workbench.graph.calibration import range_alarm
 from workbench.graph.calibration_table import CalibrationTable
 from workbench.graph.exposure import Observation
+from workbench.metrics import fingerprint
 from workbench.recipes import Quantize, Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Model, StepReport, Variant
 from workbench.store import Store
@@ -163,7 +163,8 @@ class Stages:
         """
         evaluation = self.dataset.evaluation
         key_of_parent = self._key(*_identity(parent), evaluation.sha256, self.batch)
-        key = self._key("accuracy", key_of_parent, *_identity(engine), _metric_identity(self.dataset.metric))
+        metric = fingerprint(self.dataset.metric)
+        key = self._key("accuracy", key_of_parent, *_identity(engine), metric)
 
         def make() -> Accuracy:
             folder = self.store.cache_folder("parent-outputs") / key_of_parent
@@ -171,7 +172,8 @@ class Stages:
             self._parent_folders.add(folder)
             return check(engine, parent, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.cancel)
 
-        found = self._remembered(Accuracy, key, make, lambda made: True)
+        # A metric that may have changed without our seeing it is computed anew.
+        found = make() if metric is None else self._remembered(Accuracy, key, make, lambda made: True)
         alarm = None if recipe is None else self.alarm(recipe)
         return found if alarm is None else replace(found, notes=(*found.notes, alarm))
 
@@ -271,15 +273,3 @@ def _told(report: StepReport, table: CalibrationTable | None, choice: Choice | N
 
 def _identity(engine: Engine) -> tuple[str, ...]:
     return (engine.variant_sha256, engine.fusion, engine.backend, engine.backend_version, engine.device)
-
-
-def _metric_identity(metric: object) -> str | None:
-    """A metric is the same if its source is: a user edits the function and keeps its name."""
-    if metric is None:
-        return None
-    function = metric.function  # type: ignore[attr-defined]
-    try:
-        return inspect.getsource(function)
-    except (OSError, TypeError):
-        code = getattr(function, "__code__", None)
-        return repr(function) if code is None else code.co_code.hex()

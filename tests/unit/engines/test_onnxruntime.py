@@ -98,6 +98,7 @@ def test_a_stopwatch_returns_positive_seconds_for_each_boundary(engine, boundary
         ({"x": X.astype(np.float64)}, "wants float32"),
         ({"x": np.zeros((1, 4), np.float32)}, r"\(None, 3\)"),
         ({"x": np.zeros(3, np.float32)}, r"\(None, 3\)"),
+        ({"x": [[1.0, 2.0, 3.0]]}, "is a list. Pass a numpy array"),
     ],
 )
 def test_feeds_that_do_not_fit_are_refused_with_what_was_wanted(engine, feeds, message: str) -> None:

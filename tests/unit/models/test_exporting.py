@@ -225,3 +225,12 @@ def test_a_program_that_cannot_be_written_is_noted(small, tmp_path, monkeypatch)
     model = make(*small, tmp_path, exporter="dynamo")
     assert model.program is None
     assert any("an operator without a schema" in note for note in model.origin.notes)
+
+
+def test_a_module_that_ignores_its_inputs_is_refused_with_the_likely_reason(tmp_path):
+    class Numpy(torch.nn.Module):
+        def forward(self, x):
+            return torch.from_numpy(np.ones((2, 3), np.float32))
+
+    with pytest.raises(ExportError, match="numpy"):
+        make(Numpy(), torch.ones(2, 3), tmp_path, exporter="dynamo")

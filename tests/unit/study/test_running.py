@@ -19,10 +19,12 @@ from workbench.errors import (
     Cancelled,
     ChildKilled,
     DataError,
+    LoadError,
     RecipeError,
     StoreError,
     WorkbenchError,
 )  # fmt: skip
+from workbench.metrics import Metric
 from workbench.recipes import Quantize, Recipe, Sparsify
 from workbench.records import BuildOptions, Progress, Protocol, ShapeProfile
 from workbench.store import Store
@@ -229,6 +231,12 @@ def test_a_fixed_batch_size_is_taken_and_noted(tmp_path, store) -> None:
 def test_what_cannot_be_is_refused_before_anything_starts(model, data, store) -> None:
     with pytest.raises(RecipeError, match="int8-kl"):
         wb.run(model, data, ["int8-lk"], store=store)
+    with pytest.raises(LoadError, match=r"workbench\.load"):
+        wb.run("classifier.onnx", data, store=store)
+    with pytest.raises(DataError, match=r"datasets\.arrays"):
+        wb.run(model, np.zeros((4, 8)), store=store)
+    with pytest.raises(RecipeError, match="'fp61'"):
+        wb.run(model, data, "fp61", store=store)
     with pytest.raises(BackendMissing, match="Known"):
         wb.run(model, data, ["fp32"], backend="abacus", store=store)
     with pytest.raises(RecipeError, match="more than once"):
@@ -253,19 +261,13 @@ def test_a_name_is_not_shared_by_studies_on_other_terms(model, data, finished) -
         wb.run(model, data, ["fp32"], protocol=replace(QUICK, batch=2), store=store, name="mine")
 
 
-def test_a_metric_whose_source_changed_is_computed_anew(model, data, store) -> None:
-    from workbench.metrics import Metric
+def test_a_metric_that_changed_under_its_name_is_computed_anew(model, data, store) -> None:
+    def constant(value: float) -> Metric:
+        return Metric("mine", lambda outputs, labels: np.full(len(labels), value))
 
-    def always(value: float) -> Metric:
-        return Metric("mine", (lambda outputs, labels: np.ones(len(labels))) if value else _zeros)
-
-    one = wb.run(model, replace(data, metric=always(1)), ["fp32"], protocol=QUICK, store=store)
-    other = wb.run(model, replace(data, metric=always(0)), ["fp32"], protocol=QUICK, store=store)
+    one = wb.run(model, replace(data, metric=constant(1)), ["fp32"], protocol=QUICK, store=store)
+    other = wb.run(model, replace(data, metric=constant(0)), ["fp32"], protocol=QUICK, store=store)
     assert set(one["fp32"].accuracy.scores) == {1.0} and set(other["fp32"].accuracy.scores) == {0.0}
-
-
-def _zeros(outputs, labels):
-    return np.zeros(len(labels))
 
 
 def test_studies_are_opened_by_name_or_file_and_missing_ones_are_named(finished, tmp_path) -> None:
