@@ -1,38 +1,18 @@
-"""A real JupyterLab on 127.0.0.1 and a headless Chromium in front of it, with settings of their own."""
+"""Fixtures of the browser tests: one JupyterLab and one Chromium for all of them."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import nbformat
 import pytest
+from jupyter_servers import CHROMIUM, FLAGS, Lab, free_port, picture, serve
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SCREENSHOTS = Path(os.environ.get("WORKBENCH_SCREENSHOTS", "")) if os.environ.get("WORKBENCH_SCREENSHOTS") else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -41,22 +21,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("browser"):
                 item.add_marker(pytest.mark.skip(reason=why))
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A running server: its address and the folder it serves."""
-
-    url: str
-    folder: Path
-    environment: dict[str, str]
-
-    def notebook(self, name: str, *cells: str) -> str:
-        """Write a notebook of code cells and return the address that opens it."""
-        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-        notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
-        nbformat.write(notebook, self.folder / name)
-        return f"{self.url}/lab/tree/{name}?reset"
 
 
 @pytest.fixture(scope="session")
@@ -87,39 +51,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     yield from serve(command, f"http://127.0.0.1:{port}", environment, folder, root / "server.log", "/api/status")
 
 
-def serve(
-    command: list[str], url: str, environment: dict[str, str], folder: Path, log: Path, ready: str
-) -> Iterator[Lab]:
-    """Run a server while the tests use it."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            wait_for(url + ready, process, log)
-            yield Lab(url, folder, environment)
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except urllib.error.HTTPError:
-            return  # it answers, if only to ask who we are
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError(f"{url} did not answer in {seconds} s. The server's log ends:\n{log.read_text()[-3000:]}")
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
@@ -138,10 +69,3 @@ def page(browser: Any) -> Iterator[Page]:
     yield shown
     picture(shown, "at_the_end")
     context.close()
-
-
-def picture(page: Page, name: str) -> None:
-    """Keep a screenshot where somebody asked for them with WORKBENCH_SCREENSHOTS."""
-    if SCREENSHOTS is not None:
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(SCREENSHOTS / f"{name}.png"))

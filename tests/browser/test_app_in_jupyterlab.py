@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Lab, picture
+from jupyter_servers import Lab, picture
 
 pytestmark = pytest.mark.browser
 

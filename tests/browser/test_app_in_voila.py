@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Lab, free_port, picture, serve
+from jupyter_servers import Lab, free_port, picture, serve
 
 pytestmark = pytest.mark.browser
 

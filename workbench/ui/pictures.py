@@ -12,6 +12,7 @@ from workbench.comparison import Comparison
 from workbench.graph.histogram import Histogram
 from workbench.graph.thresholds import METHODS, kl_curve, sqnr_db, threshold
 from workbench.plots import theme as look
+from workbench.plots.labels import shorten
 from workbench.plots.points import Point, Quality, compared, points, quality
 from workbench.plots.theme import ThemeName
 from workbench.records import StudyRecord
@@ -70,12 +71,13 @@ def front(summary: Summary, limits: tuple[float | None, float | None], best: str
         figure.axes[0].plot(
             *place, linestyle="none", marker="o", markersize=20, markerfacecolor="none", markeredgecolor=ring, zorder=5
         )
-        figure.axes[0].annotate(
-            "best in budget",
-            (place[0][0], place[1][0]),
-            xytext=(0, -20),
-            textcoords="offset points",
-            ha="center",
+        figure.axes[0].text(
+            0.988,
+            0.985,
+            f"ringed: best in budget ({shorten(best)})",
+            transform=figure.axes[0].transAxes,
+            ha="right",
+            va="top",
             color=ring,
             fontsize=look.NOTE_POINTS,
         )
