@@ -158,6 +158,19 @@ def test_closing_and_running_the_cell_again_finds_the_finished_study(app: Workbe
     afterwards.close()
 
 
+def test_a_model_chosen_in_the_menu_is_there_again_when_the_cell_is_run_again(app: Workbench, tmp_path: Path) -> None:
+    menu = Workbench(protocol=tiny.QUICK)
+    menu.state.subject.source, menu.state.subject.path = "ONNX file", str(tmp_path / "classifier.onnx")
+    control(menu, widgets.Button, "Load").click()
+    settle()
+    menu.start()
+    again = Workbench(protocol=tiny.QUICK)
+    assert again.state.subject.model == menu.state.subject.model
+    assert again.result(120).record.model.name == "classifier"
+    assert "wb.load" in again.code()
+    again.close()
+
+
 def test_closing_stops_a_running_study(app: Workbench) -> None:
     app.start()
     job = app.state.running.job

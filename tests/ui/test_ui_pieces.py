@@ -80,7 +80,15 @@ def test_the_cell_runs_the_very_same_study(monkeypatch: pytest.MonkeyPatch) -> N
     custom = Recipe("int8-mine", (Fuse("basic"), Quantize(calibrator="mse", samples=64, exclude=("^/head$",))))
     profile = {"x": ShapeProfile((1, 8), (4, 8), (16, 8))}
     protocol, options = Protocol(rounds=2, batch=4), BuildOptions(threads=2, profiles=(profile,))
-    text = code.cell("'the model'", "'the data'", (NAMED["fp32"], custom), "onnxruntime-cpu", protocol, options, "mine")
+    text = code.cell(
+        "'the model'",
+        "'the data'",
+        (NAMED["fp32"], custom),
+        backend="onnxruntime-cpu",
+        protocol=protocol,
+        options=options,
+        name="mine",
+    )
     seen: dict[str, Any] = {}
 
     class FakeStudy:
@@ -101,5 +109,7 @@ def test_the_cell_runs_the_very_same_study(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_cell_names_only_what_differs_from_the_defaults() -> None:
-    text = code.cell("model", "data", (NAMED["fp32"],), "onnxruntime-cpu", Protocol(), BuildOptions(), None)
+    text = code.cell(
+        "model", "data", (NAMED["fp32"],), backend="onnxruntime-cpu", protocol=Protocol(), options=BuildOptions()
+    )
     assert "protocol" not in text and "options" not in text and "model = " not in text

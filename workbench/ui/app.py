@@ -48,6 +48,8 @@ class Workbench:
         key = (str(self.state.desk.store.root), None if model is None else model.sha256, name)
         if (earlier := _SHOWN.pop(key, None)) is not None:
             earlier._detach()
+            if model is None:
+                self.state.subject.take_over(earlier.state.subject)
         _SHOWN[key] = self
         self.widget = frame(self.state)
         self.state.desk.attempt(self.state.running.find)

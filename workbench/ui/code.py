@@ -14,10 +14,11 @@ def cell(
     model: str,
     data: str,
     recipes: Iterable[Recipe],
+    *,
     backend: str,
     protocol: Protocol,
     options: BuildOptions,
-    name: str | None,
+    name: str | None = None,
 ) -> str:
     """Return Python code with the public verbs.
 

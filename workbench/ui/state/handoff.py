@@ -50,7 +50,13 @@ class HandOff(HasTraits):
         """
         plan = self.plan
         self.code = code.cell(
-            self._model(), self._data(), plan.recipes, plan.backend, plan.protocol, plan.options, self._name
+            self._model(),
+            self._data(),
+            plan.recipes,
+            backend=plan.backend,
+            protocol=plan.protocol,
+            options=plan.options,
+            name=self._name,
         )
 
     def export(self) -> None:

@@ -89,6 +89,22 @@ class Subject(HasTraits):
             self.source, self.model = GIVEN, model
             self._examine(lambda: model, model.name)
 
+    def take_over(self, earlier: Subject) -> None:
+        """Go on with what was chosen and loaded in an earlier app."""
+        for trait in (
+            "source",
+            "shipped",
+            "path",
+            "data_source",
+            "data_path",
+            "lacks",
+            "cost",
+            "layers",
+            "data",
+            "model",
+        ):
+            setattr(self, trait, getattr(earlier, trait))
+
     def load(self) -> None:
         """Load the chosen model in the background, look at it, and find data that fit.
 
