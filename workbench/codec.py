@@ -10,6 +10,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any, Literal, TypeVar, Union
 
 from workbench import recipes
@@ -17,6 +18,9 @@ from workbench.errors import StoreError
 from workbench.records import SCHEMA_VERSION
 
 Record = TypeVar("Record")
+
+# Fields of records that name a place on the disk of the machine where they were made.
+_PLACES = ("path", "folder")
 
 
 def to_plain(record: Any) -> Any:
@@ -33,6 +37,21 @@ def to_plain(record: Any) -> Any:
 def to_json(record: Any, indent: int | None = None) -> str:
     """Return the record as JSON text; keys keep their order, floats their exact value."""
     return json.dumps(to_plain(record), indent=indent, ensure_ascii=False, allow_nan=True)
+
+
+def portable(record: Record) -> Record:
+    """Return a copy for other machines and other eyes: of places on this disk only the last name is left."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        kept = {
+            item.name: PurePath(value).name
+            if item.name in _PLACES and isinstance(value := getattr(record, item.name), str)
+            else portable(getattr(record, item.name))
+            for item in dataclasses.fields(record)
+        }
+        return dataclasses.replace(record, **kept)
+    if isinstance(record, tuple):
+        return typing.cast(Record, tuple(portable(value) for value in record))
+    return record
 
 
 def from_json(kind: type[Record], text: str) -> Record:

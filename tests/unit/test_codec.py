@@ -9,7 +9,9 @@ from workbench.errors import StoreError
 from workbench.recipes import NAMED
 from workbench.records import (
     SCHEMA_VERSION,
+    Model,
     Origin,
+    Program,
     Protocol,
     Round,
     StepReport,
@@ -80,3 +82,11 @@ def test_dictionaries_must_be_objects() -> None:
     assert codec.from_plain(Origin, plain) == Origin("onnx", "x")
     with pytest.raises(StoreError, match="expected an object"):
         codec.from_plain(StepReport, {"kind": "fuse", "seconds": 1.0, "details": []})
+
+
+def test_a_portable_record_names_no_place_of_this_machine() -> None:
+    program = Program("/home/somebody/m.pt2", "s", ("x",), ("y",))
+    model = Model("m", "/home/somebody/m.onnx", "s", 1, 17, (), (), Origin("onnx", "m.onnx"), 0, {}, program=program)
+    kept = codec.portable((model, 3))
+    assert kept[0].path == "m.onnx" and kept[0].program.path == "m.pt2" and kept[1] == 3
+    assert kept[0].sha256 == "s" and model.path == "/home/somebody/m.onnx"

@@ -12,7 +12,7 @@ import pytest
 import synthetic_study
 
 import workbench as wb
-from workbench import reports
+from workbench import codec, reports
 from workbench.errors import StoreError
 from workbench.plots.points import compared
 from workbench.recipes import Fuse, Quantize, Recipe
@@ -329,7 +329,7 @@ def test_a_folder_gets_all_four_and_its_json_is_the_study(tmp_path: Path) -> Non
     folder = reports.report(record, tmp_path / "out")
     assert sorted(item.name for item in folder.iterdir()) == ["report.csv", "report.html", "report.md", "study.json"]
     assert json.loads((folder / "study.json").read_text(encoding="utf-8"))["name"] == record.name
-    assert wb.Study.open(folder / "study.json").record == record
+    assert wb.Study.open(folder / "study.json").record == codec.portable(record)
 
 
 def test_an_unknown_suffix_is_refused_with_the_known_ones(record: StudyRecord, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from workbench.store import write_text
 
 def json(record: StudyRecord) -> str:
     """Return the study itself as JSON, raw samples included; `Study.open` reads it."""
-    return codec.to_json(record, indent=1)
+    return codec.to_json(codec.portable(record), indent=1)
 
 
 _WRITERS: dict[str, Callable[[StudyRecord], str]] = {

@@ -95,8 +95,8 @@ class Study:
         return written
 
     def save(self, path: str | Path) -> Path:
-        """Write the record as JSON, to be opened on another machine with `Study.open`."""
-        write_text(Path(path), codec.to_json(self.record, indent=1))
+        """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one."""
+        write_text(Path(path), codec.to_json(codec.portable(self.record), indent=1))
         return Path(path)
 
     def __repr__(self) -> str:
