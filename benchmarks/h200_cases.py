@@ -5,7 +5,6 @@ Random weights say nothing of accuracy: only the shipped models are trained. Kno
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,8 +127,3 @@ def module(name: str, size: str) -> tuple[Any, Any, Any]:
         return Bert(transformers.BertModel(config, add_pooling_layer=False), "").eval(), example, True
     config = transformers.ResNetConfig(**RESNET[size])
     return Classifier(transformers.ResNetForImageClassification(config), "").eval(), example, True
-
-
-def state() -> str:
-    """Return the cases as text, to be kept beside the results."""
-    return json.dumps({"bert": BERT, "resnet": RESNET, "llama": LLAMA, "length": LENGTH})
