@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import datasets, engines
+from workbench.calibrators import choose
 from workbench.datasets import Dataset, Split
 from workbench.engines import jobs
 from workbench.engines.base import Runner
@@ -19,7 +20,7 @@ from workbench.models import eager_outputs, signature
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Engine, Model, Variant
 from workbench.store import Store
-from workbench.transformation import calibrate, transform
+from workbench.transformation import calibrate, channel_maxima, transform
 
 if TYPE_CHECKING:
     import torch
@@ -72,10 +73,16 @@ def convert(
     model = load(module, example_inputs, store=store)
     name, _ = engines.choose(backend)
     dialect = engines.backend(name).dialect(name)
-    table = None
+    table, maxima, calibrators = None, None, None
     if recipe.needs_calibration:
-        table = calibrate(model, _calibration_split(calibration, model, recipe), recipe, dialect=dialect)
-    variant = transform(model, recipe, dialect=dialect, table=table, store=store)
+        split = _calibration_split(calibration, model, recipe)
+        maxima = channel_maxima(model, split, recipe, dialect=dialect)
+        table = calibrate(model, split, recipe, dialect=dialect, channel_maxima=maxima)
+        if recipe.needs_choice:
+            calibrators = choose(model, split, recipe, dialect=dialect, channel_maxima=maxima).calibrators
+    variant = transform(
+        model, recipe, dialect=dialect, table=table, calibrators=calibrators, channel_maxima=maxima, store=store
+    )
     engine = jobs.build(variant, name, options, store=store)
     return Converted(model, variant, engine, _Form(module, example_inputs))
 

@@ -224,6 +224,12 @@ class Recipe:
         static = isinstance(quantize, Quantize) and quantize.activations == "static"
         return static or self.step("smooth_quant") is not None
 
+    @property
+    def needs_choice(self) -> bool:
+        """Whether calibrators are to be chosen tensor by tensor (`auto`), which takes trials of the lowered model."""
+        quantize = self.step("quantize")
+        return isinstance(quantize, Quantize) and quantize.activations == "static" and quantize.calibrator == "auto"
+
     def excluding(self, *patterns: str, name: str | None = None) -> Recipe:
         """Return a copy in which every step also leaves out nodes that match the patterns."""
         steps = tuple(

@@ -249,3 +249,12 @@ def test_one_tensor_on_the_host_sends_all_through_the_host(on_gpu, monkeypatch: 
     )
     result, _ = fast(torch.ones(2, 3, dtype=torch.int64), np.zeros(3, np.float32))
     assert runner.streams == [] and result.tolist() == [[2.0] * 3] * 2
+
+
+@pytest.mark.parametrize("precision", ["int8-auto", "int8-smooth"])
+def test_recipes_that_look_at_the_data_twice_work_in_one_line_too(store: Store, precision: str) -> None:
+    module = Two()
+    x = torch.randn(6, 8)
+    with wb.convert(module, [x], precision=precision, calibration=torch.randn(64, 8), store=store) as fast:
+        error = (fast(x)[0] - module(x)[0]).abs().max().item()
+    assert 0 < error < 0.1  # 8 bits over a range of about +-4, as above

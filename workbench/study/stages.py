@@ -87,7 +87,7 @@ class Stages:
 
         def make() -> Variant:
             maxima = self._channel_maxima(recipe)
-            choice = self.choice(recipe) if _is_auto(recipe) else None
+            choice = self.choice(recipe) if recipe.needs_choice else None
             variant = transform(
                 self.model,
                 recipe,
@@ -252,11 +252,6 @@ class Stages:
         made = make()
         self.store.put(name, key, codec.to_json(made))
         return made
-
-
-def _is_auto(recipe: Recipe) -> bool:
-    step = recipe.step("quantize")
-    return isinstance(step, Quantize) and step.activations == "static" and step.calibrator == "auto"
 
 
 def _told(report: StepReport, table: CalibrationTable | None, choice: Choice | None) -> StepReport:
