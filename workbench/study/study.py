@@ -96,7 +96,7 @@ class Study:
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one."""
-        write_text(Path(path), codec.to_json(codec.portable(self.record), indent=1))
+        write_text(Path(path), codec.to_json(codec.portable(self.record)))
         return Path(path)
 
     def __repr__(self) -> str:
