@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from workbench.errors import EngineError
+from workbench.errors import EngineError, RunError
 from workbench.records import Engine, TensorSpec
 
 TOKENS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
@@ -134,6 +134,20 @@ def cache_layout(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
             f"vocabulary must be fixed: (batch, heads, length, width). Export it again with workbench.llm.load(folder)."
         )
     return CacheLayout(past, present, heads, width, taken[past[0]].dtype, vocabulary)
+
+
+def check_step(tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Cache) -> None:
+    """Check that the arguments of `Decoder.step` fit each other and the cache.
+
+    Raises:
+        RunError: they do not.
+    """
+    wanted = (len(tokens), cache.length + tokens.shape[1])
+    if len(tokens) != cache.batch or mask.shape != wanted or positions.shape != tokens.shape:
+        raise RunError(
+            f"Tokens {tokens.shape}, mask {mask.shape} and positions {positions.shape} do not fit a cache of "
+            f"{cache.batch} sequences and {cache.length} columns: the mask must be {wanted}."
+        )
 
 
 def open_decoder(engine: Engine, threads: int | None = None, cuda_graph: bool = False) -> Decoder:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.engines.decoding import LOGITS, MASK, POSITIONS, TOKENS, CacheLayout, cache_layout
+from workbench.engines.decoding import LOGITS, MASK, POSITIONS, TOKENS, CacheLayout, cache_layout, check_step
 from workbench.engines.onnxruntime import OnnxRuntimeRunner, _run_error, _runtime, open_file
 from workbench.errors import EngineError, RunError
 from workbench.records import Engine
@@ -79,12 +79,7 @@ class OnnxRuntimeDecoder:
         self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: DeviceCache
     ) -> tuple[np.ndarray, DeviceCache]:
         """Run once over new tokens; see `decoding.Decoder.step`."""
-        wanted = (len(tokens), cache.length + tokens.shape[1])
-        if len(tokens) != cache.batch or mask.shape != wanted or positions.shape != tokens.shape:
-            raise RunError(
-                f"Tokens {tokens.shape}, mask {mask.shape} and positions {positions.shape} do not fit a cache of "
-                f"{cache.batch} sequences and {cache.length} columns: the mask must be {wanted}."
-            )
+        check_step(tokens, mask, positions, cache)
         binding = self._binding
         for name, array in ((TOKENS, tokens), (MASK, mask), (POSITIONS, positions)):
             binding.bind_cpu_input(name, np.ascontiguousarray(array))
@@ -99,7 +94,7 @@ class OnnxRuntimeDecoder:
             raise _run_error(error) from error
         logits, *values = binding.get_outputs()
         last = np.ascontiguousarray(logits.numpy()[:, -1], dtype=np.float32)
-        return last, DeviceCache(tuple(values), cache.batch, wanted[1], cache.token_bytes)
+        return last, DeviceCache(tuple(values), cache.batch, cache.length + tokens.shape[1], cache.token_bytes)
 
     def join(self, first: DeviceCache, second: DeviceCache) -> DeviceCache:
         """Return one cache with the sequences of both, padded at the front to the longer of the two."""

@@ -15,14 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from workbench.engines.decoding import LOGITS, MASK, POSITIONS, TOKENS, CacheLayout, cache_layout
+from workbench.engines.decoding import LOGITS, MASK, POSITIONS, TOKENS, CacheLayout, cache_layout, check_step
 from workbench.engines.tensorrt import cuda as cuda_runtime
 from workbench.engines.tensorrt import tensors
 from workbench.engines.tensorrt.capabilities import Capabilities, library
 from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Event, Graph, HostMemory
 from workbench.engines.tensorrt.device_tensors import Pool
 from workbench.engines.tensorrt.running import TensorRTRunner
-from workbench.errors import RunError
 from workbench.records import Engine
 
 # A graph is captured anew when the cache outgrows its room; more room makes attention read more hidden columns.
@@ -138,12 +137,7 @@ class TensorRTDecoder:
         self, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: DeviceCache
     ) -> tuple[np.ndarray, DeviceCache]:
         """Run once over new tokens; see `decoding.Decoder.step`."""
-        wanted = (len(tokens), cache.length + tokens.shape[1])
-        if len(tokens) != cache.batch or mask.shape != wanted or positions.shape != tokens.shape:
-            raise RunError(
-                f"Tokens {tokens.shape}, mask {mask.shape} and positions {positions.shape} do not fit a cache of "
-                f"{cache.batch} sequences and {cache.length} columns: the mask must be {wanted}."
-            )
+        check_step(tokens, mask, positions, cache)
         self._make_room_for_logits(tokens.shape)
         if self._fixed is not None and tokens.shape[1] == 1:
             grown = self._fixed_step(self._fixed, tokens, mask, positions, cache)
