@@ -28,7 +28,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from workbench import child, codec, device, engines, intervals, measurement, statistics  # noqa: E402
+from workbench import codec, engines  # noqa: E402
+from workbench.judging import intervals, statistics  # noqa: E402
+from workbench.machine import child, device  # noqa: E402
+from workbench.measuring import latency as measurement  # noqa: E402
 from workbench.records import Boundary, BuildOptions, Engine, Failure, Measurement, Protocol, Round, TensorSpec  # noqa: E402
 
 MODEL = ROOT / "data" / "models" / "digits_resnet.onnx"
@@ -70,7 +73,7 @@ class SpinningRunner:
 
 
 def child_main(folder: Path) -> None:
-    """Take one round in this process; the planted slowdown is the only thing that `workbench.measurement` does not do."""
+    """Take one round in this process; the planted slowdown is the only thing that `workbench.measuring.latency` does not do."""
     job = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     with np.load(folder / "feeds.npz", allow_pickle=False) as stored:
         feeds = {name: stored[name] for name in stored.files}
@@ -85,7 +88,7 @@ def child_main(folder: Path) -> None:
 
 
 def caller(slowdown: float) -> Callable[..., child.Answer]:
-    """Return what stands in for `workbench.child.call`: the same fresh process a round, running `child_main`."""
+    """Return what stands in for `workbench.machine.child.call`: the same fresh process a round, running `child_main`."""
 
     def call(target: str, job: dict[str, Any], arrays: Any, *, cancel: Any) -> child.Answer:
         with tempfile.TemporaryDirectory(prefix="aa-test-") as name:

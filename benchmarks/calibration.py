@@ -83,12 +83,12 @@ def peak_mb() -> float:
 def collect(folder: Path, count: int, batch: int = 8, order: int | None = None) -> dict[str, Any]:
     """Ours: collect the table, find the thresholds of all calibrators."""
     import workbench as wb
+    from workbench.calibration.table import Provenance
+    from workbench.calibration.thresholds import METHODS, threshold
     from workbench.engines.onnxruntime import open_file
-    from workbench.graph.calibration import calibrate_proto
-    from workbench.graph.calibration_table import Provenance
-    from workbench.graph.exposure import Observation, batches
-    from workbench.graph.thresholds import METHODS, threshold
-    from workbench.transformation import observed_graph
+    from workbench.transformation.intermediate_outputs import Observation, batches
+    from workbench.transformation.observing import calibrate_proto
+    from workbench.transformation.steps import observed_graph
 
     model = wb.load(folder / "net.onnx", store=wb.Store(folder / "store"))
     graph = observed_graph(model)
@@ -120,9 +120,9 @@ def collect(folder: Path, count: int, batch: int = 8, order: int | None = None) 
 def ours(folder: Path, detail: str) -> dict[str, Any]:
     calibrator, _, left_out = detail.partition(",")
     import workbench as wb
-    from workbench.calibrators import choose
     from workbench.datasets import Split
     from workbench.recipes import NAMED
+    from workbench.tuning.calibrators import choose
 
     store = wb.Store(folder / "store")
     model = wb.load(folder / "net.onnx", store=store)

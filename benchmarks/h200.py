@@ -30,9 +30,11 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 import h200_cases as models  # noqa: E402
 
 import workbench as wb  # noqa: E402
-from workbench import codec, device, engines, statistics  # noqa: E402
+from workbench import codec, engines  # noqa: E402
 from workbench.errors import WorkbenchError  # noqa: E402
 from workbench.graph.cost import cost  # noqa: E402
+from workbench.judging import statistics  # noqa: E402
+from workbench.machine import device  # noqa: E402
 from workbench.records import StudyRecord  # noqa: E402
 
 FP16_ALL = wb.Recipe("fp16-all", (wb.Fuse(), wb.Precision("fp16", auto_exclude=False)))

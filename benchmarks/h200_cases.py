@@ -86,12 +86,12 @@ def cases(size: str) -> list[Case]:
 
 def module(name: str, size: str) -> tuple[Any, Any, Any]:
     """Return a PyTorch module, example inputs, and the axes that stay free."""
+    import architectures
     import torch
     import transformers
     from torch import nn
 
     from workbench.llm import wrapping
-    from workbench.zoo import architectures
 
     torch.manual_seed(0)
     if name in SHIPPED:

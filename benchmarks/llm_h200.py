@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 
 import workbench as wb
-from workbench import codec, device, llm
+from workbench import codec, llm
 from workbench.errors import WorkbenchError
 from workbench.llm.timing import engine_contestant
+from workbench.machine import device
 
 RECIPES = ("fp32", "fp16", "int8-max-fp16")
 BATCHES = (1, 16, 64)

@@ -9,28 +9,28 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from workbench.version import __version__
 
 # Public name -> the module it comes from, imported when the name is first used. No module may be called like a verb:
 # importing it would put the module where the verb should be.
 _HOMES = {
-    "load": "workbench.loading",
-    "transform": "workbench.transformation",
-    "calibrate": "workbench.transformation",
+    "load": "workbench.models",
+    "transform": "workbench.transformation.steps",
+    "calibrate": "workbench.transformation.steps",
     "build": "workbench.engines.jobs",
     "open_runner": "workbench.engines",
     "backends": "workbench.engines",
-    "measure": "workbench.measurement",
-    "check": "workbench.checking",
-    "compare": "workbench.comparison",
+    "measure": "workbench.measuring.latency",
+    "check": "workbench.measuring.answers",
+    "compare": "workbench.judging.comparison",
     "run": "workbench.study",
     "Study": "workbench.study",
-    "optimize": "workbench.search",
-    "layer_costs": "workbench.sensitivity",
+    "optimize": "workbench.study.search",
+    "layer_costs": "workbench.tuning.sensitivity",
     "report": "workbench.reports",
     "convert": "workbench.conversion",
     "Workbench": "workbench.ui",
-    "Store": "workbench.store",
+    "Store": "workbench.machine.store",
     "Fuse": "workbench.recipes",
     "Precision": "workbench.recipes",
     "Quantize": "workbench.recipes",
@@ -41,33 +41,40 @@ _HOMES = {
     "BuildOptions": "workbench.records",
     "Protocol": "workbench.records",
 }
-_MODULES = ("accuracy", "datasets", "engines", "errors", "plots", "recipes", "statistics", "zoo", "llm", "metrics")
+_MODULES = {
+    "accuracy": "workbench.judging.accuracy",
+    "statistics": "workbench.judging.statistics",
+    "metrics": "workbench.datasets.metrics",
+    **{name: f"workbench.{name}" for name in ("datasets", "engines", "errors", "plots", "recipes", "zoo", "llm")},
+}
 
 __all__ = [*_HOMES, *_MODULES]
 
 if TYPE_CHECKING:
-    from workbench import accuracy, datasets, engines, errors, llm, metrics, plots, recipes, statistics, zoo
-    from workbench.checking import check
-    from workbench.comparison import compare
+    from workbench import datasets, engines, errors, llm, plots, recipes, zoo
     from workbench.conversion import convert
+    from workbench.datasets import metrics
     from workbench.engines import backends, open_runner
     from workbench.engines.jobs import build
-    from workbench.loading import load
-    from workbench.measurement import measure
+    from workbench.judging import accuracy, statistics
+    from workbench.judging.comparison import compare
+    from workbench.machine.store import Store
+    from workbench.measuring.answers import check
+    from workbench.measuring.latency import measure
+    from workbench.models import load
     from workbench.recipes import Fuse, Precision, Quantize, QuantizeWeights, Recipe, SmoothQuant, Sparsify
     from workbench.records import BuildOptions, Protocol
     from workbench.reports import report
-    from workbench.search import optimize
-    from workbench.sensitivity import layer_costs
-    from workbench.store import Store
     from workbench.study import Study, run
-    from workbench.transformation import calibrate, transform
+    from workbench.study.search import optimize
+    from workbench.transformation.steps import calibrate, transform
+    from workbench.tuning.sensitivity import layer_costs
     from workbench.ui import Workbench
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return importlib.import_module(f"workbench.{name}")
+        return importlib.import_module(_MODULES[name])
     if name not in _HOMES:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import datasets, engines
-from workbench.calibrators import choose
 from workbench.datasets import Dataset, Split
 from workbench.engines import jobs
 from workbench.engines.base import Runner
 from workbench.errors import CalibrationError, DataError, LoadError, RunError
-from workbench.loading import load
-from workbench.models import eager_outputs, signature
+from workbench.machine.store import Store
+from workbench.models import eager_outputs, load, signature
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Engine, Model, Variant
-from workbench.store import Store
-from workbench.transformation import calibrate, channel_maxima, transform
+from workbench.transformation.steps import calibrate, channel_maxima, transform
+from workbench.tuning.calibrators import choose
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,10 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from workbench import device, engines, zoo
+from workbench import engines, zoo
 from workbench.errors import WorkbenchError
-from workbench.store import Store
+from workbench.machine import device
+from workbench.machine.store import Store
 
 OLDEST_PYTHON = (3, 10)
 

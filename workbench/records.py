@@ -1,6 +1,6 @@
 """The frozen records that cross modules: standard library only; `workbench.codec` writes and reads them as JSON.
 
-Raw values are stored and statistics are derived (see `workbench.statistics`), so a stored record can be
+Raw values are stored and statistics are derived (see `workbench.judging.statistics`), so a stored record can be
 judged again with better statistics later. Seconds and bytes everywhere. A shape is a tuple; a dynamic axis is None.
 
 History of SCHEMA_VERSION: 1 - first.
@@ -281,7 +281,7 @@ class Measurement:
     Attributes:
         shapes: input name -> shape that was fed.
         device: in words, such as `AMD EPYC (2 cores)` or `NVIDIA H200`.
-        environment: versions, threads, governor and so on (see `workbench.device`).
+        environment: versions, threads, governor and so on (see `workbench.machine.device`).
     """
 
     variant: str

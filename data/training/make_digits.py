@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 from training import DATA_DIR, savez_reproducible
 
-from workbench.zoo.digits import LARGEST_PIXEL, PIXEL_MEAN, PIXEL_STD
+from workbench.datasets.digits_images import LARGEST_PIXEL, PIXEL_MEAN, PIXEL_STD
 
 SEED = 20
 # Fractions of each digit class that go to evaluation and calibration; training gets the rest.
@@ -57,12 +57,12 @@ def check_split(images: NDArray[np.uint8], parts: dict[str, NDArray[np.int64]]) 
 
 
 def check_normalisation(train_images: NDArray[np.uint8]) -> None:
-    """Stop if the normalisation constants of workbench.zoo.digits are not those of this training split."""
+    """Stop if the normalisation constants of workbench.datasets.digits_images are not those of this training split."""
     pixels = train_images / LARGEST_PIXEL
     measured = (round(float(pixels.mean()), 4), round(float(pixels.std()), 4))
     if measured != (PIXEL_MEAN, PIXEL_STD):
         raise SystemExit(
-            f"Training pixels have mean, std {measured}, workbench.zoo.digits says {(PIXEL_MEAN, PIXEL_STD)}. "
+            f"Training pixels have mean, std {measured}, workbench.datasets.digits_images says {(PIXEL_MEAN, PIXEL_STD)}. "
             "Correct the constants there and train again."
         )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from architectures import TwoTowers
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,8 +28,6 @@ from training import (
     start,
     write_card,
 )
-
-from workbench.zoo.architectures import TwoTowers
 
 FOLDER = MODELS_DIR / "digits_captions"
 RECIPE = ClassifierRecipe(epochs=30, peak_learning_rate=3e-3)

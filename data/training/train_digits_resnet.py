@@ -3,9 +3,8 @@
 Run: python data/training/train_digits_resnet.py
 """
 
+from architectures import DigitsResNet
 from training import ClassifierRecipe, start, train_classifier, write_classifier
-
-from workbench.zoo.architectures import DigitsResNet
 
 RECIPE = ClassifierRecipe(epochs=20, peak_learning_rate=5e-3)
 

@@ -3,9 +3,8 @@
 Run: python data/training/train_digits_vit.py
 """
 
+from architectures import DigitsViT
 from training import ClassifierRecipe, start, train_classifier, write_classifier
-
-from workbench.zoo.architectures import DigitsViT
 
 RECIPE = ClassifierRecipe(epochs=100, peak_learning_rate=1e-3, weight_decay=0.1, averaging_decay=0.99)
 

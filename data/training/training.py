@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workbench.zoo.digits import PIXEL_MEAN, PIXEL_STD, upsample_digits
+from workbench.datasets.digits_images import PIXEL_MEAN, PIXEL_STD, upsample_digits
 
 DATA_DIR = Path(__file__).resolve().parents[1]
 MODELS_DIR = DATA_DIR / "models"

@@ -21,8 +21,8 @@ from workbench.engines import tensorrt as backend
 from workbench.engines.base import BuildRequest
 from workbench.engines.tensorrt import calibration_cache, cuda, layers, plan
 from workbench.errors import BuildError, EngineError, RunError, UnsupportedOperator
+from workbench.machine.store import Store, digest
 from workbench.records import BuildOptions, Engine, Model, ShapeProfile, TensorSpec, Variant
-from workbench.store import Store, digest
 
 ABSENT = backend.missing("tensorrt")
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ABSENT is not None, reason=f"no TensorRT here: {ABSENT}")]

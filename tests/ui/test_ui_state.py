@@ -15,9 +15,9 @@ from tiny import SOON, FakeRun
 import workbench as wb
 from workbench import codec
 from workbench.errors import Cancelled
+from workbench.machine.store import Store
 from workbench.recipes import NAMED
 from workbench.records import Progress, StudyRecord
-from workbench.store import Store
 from workbench.ui.jobs import DRAWING, STUDIES
 from workbench.ui.state import State
 from workbench.ui.state.results import MANY_VARIANTS

@@ -17,9 +17,9 @@ import workbench as wb
 from workbench import codec, datasets
 from workbench.datasets import Dataset
 from workbench.errors import Cancelled
+from workbench.machine.store import Store
 from workbench.recipes import Recipe, named
 from workbench.records import Model, Progress, Protocol, StudyRecord, VariantResult
-from workbench.store import Store
 from workbench.study import Study
 
 SOON = 20.0

@@ -9,9 +9,10 @@ import nbformat
 import numpy as np
 import pytest
 
-from workbench import device, doctor, notebook
+from workbench import doctor, notebook
 from workbench.__main__ import main
 from workbench.errors import RunError
+from workbench.machine import device
 from workbench.zoo import data_folder
 
 

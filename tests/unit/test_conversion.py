@@ -8,8 +8,8 @@ import pytest
 import workbench as wb
 from workbench import conversion
 from workbench.errors import CalibrationError, LoadError, RecipeError, RunError
+from workbench.machine.store import Store
 from workbench.records import TensorSpec
-from workbench.store import Store
 
 torch = pytest.importorskip("torch", reason="convert takes PyTorch modules, and torch is not installed")
 

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from workbench.zoo.digits import upsample_digits
+from workbench.datasets.digits_images import upsample_digits
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 CLASSIFIERS = ["digits_resnet", "digits_vit"]
@@ -166,9 +166,8 @@ def test_the_accuracy_on_evaluation_images_is_the_one_of_the_card(name, digits):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_onnx_and_eager_weights_agree_at_a_batch_of_five(name, digits):
     torch = pytest.importorskip("torch")
+    import architectures
     from safetensors.torch import load_file
-
-    from workbench.zoo import architectures
 
     model = {"digits_resnet": architectures.DigitsResNet, "digits_vit": architectures.DigitsViT}[name]()
     model.load_state_dict(load_file(DATA / "models" / f"{name}.safetensors"))
@@ -183,7 +182,7 @@ def test_onnx_and_eager_weights_agree_at_a_batch_of_five(name, digits):
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_every_onnx_node_is_named_after_an_existing_pytorch_module(name):
     pytest.importorskip("torch")
-    from workbench.zoo import architectures
+    import architectures
 
     model = {"digits_resnet": architectures.DigitsResNet, "digits_vit": architectures.DigitsViT}[name]()
     modules = {path for path, _ in model.named_modules()}

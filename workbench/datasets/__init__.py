@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from workbench.datasets.from_arrays import arrays, loader, npz, random
 from workbench.datasets.images import ImagePreprocessing, image_folder
+from workbench.datasets.metrics import Metric, perplexity, top1
 from workbench.datasets.shipped import digits, stdlib_text
 from workbench.datasets.split import Dataset, Split, check_disjoint
 from workbench.datasets.texts import text
-from workbench.metrics import Metric, perplexity, top1
 
 __all__ = [
     "Dataset",

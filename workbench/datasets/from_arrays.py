@@ -13,9 +13,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from workbench.datasets.metrics import Metric, perplexity, top1
 from workbench.datasets.split import Array, Dataset, Split
 from workbench.errors import DataError
-from workbench.metrics import Metric, perplexity, top1
 from workbench.records import Model, TensorSpec
 
 ArrayLike: TypeAlias = Any

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from workbench.datasets.metrics import top1
 from workbench.datasets.split import Array, Dataset, Split
 from workbench.errors import DataError
-from workbench.metrics import top1
 
 if TYPE_CHECKING:
     from PIL.Image import Image

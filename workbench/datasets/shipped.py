@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from workbench import zoo
+from workbench.datasets.digits_images import LARGEST_PIXEL, upsample_digits
 from workbench.datasets.from_arrays import read_npz
+from workbench.datasets.metrics import perplexity, top1
 from workbench.datasets.split import Dataset, Split
 from workbench.datasets.texts import read_tokenizer
-from workbench.metrics import perplexity, top1
-from workbench.zoo.digits import LARGEST_PIXEL, upsample_digits
 
 
 def digits() -> Dataset:

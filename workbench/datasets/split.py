@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.datasets.metrics import Metric
 from workbench.errors import DataError, nearest
-from workbench.metrics import Metric
 from workbench.records import Model, TensorSpec
 
 Array = NDArray[Any]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from workbench.datasets.metrics import perplexity
 from workbench.datasets.split import Array, Dataset, Split
 from workbench.errors import DataError
-from workbench.metrics import perplexity
 
 
 def text(

@@ -12,11 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
-from workbench import device
 from workbench.engines.base import Backend, BuildRequest, Missing, Runner
 from workbench.errors import BackendMissing, nearest
+from workbench.machine import device
+from workbench.machine.store import Store
 from workbench.records import BuildOptions, Engine, Variant
-from workbench.store import Store
 
 MODULES = {
     "onnxruntime-cpu": "workbench.engines.onnxruntime",

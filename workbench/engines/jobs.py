@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from workbench import child, codec, engines
+from workbench import codec, engines
 from workbench.engines.base import Feeds
+from workbench.machine import child
+from workbench.machine.store import Store
 from workbench.records import BuildOptions, Engine, Variant
-from workbench.store import Store
 
 
 def build(

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from workbench import device as hardware
 from workbench.engines import feeding
 from workbench.engines.base import BuildRequest, Feeds, Missing
 from workbench.errors import BuildError, EngineError, OutOfMemory, RunError, UnsupportedOperator
+from workbench.machine import device as hardware
 from workbench.records import Boundary, BuildOptions, Engine, TensorSpec
 
 PROVIDERS = {

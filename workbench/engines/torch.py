@@ -16,19 +16,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workbench import device as hardware
 from workbench.engines.base import BuildRequest, Missing
-from workbench.engines.torch_running import TorchRunner
+from workbench.engines.torch_running import Sidecar, TorchRunner
 from workbench.errors import BuildError, EngineError, OutOfMemory, WorkbenchError
+from workbench.machine import device as hardware
+from workbench.machine.store import digest, write_text
 from workbench.recipes import Precision
 from workbench.records import BuildOptions, Engine, ShapeProfile, TensorSpec, Variant
-from workbench.store import digest, write_text
 
 NAMES = ("torch", "torch-compile", "torch-cudagraph")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -36,23 +36,6 @@ _INSTALL = 'Run: pip install "trt-workbench[torch]"'
 _SIDECAR = "torch.json"
 # A build runs once, so that errors and the time to compile show in it; protocols measure this batch by default.
 _TRIAL_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Sidecar:
-    """What the runner needs beside the program.
-
-    Attributes:
-        sha256: of the program, which is not opened where it has another.
-        inputs, outputs: ONNX names in the program's order.
-    """
-
-    sha256: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    precision: str
-    mode: str
-    channels_last: bool
 
 
 def missing(name: str) -> Missing | None:

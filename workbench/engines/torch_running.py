@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +19,25 @@ from workbench.records import Boundary, Engine
 if TYPE_CHECKING:
     import torch
 
-    from workbench.engines.torch import Sidecar
-
 # Calls before a capture: libraries choose kernels and allocate in the first ones, which must not be captured.
 _CALLS_BEFORE_CAPTURE = 3
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What the runner needs beside the program.
+
+    Attributes:
+        sha256: of the program, which is not opened where it has another.
+        inputs, outputs: ONNX names in the program's order.
+    """
+
+    sha256: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    precision: str
+    mode: str
+    channels_last: bool
 
 
 class TorchRunner:

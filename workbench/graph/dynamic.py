@@ -15,7 +15,7 @@ from workbench.graph.dialects import dialect
 from workbench.graph.editing import Context, Graph, attribute
 from workbench.graph.placement import label, output_axis, quantizable_nodes
 from workbench.graph.qdq import SIGNED, codes, scale_of_weight
-from workbench.models.onnx_file import quantized_by
+from workbench.graph.quantized_by import quantized_by
 from workbench.recipes import Quantize
 from workbench.records import Skipped, StepReport
 

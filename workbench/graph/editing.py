@@ -6,7 +6,7 @@ Knows nothing of recipes' meaning, calibration or engines. Subgraphs (If, Loop, 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import onnx
 from onnx import numpy_helper
 
 if TYPE_CHECKING:
-    from workbench.graph.calibration_table import CalibrationTable
+    from workbench.calibration.table import CalibrationTable
 
 FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
@@ -42,6 +42,16 @@ class Context:
         """Return the first pattern found in the node's name or module path, or None."""
         labels = (node.name, self.modules.get(node.name, ""))
         return next((pattern for pattern in patterns if any(re.search(pattern, label) for label in labels)), None)
+
+
+def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield the graph and every graph inside its nodes (branches of If, bodies of Loop)."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            inner = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
+            for nested in inner:
+                yield from graphs(nested)
 
 
 class Graph:

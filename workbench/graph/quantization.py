@@ -13,11 +13,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from workbench.calibration.histogram import Histogram
+from workbench.calibration.table import CalibrationTable
+from workbench.calibration.thresholds import clipped_share, threshold
 from workbench.errors import CalibrationError, RecipeError, TransformError
-from workbench.graph.calibration_table import CalibrationTable
 from workbench.graph.dialects import Dialect, dialect
 from workbench.graph.editing import Context, Graph, attribute
-from workbench.graph.histogram import Histogram
 from workbench.graph.placement import Placement, label, place
 from workbench.graph.qdq import (
     FLOAT8,
@@ -31,8 +32,7 @@ from workbench.graph.qdq import (
     write_bias,
     write_pair,
 )
-from workbench.graph.thresholds import clipped_share, threshold
-from workbench.models.onnx_file import quantized_by
+from workbench.graph.quantized_by import quantized_by
 from workbench.recipes import Quantize
 from workbench.records import StepReport
 

@@ -84,7 +84,7 @@ def apply(model: onnx.ModelProto, step: SmoothQuant, context: Context) -> StepRe
 def smoothed_tensors(model: onnx.ModelProto, step: SmoothQuant, context: Context) -> list[str]:
     """Return the activations whose channel maxima `apply` needs, in graph order; unnamed nodes get names.
 
-    `workbench.graph.calibration.channel_maxima` collects them.
+    `workbench.transformation.observing.channel_maxima` collects them.
     """
     groups, _ = _groups(Graph(model), step, context)
     return [group.tensor for group in groups]

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from workbench import codec, device
+from workbench import codec
 from workbench.engines.base import Feeds
 from workbench.llm.loading import LanguageModel, causal
 from workbench.llm.timing import Contestant, Workload, run_workload
+from workbench.machine import device
 from workbench.models import sources
 
 _JOB = "workbench.llm.eager:round_job"

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workbench import metrics, statistics
-from workbench.datasets import Dataset
+from workbench.datasets import Dataset, metrics
 from workbench.engines import jobs
 from workbench.engines.decoding import LOGITS, open_decoder
 from workbench.errors import Cancelled, DataError
+from workbench.judging import statistics
 from workbench.llm.generation import generate
 from workbench.llm.loading import LanguageModel
 from workbench.records import Engine

@@ -13,10 +13,10 @@ import onnx
 
 from workbench.engines.decoding import LOGITS
 from workbench.graph.editing import Graph
+from workbench.machine.store import Store
 from workbench.models import onnx_file
 from workbench.models.place import Place
 from workbench.records import Model
-from workbench.store import Store
 
 
 def untied(model: Model, store: Store | None = None) -> Model:

@@ -16,11 +16,11 @@ from workbench.engines.decoding import CacheLayout, cache_layout
 from workbench.errors import DataError, LoadError
 from workbench.llm import wrapping
 from workbench.llm.heads import untied
+from workbench.machine.store import Store
 from workbench.models import naming, sources
 from workbench.models.exporting import ExportOptions, export
 from workbench.models.place import Place
 from workbench.records import Model, Origin
-from workbench.store import Store
 
 if TYPE_CHECKING:
     from torch import nn

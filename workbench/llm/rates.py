@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from workbench import statistics
 from workbench.errors import CompareError
+from workbench.judging import statistics
 from workbench.llm.timing import GenerationMeasurement
 from workbench.records import Measurement
 

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from workbench import child, codec, conditions
+from workbench import codec
 from workbench.engines.base import Feeds
 from workbench.engines.decoding import Decoder, open_decoder
 from workbench.errors import DataError
-from workbench.intervals import required_samples
+from workbench.judging.intervals import required_samples
 from workbench.llm.loading import LanguageModel
 from workbench.llm.requests import Request, Traffic, draw, longest
 from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching, Policy, Served, serve
+from workbench.machine import child, conditions
 from workbench.records import Engine
 
 if TYPE_CHECKING:

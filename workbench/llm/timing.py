@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
-from workbench import child, codec, conditions, device
+from workbench import codec
 from workbench.engines.base import Feeds
 from workbench.engines.decoding import Decoder, open_decoder
 from workbench.errors import Cancelled, DataError
 from workbench.llm.generation import Sequences
 from workbench.llm.loading import LanguageModel
 from workbench.llm.memory import weights_read_bytes
-from workbench.progress import Listener
+from workbench.machine import child, conditions, device
 from workbench.records import Engine, Measurement, Progress, Protocol, Round
+from workbench.study.progress import Listener
 
 # A repetition is a whole generation; two of them warm up what the first one allocates.
 DEFAULT_PROTOCOL = Protocol(

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench import accuracy, datasets, statistics, zoo
+from workbench import datasets, zoo
 from workbench.datasets import Dataset, Split
+from workbench.datasets.metrics import top1
 from workbench.engines import jobs
 from workbench.errors import DataError
-from workbench.metrics import top1
+from workbench.judging import accuracy, statistics
+from workbench.machine.store import Store
 from workbench.models import load
-from workbench.progress import Listener
 from workbench.recipes import Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Model, Protocol
-from workbench.store import Store
 from workbench.study import Study, run
+from workbench.study.progress import Listener
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 from workbench import zoo
 from workbench.errors import LoadError, nearest
-from workbench.models import onnx_file, sources
-from workbench.models.exporting import ExportOptions, Verify, eager_outputs, export
+from workbench.machine.store import Store
+from workbench.models import onnx_file, sources, verification
+from workbench.models.exporting import ExportOptions, eager_outputs, export
 from workbench.models.place import Place
 from workbench.records import Model, Origin
-from workbench.store import Store
 
-__all__ = ["Verify", "eager_outputs", "load"]
+__all__ = ["eager_outputs", "load"]
 
 FORMS = (
     "an .onnx file, a PyTorch module with example inputs, a transformers folder, a Hugging Face id `org/name`, "
@@ -49,9 +49,8 @@ def load(
     opset: int | None = None,
     dynamic: bool | Mapping[str, Mapping[int, str]] = True,
     exporter: Literal["auto", "dynamo", "torchscript"] = "auto",
-    verify: Verify | None = None,
 ) -> Model:
-    """Load a model and check it; modules are exported to ONNX.
+    """Load a model and check it; modules are exported to ONNX and compared with PyTorch.
 
     Args:
         source: an .onnx file; a torch.nn.Module with example inputs; a transformers folder or Hugging Face id;
@@ -64,18 +63,16 @@ def load(
         dynamic: True frees axis 0 (the batch) of every input, False fixes all shapes, or name the free axes:
             {"input_ids": {0: "batch", 1: "sequence"}}. Sources that state their own free axes use those for True.
         exporter: "auto" tries torch's dynamo exporter, then the TorchScript exporter; or force one of them.
-        verify: called after an export with (model, module, example inputs); returns the model, or raises ExportError.
-            This layer cannot run a model; `workbench.load` can, and compares.
 
     Returns:
-        The model; what did not go as asked is in `model.origin.notes`.
+        The model; what did not go as asked, and how far the export is from PyTorch, is in `model.origin.notes`.
 
     Raises:
         LoadError: the source is unknown, missing, damaged, unsafe, or a hub is out of reach.
-        ExportError: no exporter can turn the module into ONNX.
+        ExportError: no exporter can turn the module into ONNX, or the file computes something else.
         ValueError: an option has a value that does not exist.
     """
-    options = ExportOptions(opset, dynamic, exporter, verify)
+    options = ExportOptions(opset, dynamic, exporter)
     place = Place(None if folder is None else Path(folder), store)
     if isinstance(source, (str, Path)):
         if example_inputs is not None:
@@ -83,7 +80,7 @@ def load(
         model = _load_reference(str(source), options, place)
     elif _is_module(source):
         kind = type(source).__name__
-        model = export(source, example_inputs, options, origin=Origin("torch", kind), place=place, name=name or kind)
+        model = _exported(source, example_inputs, options, Origin("torch", kind), place, name or kind)
     else:
         raise LoadError(f"Cannot load a {type(source).__name__}. Pass {FORMS}.")
     return model if name is None else replace(model, name=name)
@@ -131,7 +128,14 @@ def _export_source(found: sources.ModuleSource, options: ExportOptions, place: P
     if options.dynamic is True:
         options = replace(options, dynamic=found.dynamic)
     origin = Origin(found.kind, found.reference, notes=found.notes)
-    return export(found.module, found.example_inputs, options, origin=origin, place=place, name=name)
+    return _exported(found.module, found.example_inputs, options, origin, place, name)
+
+
+def _exported(
+    module: Any, example_inputs: Any, options: ExportOptions, origin: Origin, place: Place, name: str
+) -> Model:
+    model = export(module, example_inputs, options, origin=origin, place=place, name=name)
+    return verification.compared(model, module, example_inputs)
 
 
 def _note_unused(model: Model, options: ExportOptions) -> Model:

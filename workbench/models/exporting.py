@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 
 from workbench.errors import ExportError
+from workbench.graph.opset_17 import lower_to_17
+from workbench.machine.store import digest
 from workbench.models import naming, onnx_file, signature
-from workbench.models.opset import lower_to_17
 from workbench.models.place import Place
 from workbench.models.signature import Call, DynamicAxes
 from workbench.models.silence import silenced
 from workbench.records import Model, Origin, Program
-from workbench.store import digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,8 +39,6 @@ _REWRITE = "pkg.onnxscript.rewriter.rule_name"
 LARGEST_PROGRAM_BYTES = 2_000_000_000
 _PROGRAM = "program.pt2"
 
-Verify = Callable[[Model, Any, Any], Model]
-
 
 @dataclass(frozen=True)
 class ExportOptions:
@@ -51,13 +49,11 @@ class ExportOptions:
         dynamic: True frees axis 0 of every input, False fixes all shapes; or input name -> {axis: name}.
         exporter: `auto` tries dynamo, then TorchScript (below opset 17 the other way round: only TorchScript writes
             those); `dynamo` or `torchscript` force one.
-        verify: called with (model, module, example inputs); returns the model, or raises ExportError.
     """
 
     opset: int | None = None
     dynamic: bool | Mapping[str, Mapping[int, str]] = True
     exporter: Literal["auto", "dynamo", "torchscript"] = "auto"
-    verify: Verify | None = None
 
     def __post_init__(self) -> None:
         if self.exporter not in ("auto", "dynamo", "torchscript"):
@@ -105,8 +101,7 @@ def export(
         file = place.keep(proto, name)
         program = _kept_program(job, scratch, place, file.stem)
     origin = replace(origin, exporter=exporter, notes=(*origin.notes, *notes))
-    model = replace(onnx_file.read(file, name=name, origin=origin, place=place), program=program)
-    return model if options.verify is None else options.verify(model, module, example_inputs)
+    return replace(onnx_file.read(file, name=name, origin=origin, place=place), program=program)
 
 
 def eager_outputs(module: nn.Module, example_inputs: Any, copies: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:

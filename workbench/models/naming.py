@@ -8,24 +8,15 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
 
 import onnx
+
+from workbench.graph.editing import graphs
 
 # Modules of our own around a user's keep it under this attribute, so that their traces can be taken out of a graph.
 WRAPPER = "exported_module"
 _SCOPES = "pkg.torch.onnx.name_scopes"
 _NAMESPACE = "namespace"
-
-
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """Yield the graph and every graph inside its nodes (branches of If, bodies of Loop)."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            inner = [attribute.g] if attribute.type == onnx.AttributeProto.GRAPH else attribute.graphs
-            for nested in inner:
-                yield from graphs(nested)
 
 
 def make_unique(proto: onnx.ModelProto) -> int:

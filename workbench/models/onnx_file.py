@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +17,8 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 
 from workbench.errors import LoadError
+from workbench.graph.editing import graphs
+from workbench.graph.quantized_by import quantized_by
 from workbench.models import naming
 from workbench.models.place import Place
 from workbench.records import Model, Origin, TensorSpec
@@ -25,9 +26,6 @@ from workbench.records import Model, Origin, TensorSpec
 LARGEST_PROTOBUF_BYTES = (2 << 30) - 1
 _HASH_CHUNK_BYTES = 1 << 20
 _FLOATS = ("FLOAT", "BFLOAT", "DOUBLE")
-_QUANTIZED = re.compile(
-    r"(De|Dynamic)?[Qq]uantizeLinear|QLinear\w+|TRT_\w+|\w+Integer(ToFloat)?|MatMulNBits|DynamicQuantizeMatMul|QAttention|QGemm"
-)
 
 
 def read(path: Path, *, name: str | None = None, origin: Origin | None = None, place: Place | None = None) -> Model:
@@ -69,7 +67,7 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
         outputs=tuple(_spec(value, file) for value in proto.graph.output),
         origin=origin,
         parameters=_parameters(proto),
-        operators=dict(Counter(node.op_type for graph in naming.graphs(proto.graph) for node in graph.node)),
+        operators=dict(Counter(node.op_type for graph in graphs(proto.graph) for node in graph.node)),
         modules=naming.modules(proto),
         quantized_by=quantized_by(proto),
     )
@@ -116,26 +114,8 @@ def inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in proto.graph.input if value.name not in weights]
 
 
-def quantized_by(proto: onnx.ModelProto) -> str | None:
-    """Return `modelopt`, `onnxruntime` or `unknown` where the graph is quantized already, else None.
-
-    Told by the producer's name, TensorRT's own operators, and the names that the tools give: ModelOpt's torch export
-    has `.../input_quantizer/QuantizeLinear`. A file that ModelOpt made through ONNX Runtime's quantizer and that keeps
-    its producer name is told as `onnxruntime`.
-    """
-    nodes = [node for graph in naming.graphs(proto.graph) for node in graph.node]
-    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type)]
-    if not quantized:
-        return None
-    written = " ".join([proto.producer_name, *(f"{entry.key} {entry.value}" for entry in proto.metadata_props)]).lower()
-    if "modelopt" in written or any("_quantizer/" in node.name or node.domain == "trt" for node in quantized):
-        return "modelopt"
-    own = any(node.domain == "com.microsoft" or node.op_type.startswith("QLinear") for node in quantized)
-    return "onnxruntime" if own or proto.producer_name.startswith("onnx.quantize") else "unknown"
-
-
 def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    for graph in naming.graphs(proto.graph):
+    for graph in graphs(proto.graph):
         yield from graph.initializer
         for sparse in graph.sparse_initializer:
             yield from (sparse.values, sparse.indices)
@@ -262,7 +242,7 @@ def _dtype_name(element: int) -> str:
 def _parameters(proto: onnx.ModelProto) -> int:
     return sum(
         math.prod(tensor.dims)
-        for graph in naming.graphs(proto.graph)
+        for graph in graphs(proto.graph)
         for tensor in graph.initializer
         if onnx.TensorProto.DataType.Name(tensor.data_type).startswith(_FLOATS)
     )

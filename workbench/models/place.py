@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from workbench.errors import LoadError
-from workbench.store import Store
+from workbench.machine.store import Store
 
 # A protobuf message ends at 2 GB; weights above this leave room for the graph and go to a file beside it.
 INLINE_LIMIT_BYTES = 1_800_000_000

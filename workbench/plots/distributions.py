@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from workbench import statistics
-from workbench.intervals import CONFIDENCE
+from workbench.judging import statistics
+from workbench.judging.intervals import CONFIDENCE
 from workbench.plots import theme as look
 from workbench.plots.labels import shorten
 from workbench.plots.theme import Style, Theme, ThemeName

@@ -1,7 +1,7 @@
 """The figure that answers the question: how right against how fast, with intervals on both and the Pareto front.
 
 Better is always up, and to the left for latency or to the right for speed-up. Which variants are on the front is what
-`workbench.comparison` says; nothing is judged here.
+`workbench.judging.comparison` says; nothing is judged here.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from workbench import statistics
-from workbench.comparison import Comparison
-from workbench.intervals import ACCURACY_CONFIDENCE, CONFIDENCE
+from workbench.judging import statistics
+from workbench.judging.comparison import Comparison
+from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE
+from workbench.judging.standing import Place, Point, Quality, compared, points, quality
 from workbench.plots import theme as look
 from workbench.plots.distributions import batch_words, failed_words
 from workbench.plots.labels import Label, Line, place, shorten
-from workbench.plots.points import Place, Point, Quality, compared, points, quality
 from workbench.plots.theme import Style, Theme, ThemeName
 from workbench.records import StudyRecord
 

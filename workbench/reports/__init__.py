@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from workbench.reports.files import json, report, write
-from workbench.reports.layers import calibrator_table, layer_table
 from workbench.reports.page import html
 from workbench.reports.plain import csv, markdown, table
 
-__all__ = ["calibrator_table", "csv", "html", "json", "layer_table", "markdown", "report", "table", "write"]
+__all__ = ["csv", "html", "json", "markdown", "report", "table", "write"]

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.comparison import Comparison
+from workbench.judging.comparison import Comparison
 from workbench.records import StepReport, StudyRecord, VariantResult
 from workbench.reports import formats
 

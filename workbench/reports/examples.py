@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.accuracy import NO_PREDICTION, flips
+from workbench.judging.accuracy import NO_PREDICTION, flips
 from workbench.records import StudyRecord
 from workbench.reports import formats
 

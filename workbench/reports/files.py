@@ -8,10 +8,10 @@ from typing import Any
 
 from workbench import codec
 from workbench.errors import StoreError
+from workbench.machine.store import write_text
 from workbench.records import StudyRecord
 from workbench.reports.page import html
 from workbench.reports.plain import csv, markdown
-from workbench.store import write_text
 
 
 def json(record: StudyRecord) -> str:

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from workbench.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, required_samples
+from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, required_samples
 from workbench.recipes import NAMED, Recipe
 from workbench.records import BuildOptions, Protocol, StudyRecord
 from workbench.reports import formats

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 import workbench
 from workbench import plots
-from workbench.comparison import Comparison
-from workbench.plots.points import compared
+from workbench.judging.comparison import Comparison
+from workbench.judging.standing import compared
 from workbench.records import StudyRecord
 from workbench.reports import details, formats
 from workbench.reports.examples import Examples, examples

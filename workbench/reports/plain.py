@@ -9,11 +9,11 @@ import csv as csv_module
 import io
 from typing import TYPE_CHECKING, Any
 
-from workbench import statistics
-from workbench.accuracy import agreement
-from workbench.comparison import Comparison, Row
+from workbench.judging import statistics
+from workbench.judging.accuracy import agreement
+from workbench.judging.comparison import Comparison, Row
+from workbench.judging.standing import compared, sqnr_db
 from workbench.plots.distributions import size_bytes
-from workbench.plots.points import compared, sqnr_db
 from workbench.records import StudyRecord, VariantResult
 from workbench.reports.details import environment_rows, facts, notes, title
 from workbench.reports.methods import methods, reproduce

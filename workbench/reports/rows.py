@@ -1,6 +1,6 @@
 """The main table of a study as cells with words: one row a variant, made once and shown as HTML, Markdown or a DataFrame.
 
-Statistics come from `workbench.statistics` and `workbench.comparison`; here they only become words.
+Statistics come from `workbench.judging.statistics` and `workbench.judging.comparison`; here they only become words.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workbench import statistics
-from workbench.accuracy import agreement
-from workbench.comparison import Comparison, Row
-from workbench.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, required_samples
+from workbench.judging import statistics
+from workbench.judging.accuracy import agreement
+from workbench.judging.comparison import Comparison, Row
+from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, required_samples
+from workbench.judging.standing import sqnr_db
+from workbench.judging.statistics import Change, Ratio
 from workbench.plots.distributions import size_bytes
-from workbench.plots.points import sqnr_db
 from workbench.records import Accuracy, Protocol, StudyRecord, VariantResult
 from workbench.reports import formats
-from workbench.statistics import Change, Ratio
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ Takes verdicts from the comparison; a difference that cannot be told from none i
 
 from __future__ import annotations
 
-from workbench.comparison import Comparison, Row
-from workbench.plots.points import sqnr_db
+from workbench.judging.comparison import Comparison, Row
+from workbench.judging.standing import sqnr_db
+from workbench.judging.statistics import Change, ratio
 from workbench.records import Accuracy, StudyRecord
 from workbench.reports import formats
 from workbench.reports.rows import speed_words
-from workbench.statistics import Change, ratio
 
 
 def verdict(record: StudyRecord, comparison: Comparison | None, refusal: str = "") -> list[str]:

@@ -11,9 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from workbench import accuracy, codec, datasets, device, engines, measurement, progress
+from workbench import codec, datasets, engines
 from workbench.datasets import Dataset
 from workbench.errors import Cancelled, DataError, LoadError, RecipeError, StoreError, WorkbenchError
+from workbench.judging import accuracy
+from workbench.machine import device
+from workbench.machine.store import Store
+from workbench.measuring import latency as measurement
 from workbench.recipes import Recipe, named
 from workbench.records import (
     BuildOptions,
@@ -28,7 +32,7 @@ from workbench.records import (
     StudyRecord,
     VariantResult,
 )
-from workbench.store import Store
+from workbench.study import progress
 from workbench.study.stages import Stages
 from workbench.study.study import Study
 

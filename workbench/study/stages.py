@@ -17,22 +17,21 @@ from typing import TypeVar
 
 import numpy as np
 
-import workbench
-from workbench import codec, engines
-from workbench.calibration_notes import alarmed, settled, troubles
-from workbench.calibrators import Choice, choose
-from workbench.checking import check
+from workbench import codec, engines, version
+from workbench.calibration.table import CalibrationTable
 from workbench.datasets import Dataset, Split
+from workbench.datasets.metrics import fingerprint
 from workbench.engines import jobs
 from workbench.errors import CalibrationError, StoreError
-from workbench.graph.calibration import range_alarm
-from workbench.graph.calibration_table import CalibrationTable
-from workbench.graph.exposure import Observation
-from workbench.metrics import fingerprint
+from workbench.machine.store import Store
+from workbench.measuring.answers import check
 from workbench.recipes import Quantize, Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Model, StepReport, Variant
-from workbench.store import Store
-from workbench.transformation import BEFORE_QUANTIZATION, calibrate, channel_maxima, observed_graph, transform
+from workbench.transformation.intermediate_outputs import Observation
+from workbench.transformation.notes import alarmed, settled, troubles
+from workbench.transformation.observing import range_alarm
+from workbench.transformation.steps import BEFORE_QUANTIZATION, calibrate, channel_maxima, observed_graph, transform
+from workbench.tuning.calibrators import Choice, choose
 
 Made = TypeVar("Made")
 # Evaluation samples that are watched for leaving the calibrated range.
@@ -236,7 +235,7 @@ class Stages:
         return self._maxima[recipe.name]
 
     def _key(self, *parts: object) -> str:
-        text = json.dumps([workbench.__version__, *parts], sort_keys=True)
+        text = json.dumps([version.code_sha256(), *parts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _remembered(self, kind: type[Made], key: str, make: Callable[[], Made], valid: Callable[[Made], bool]) -> Made:

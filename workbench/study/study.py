@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import codec
-from workbench.comparison import Comparison, compare
 from workbench.errors import StoreError, nearest
+from workbench.judging.comparison import Comparison, compare
+from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord, VariantResult
-from workbench.store import Store, write_text
 
 if TYPE_CHECKING:
     import pandas
@@ -82,17 +81,21 @@ class Study:
 
     def table(self) -> pandas.DataFrame:
         """Return one row a variant, formatted for a reader (numbers with their intervals)."""
-        return _layer_above("reports").table(self.record)
+        from workbench import reports
+
+        return reports.table(self.record)
 
     def plot(self, **options: Any) -> Figure:
         """Return accuracy against latency, with intervals and the front (see `workbench.plots.front`)."""
-        figure: Figure = _layer_above("plots").front(self.record, **options)
-        return figure
+        from workbench import plots
+
+        return plots.front(self.record, **options)
 
     def report(self, path: str | Path) -> Path:
         """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four."""
-        written: Path = _layer_above("reports").write(self.record, Path(path))
-        return written
+        from workbench import reports
+
+        return reports.write(self.record, Path(path))
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one."""
@@ -106,8 +109,3 @@ class Study:
 
     def _repr_html_(self) -> str:
         return str(self.table().to_html(escape=True))
-
-
-def _layer_above(name: str) -> Any:
-    """Plots and reports show a study; a study never needs them to run, so they are not imported by this layer."""
-    return importlib.import_module(f"workbench.{name}")

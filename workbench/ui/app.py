@@ -9,8 +9,8 @@ from typing import Any
 import ipywidgets as widgets
 
 from workbench.datasets import Dataset
+from workbench.machine.store import Store
 from workbench.records import Model, Protocol
-from workbench.store import Store
 from workbench.study import Study
 from workbench.ui.jobs import DRAWING
 from workbench.ui.state import State

@@ -8,12 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from workbench import plots
-from workbench.comparison import Comparison
-from workbench.graph.histogram import Histogram
-from workbench.graph.thresholds import METHODS, kl_curve, sqnr_db, threshold
+from workbench.calibration.histogram import Histogram
+from workbench.calibration.thresholds import METHODS, kl_curve, sqnr_db, threshold
+from workbench.judging.comparison import Comparison
+from workbench.judging.standing import Point, Quality, compared, points, quality
 from workbench.plots import theme as look
 from workbench.plots.labels import shorten
-from workbench.plots.points import Point, Quality, compared, points, quality
 from workbench.plots.theme import ThemeName
 from workbench.records import StudyRecord
 from workbench.reports.rows import Table, main_table

@@ -13,11 +13,11 @@ from onnx import TensorProto
 
 from workbench.engines.decoding import Decoder, cache_layout, open_decoder
 from workbench.errors import EngineError, RunError
+from workbench.machine.store import Store
 from workbench.models import load
 from workbench.recipes import named
 from workbench.records import Engine, TensorSpec
-from workbench.store import Store
-from workbench.transformation import transform
+from workbench.transformation.steps import transform
 
 
 def built(path: Path, store: Store) -> Engine:

@@ -13,9 +13,9 @@ from workbench import engines
 from workbench.engines import jobs
 from workbench.engines import onnxruntime as backend
 from workbench.errors import BackendMissing, BuildError, EngineError, RunError, UnsupportedOperator
+from workbench.machine.store import Store, digest
 from workbench.recipes import NAMED, Recipe
 from workbench.records import BuildOptions, TensorSpec, Variant
-from workbench.store import Store, digest
 
 
 def network(operator: str = "Relu", element: int = TensorProto.FLOAT, domain: str = "") -> onnx.ModelProto:

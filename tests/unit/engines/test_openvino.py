@@ -14,8 +14,8 @@ from workbench.datasets import Dataset
 from workbench.engines import onnxruntime
 from workbench.engines import openvino as backend
 from workbench.errors import BuildError, EngineError, RunError, UnsupportedOperator
+from workbench.machine.store import Store
 from workbench.records import BuildOptions, Engine, Model, Variant
-from workbench.store import Store
 
 absent = backend.missing("openvino")
 needs_openvino = pytest.mark.skipif(absent is not None, reason=str(absent))

@@ -11,9 +11,9 @@ import workbench as wb
 from workbench import engines
 from workbench.engines import torch as backend
 from workbench.errors import BuildError, EngineError, RunError
-from workbench.measurement import take_round
+from workbench.machine.store import Store, digest
+from workbench.measuring.latency import take_round
 from workbench.records import BuildOptions, Engine, Model, ShapeProfile, Variant
-from workbench.store import Store, digest
 
 torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("onnxscript", reason="the dynamo exporter needs onnxscript, which is not installed")

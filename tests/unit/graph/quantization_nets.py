@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 from small_nets import copied, net, run, values
 
+from workbench.calibration.table import CalibrationTable, Provenance
 from workbench.graph import quantization
-from workbench.graph.calibration import Observation, calibrate_proto
-from workbench.graph.calibration_table import CalibrationTable, Provenance
 from workbench.graph.editing import Context
 from workbench.recipes import Quantize
 from workbench.records import StepReport
+from workbench.transformation.observing import Observation, calibrate_proto
 
 ORIGIN = Provenance("model", "data", "noise")
 IMAGES = {"x": values((64, 4, 8, 8), 5)}

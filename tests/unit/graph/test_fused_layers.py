@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import workbench as wb
 from workbench import datasets, zoo
 from workbench.graph.fused_layers import FusionMap, fusion_map
-from workbench.transformation import transform
+from workbench.transformation.steps import transform
 
 
 def optimized(path: Path, folder: Path, level: str = "ORT_ENABLE_ALL") -> onnx.ModelProto:

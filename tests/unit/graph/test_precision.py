@@ -10,9 +10,9 @@ from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 from small_nets import batchnorm, copied, net, operators, relative_error, run, shipped, values
 
+from workbench.calibration.table import CalibrationTable, Provenance
 from workbench.errors import TransformError
 from workbench.graph import precision
-from workbench.graph.calibration_table import CalibrationTable, Provenance
 from workbench.graph.editing import Context
 from workbench.recipes import Precision
 from workbench.records import StepReport

@@ -19,17 +19,17 @@ from quantization_nets import (
 )
 from small_nets import copied, net, operators, run, shipped, values
 
+from workbench.calibration.histogram import Histogram
+from workbench.calibration.table import CalibrationTable
 from workbench.datasets import digits
 from workbench.engines.onnxruntime import version as onnxruntime_version
 from workbench.errors import CalibrationError, RecipeError, TransformError
 from workbench.graph import fusion, quantization
-from workbench.graph.calibration import Observation, calibrate_proto
-from workbench.graph.calibration_table import CalibrationTable
 from workbench.graph.editing import Context
-from workbench.graph.histogram import Histogram
 from workbench.graph.qdq import FLOAT8, SIGNED, UNSIGNED
 from workbench.graph.quantization import encode
 from workbench.recipes import Fuse, Quantize
+from workbench.transformation.observing import Observation, calibrate_proto
 
 DIALECTS = ("ort-cpu", "trt-8.6", "strong")
 TOKENS = {"x": values((32, 6, 16), 3)}

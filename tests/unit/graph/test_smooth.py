@@ -9,10 +9,10 @@ from small_nets import copied, net, operators, relative_error, run, shipped, val
 
 from workbench.errors import TransformError
 from workbench.graph import smooth
-from workbench.graph.calibration import channel_maxima
 from workbench.graph.editing import Context
 from workbench.graph.smooth import smoothed_tensors
 from workbench.recipes import SmoothQuant
+from workbench.transformation.observing import channel_maxima
 
 # Each constant and each product is rounded once more; scales reach some tens.
 ROUNDING = 1e-5

@@ -11,8 +11,8 @@ from tiny_llama import build, save_tiny_llama
 from workbench import llm
 from workbench.engines.decoding import Decoder, open_decoder
 from workbench.llm.loading import LanguageModel
+from workbench.machine.store import Store
 from workbench.records import Engine
-from workbench.store import Store
 
 
 @pytest.fixture(scope="session")

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from tiny_llama import VOCABULARY
 
-from workbench import checking, datasets, llm
+from workbench import datasets, llm
+from workbench.datasets.metrics import perplexity
 from workbench.errors import DataError
 from workbench.llm import feeding
 from workbench.llm.loading import LanguageModel
-from workbench.metrics import perplexity
+from workbench.measuring import answers as checking
 from workbench.records import Engine
 
 WINDOWS = np.random.default_rng(0).integers(0, VOCABULARY, (6, 16))

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from workbench.engines.onnxruntime import open_file
 from workbench.llm.heads import untie, untied
+from workbench.machine.store import Store
 from workbench.models import load
-from workbench.store import Store
 
 TABLE = np.arange(15, dtype=np.float32).reshape(5, 3)
 IDS = {"ids": np.array([4, 0, 2])}

@@ -15,8 +15,8 @@ from workbench import llm
 from workbench.engines.decoding import Decoder, open_decoder
 from workbench.errors import DataError, LoadError
 from workbench.llm.loading import LanguageModel
+from workbench.machine.store import Store
 from workbench.models import place
-from workbench.store import Store
 
 
 def copied(folder: Path, target: Path) -> Path:

@@ -9,14 +9,14 @@ import pytest
 from tiny_llama import VOCABULARY, build
 
 from workbench import datasets, llm
+from workbench.datasets.metrics import perplexity
 from workbench.errors import Cancelled, DataError, RecipeError
 from workbench.llm import fidelity, lowering
 from workbench.llm.loading import LanguageModel
-from workbench.metrics import perplexity
+from workbench.machine.store import Store
 from workbench.recipes import Quantize, QuantizeWeights
 from workbench.records import Engine
-from workbench.store import Store
-from workbench.transformation import transform
+from workbench.transformation.steps import transform
 
 
 @pytest.fixture(scope="module")

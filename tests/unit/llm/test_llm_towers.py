@@ -10,8 +10,8 @@ import pytest
 from workbench.datasets import Split
 from workbench.errors import DataError
 from workbench.llm import towers
+from workbench.machine.store import Store
 from workbench.records import Protocol
-from workbench.store import Store
 
 QUICK = Protocol(batch=4, rounds=1, min_seconds=0.0, min_runs=3, warmup_seconds=0.0, warmup_runs=1)
 

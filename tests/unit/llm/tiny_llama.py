@@ -10,10 +10,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from workbench import engines
 from workbench.llm.loading import LanguageModel
+from workbench.machine.store import Store
 from workbench.recipes import Recipe, named
 from workbench.records import Engine
-from workbench.store import Store
-from workbench.transformation import transform
+from workbench.transformation.steps import transform
 
 VOCABULARY = 61
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from workbench.errors import ExportError
+from workbench.machine.store import digest
 from workbench.models import eager_outputs, exporting
 from workbench.models.exporting import ExportOptions, export
 from workbench.models.place import Place
 from workbench.records import Origin, TensorSpec
-from workbench.store import digest
 
 # float32 sums of a few products in another order, on values near 1
 TOLERANCE = 1e-5

@@ -9,8 +9,8 @@ from small_onnx import small_model
 from torch import nn
 
 from workbench.errors import ExportError, LoadError
+from workbench.machine.store import Store
 from workbench.models import load
-from workbench.store import Store
 
 
 def test_an_onnx_file_stays_where_it_is(saved, tmp_path, monkeypatch):

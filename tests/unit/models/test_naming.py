@@ -4,6 +4,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from workbench.graph.editing import graphs
 from workbench.models import naming
 
 
@@ -33,7 +34,7 @@ def test_nodes_inside_branches_are_named_too():
     outer = helper.make_node("If", ["c"], ["y"], name="if", then_branch=inner, else_branch=inner)
     proto = model(outer)
     assert naming.make_unique(proto) == 2
-    names = [item.name for graph in naming.graphs(proto.graph) for item in graph.node]
+    names = [item.name for graph in graphs(proto.graph) for item in graph.node]
     assert len(set(names)) == 3 and all(names)
 
 

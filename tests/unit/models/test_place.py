@@ -6,9 +6,9 @@ from onnx import numpy_helper
 from small_onnx import small_model
 
 from workbench.errors import LoadError
+from workbench.machine.store import Store
 from workbench.models import place as module
 from workbench.models.place import Place
-from workbench.store import Store
 
 
 def test_a_folder_gets_the_file_and_nothing_else(tmp_path):

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import workbench as wb
-from workbench import child, codec, datasets, measurement, zoo
+from workbench import codec, datasets, zoo
+from workbench.datasets.metrics import Metric
 from workbench.errors import (
     BackendMissing,
     CalibrationError,
@@ -24,10 +25,11 @@ from workbench.errors import (
     StoreError,
     WorkbenchError,
 )  # fmt: skip
-from workbench.metrics import Metric
+from workbench.machine import child
+from workbench.machine.store import Store
+from workbench.measuring import latency as measurement
 from workbench.recipes import Quantize, Recipe, Sparsify
 from workbench.records import BuildOptions, Progress, Protocol, ShapeProfile
-from workbench.store import Store
 from workbench.study import running
 
 QUICK = Protocol(batch=4, rounds=2, min_seconds=0.001, min_runs=5, warmup_seconds=0.0, warmup_runs=1)

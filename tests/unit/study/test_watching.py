@@ -9,8 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import workbench as wb
+from workbench.machine.store import Store
 from workbench.records import Protocol, StudyRecord
-from workbench.store import Store
 
 QUICK = Protocol(batch=4, rounds=2, min_seconds=0.001, min_runs=5, warmup_seconds=0.0, warmup_runs=1)
 

@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from workbench import store
 from workbench.engines.tensorrt.capabilities import Capabilities, Device
 from workbench.errors import EngineError
+from workbench.machine import store
 
 PLAN_NAME = "model.plan"
 _LARGEST_SIDECAR_BYTES = 64 * 1024

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from workbench.datasets import Dataset
+from workbench.machine.store import Store
 from workbench.records import Model, Protocol
-from workbench.store import Store
 from workbench.study import Study, run
 from workbench.ui.state.desk import PAGES, Desk
 from workbench.ui.state.handoff import HandOff, History

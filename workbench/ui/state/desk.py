@@ -14,7 +14,7 @@ from typing import Any
 from traitlets import HasTraits, Unicode
 
 from workbench.errors import WorkbenchError
-from workbench.store import Store
+from workbench.machine.store import Store
 from workbench.ui.jobs import Job, Lane
 
 PAGES = ("Model", "Recipes", "Run", "Results", "Hand-off", "History")

@@ -7,8 +7,8 @@ from typing import Any
 
 from traitlets import HasTraits, Instance, Tuple, Unicode
 
-from workbench.comparison import Comparison, compare_studies
 from workbench.errors import CompareError, StoreError
+from workbench.judging.comparison import Comparison, compare_studies
 from workbench.records import StudyRecord
 from workbench.reports import formats
 from workbench.study import Study

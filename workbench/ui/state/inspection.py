@@ -8,8 +8,8 @@ from typing import Any
 import onnx
 from traitlets import Bytes, HasTraits, Instance, Tuple, Unicode
 
+from workbench.calibration.table import CalibrationTable
 from workbench.errors import DataError, RecipeError
-from workbench.graph.calibration_table import CalibrationTable
 from workbench.graph.fused_layers import FusionMap, fusion_map
 from workbench.recipes import NAMED
 from workbench.records import StudyRecord, VariantResult

@@ -9,10 +9,11 @@ from typing import Any
 from traitlets import Bool, Bytes, HasTraits, Instance, Tuple, Unicode
 
 from workbench.errors import RecipeError, nearest
+from workbench.judging import budget
+from workbench.judging.budget import Budget
 from workbench.plots.theme import ThemeName
 from workbench.records import StudyRecord
-from workbench.ui import budget, pictures
-from workbench.ui.budget import Budget
+from workbench.ui import pictures
 from workbench.ui.disagreements import Disagreements, disagreements
 from workbench.ui.jobs import DRAWING, Job
 from workbench.ui.pictures import Summary

@@ -16,7 +16,7 @@ from workbench.engines.base import Missing
 from workbench.errors import DataError, LoadError, WorkbenchError
 from workbench.graph.cost import Cost, cost
 from workbench.records import Model
-from workbench.transformation import load_proto
+from workbench.transformation.steps import load_proto
 from workbench.ui import offers
 from workbench.ui.jobs import STUDIES, Job
 from workbench.ui.state.desk import Desk

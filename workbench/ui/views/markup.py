@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from workbench.comparison import Comparison
 from workbench.graph.cost import Cost
 from workbench.graph.fused_layers import FusionMap
+from workbench.judging.comparison import Comparison
 from workbench.records import Model, TensorSpec
 from workbench.reports import formats
 from workbench.reports.rows import Table, speed_words

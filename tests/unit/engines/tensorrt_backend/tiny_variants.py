@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from workbench.machine.store import digest
 from workbench.recipes import NAMED, Recipe
 from workbench.records import TensorSpec, Variant
-from workbench.store import digest
 
 
 def network(quantized: bool = False, batch: object = "N", integer_input: bool = False) -> onnx.ModelProto:

@@ -1,0 +1,145 @@
+"""Real child processes that answer, fail, crash and are stopped. Their jobs are in `workbench.child_jobs_for_tests`,
+a module that exists only on the path given to these tests' children."""
+
+from __future__ import annotations
+
+import os
+import signal
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import workbench
+from workbench.errors import BuildError, Cancelled, ChildKilled, DataError, WorkbenchError
+from workbench.machine import child
+
+JOBS = """
+    import os, signal, sys, time
+    from workbench.errors import BuildError, DataError
+
+    def double(job, arrays):
+        print("working", flush=True)
+        return {"factor": job["factor"]}, {name: array * job["factor"] for name, array in arrays.items()}
+
+    def refuse(job, arrays):
+        raise BuildError("no such layer", log="line 1")
+
+    def mistake(job, arrays):
+        print("about to fail", flush=True)
+        return {}[0], {}
+
+    def crash(job, arrays):
+        print("last words", flush=True)
+        os.kill(os.getpid(), getattr(signal, job["signal"]))
+        time.sleep(10)
+
+    def leave(job, arrays):
+        os._exit(7)
+
+    def sleep(job, arrays):
+        with open(job["path"], "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Names a function of JOBS, in a module that children find as `workbench.jobs_for_tests`."""
+    package = tmp_path / "extra"
+    package.mkdir()
+    (package / "jobs_for_tests.py").write_text(textwrap.dedent(JOBS))
+    # A sitecustomize in the child's path adds the folder to the package.
+    (tmp_path / "sitecustomize.py").write_text(f"import workbench; workbench.__path__.append({str(package)!r})")
+    (tmp_path / "workbench").symlink_to(Path(workbench.__file__).parent)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return lambda name: f"workbench.jobs_for_tests:{name}"
+
+
+def test_a_job_gets_its_arrays_and_its_answer_comes_back(target) -> None:
+    lines: list[str] = []
+    answer = child.call(target("double"), {"factor": 2}, {"x": np.arange(3)}, on_line=lines.append)
+    assert answer.plain == {"factor": 2}
+    np.testing.assert_array_equal(answer.arrays["x"], [0, 2, 4])
+    assert "working" in lines and "working" in answer.log
+
+
+def test_a_workbench_error_comes_back_as_itself_with_its_log(target) -> None:
+    with pytest.raises(BuildError, match="no such layer") as caught:
+        child.call(target("refuse"), {})
+    assert caught.value.log == "line 1"
+
+
+def test_any_other_exception_is_named_with_its_kind(target) -> None:
+    with pytest.raises(WorkbenchError, match="KeyError"):
+        child.call(target("mistake"), {})
+
+
+@pytest.mark.parametrize(("name", "hint"), [("SIGKILL", "out-of-memory"), ("SIGSEGV", "crash inside the engine")])
+def test_a_killed_child_is_an_error_that_names_the_signal_and_keeps_its_words(target, name: str, hint: str) -> None:
+    with pytest.raises(ChildKilled, match=f"{name}.*{hint}") as caught:
+        child.call(target("crash"), {"signal": name})
+    assert "last words" in caught.value.log
+
+
+def test_a_child_that_leaves_without_an_answer_is_an_error(target) -> None:
+    with pytest.raises(ChildKilled, match="exit status 7"):
+        child.call(target("leave"), {})
+
+
+def test_cancelling_ends_the_child(target, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+    with pytest.raises(Cancelled):
+        child.call(target("sleep"), {"path": str(path)}, cancel=path.exists)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text() or "0") or 2**22, 0)
+
+
+def test_an_interrupt_ends_the_child_and_goes_on_upwards(target, tmp_path: Path) -> None:
+    path = tmp_path / "pid"
+
+    def interrupt() -> bool:
+        if path.exists() and path.read_text():
+            raise KeyboardInterrupt
+        return False
+
+    with pytest.raises(KeyboardInterrupt):
+        child.call(target("sleep"), {"path": str(path)}, cancel=interrupt)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text()), 0)
+
+
+def test_functions_outside_the_workbench_are_not_run() -> None:
+    with pytest.raises(ChildKilled) as caught:
+        child.call("os:getcwd", {})
+    assert "only functions of the workbench" in caught.value.log
+
+
+def test_a_child_does_not_outlive_a_parent_that_is_killed(target, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    path = tmp_path / "pid"
+    code = f"from workbench import child; child.call({target('sleep')!r}, {{'path': {str(path)!r}}})"
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    reached = threading.Event()
+    while not (path.exists() and path.read_text()):
+        assert parent.poll() is None
+        reached.wait(0.05)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    pid = int(path.read_text())
+    for _ in range(100):
+        if not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            break
+        reached.wait(0.05)
+    else:
+        pytest.fail(f"the child {pid} lives on")
+
+
+def test_a_data_error_class_is_known_in_the_parent() -> None:
+    error = child._raised({"error": "DataError", "message": "no samples", "log": ""}, "")
+    assert isinstance(error, DataError)

@@ -1,0 +1,31 @@
+"""Tell by whom a graph was quantized before it came here."""
+
+from __future__ import annotations
+
+import re
+
+import onnx
+
+from workbench.graph.editing import graphs
+
+_QUANTIZED = re.compile(
+    r"(De|Dynamic)?[Qq]uantizeLinear|QLinear\w+|TRT_\w+|\w+Integer(ToFloat)?|MatMulNBits|DynamicQuantizeMatMul|QAttention|QGemm"
+)
+
+
+def quantized_by(proto: onnx.ModelProto) -> str | None:
+    """Return `modelopt`, `onnxruntime` or `unknown` where the graph is quantized already, else None.
+
+    Told by the producer's name, TensorRT's own operators, and the names that the tools give: ModelOpt's torch export
+    has `.../input_quantizer/QuantizeLinear`. A file that ModelOpt made through ONNX Runtime's quantizer and that keeps
+    its producer name is told as `onnxruntime`.
+    """
+    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
+    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type)]
+    if not quantized:
+        return None
+    written = " ".join([proto.producer_name, *(f"{entry.key} {entry.value}" for entry in proto.metadata_props)]).lower()
+    if "modelopt" in written or any("_quantizer/" in node.name or node.domain == "trt" for node in quantized):
+        return "modelopt"
+    own = any(node.domain == "com.microsoft" or node.op_type.startswith("QLinear") for node in quantized)
+    return "onnxruntime" if own or proto.producer_name.startswith("onnx.quantize") else "unknown"

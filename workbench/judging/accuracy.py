@@ -1,0 +1,323 @@
+"""What a variant does to the answers, compared with its parent batch by batch. Runs no engine, judges nothing.
+
+`Accumulator` sees each batch once and keeps sums, per-sample scores and predictions: the logits of a language model
+(N, T, V) need not all be held.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from workbench.datasets.metrics import Metric, Outputs, scores_output
+from workbench.errors import DataError, WorkbenchError
+from workbench.judging.statistics import Score, mean_score
+from workbench.records import Accuracy
+
+# The prediction of a sample whose scores hold NaN: no class, so it agrees with nothing.
+NO_PREDICTION = -1
+_RANDOM_NOTE = (
+    "Random inputs: no accuracy is claimed. Agreement and distances say how close the variant is to its parent."
+)
+# Distances are summed in float64, so many values at a time: enough for speed, little beside the outputs themselves.
+_BLOCK_VALUES = 1 << 20
+
+
+@dataclass
+class _Distance:
+    """Running sums over one output, in float64."""
+
+    signal: float = 0.0
+    error: float = 0.0
+    product: float = 0.0
+    power: float = 0.0
+    largest: float = 0.0
+    values: int = 0
+    lost_samples: int = 0
+    parent_lost_samples: int = 0
+
+    def update(self, ours: np.ndarray, theirs: np.ndarray) -> None:
+        ours, theirs = np.atleast_1d(ours), np.atleast_1d(theirs)
+        rows = max(1, _BLOCK_VALUES // max(1, ours[:1].size))
+        for start in range(0, len(ours), rows):
+            self._add(ours[start : start + rows], theirs[start : start + rows])
+
+    def _add(self, ours: np.ndarray, theirs: np.ndarray) -> None:
+        finite, parent_finite = _finite_rows(ours), _finite_rows(theirs)
+        self.lost_samples += int((~finite).sum())
+        self.parent_lost_samples += int((~parent_finite).sum())
+        both = finite & parent_finite
+        x, y = (np.asarray(side[both], dtype=np.float64).ravel() for side in (theirs, ours))
+        difference = x - y
+        self.signal += float(x @ x)
+        self.power += float(y @ y)
+        self.product += float(x @ y)
+        self.error += float(difference @ difference)
+        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
+        self.values += x.size
+
+    def sqnr_db(self) -> float | None:
+        return None if self.error == 0 else 10 * math.log10(self.signal / self.error)
+
+    def cosine(self) -> float:
+        if self.error == 0:
+            return 1.0
+        norms = math.sqrt(self.signal) * math.sqrt(self.power)
+        return max(-1.0, min(1.0, self.product / norms)) if norms else 0.0
+
+
+@dataclass
+class _Whole:
+    """All outputs and labels, kept only for a metric that has no value a sample."""
+
+    ours: list[dict[str, np.ndarray]] = field(default_factory=list)
+    theirs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    labels: list[np.ndarray] = field(default_factory=list)
+
+    def hold(self, outputs: Outputs, parent_outputs: Outputs, labels: np.ndarray) -> None:
+        self.ours.append(dict(outputs))
+        self.theirs.append(dict(parent_outputs))
+        self.labels.append(np.asarray(labels))
+
+
+class Accumulator:
+    """Compare a variant with its parent, fed batch by batch in the order of the samples.
+
+    Args:
+        metric: scores both against labels; None compares them with each other only. A metric that returns one float
+            for all samples needs all outputs at once, so these are then held in memory.
+    """
+
+    def __init__(self, metric: Metric | None = None) -> None:
+        self._metric = metric
+        self._samples = 0
+        self._distances: dict[str, _Distance] = {}
+        self._scores: tuple[list[float], list[float]] = ([], [])
+        self._predictions: tuple[list[int], list[int]] = ([], [])
+        self._classified: bool | None = None
+        self._whole: _Whole | None = None
+        self._notes: dict[str, None] = {}
+
+    def update(self, outputs: Outputs, parent_outputs: Outputs, labels: np.ndarray | None = None) -> None:
+        """Take one batch.
+
+        Args:
+            outputs, parent_outputs: output name -> array, samples on axis 0.
+            labels: of this batch's samples, for the metric.
+
+        Raises:
+            DataError: outputs differ in names or shapes, labels are missing, or the metric fails on them.
+        """
+        _check_alike(outputs, parent_outputs)
+        count = len(next(iter(outputs.values()))) if next(iter(outputs.values())).ndim else 1
+        for name, values in outputs.items():
+            if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
+                self._notes[f"Output {name!r} holds {values.dtype}, not numbers: it was not compared."] = None
+                continue
+            self._distances.setdefault(name, _Distance()).update(values, parent_outputs[name])
+        if self._metric is not None:
+            self._score(self._metric, outputs, parent_outputs, labels, count)
+        self._predict(outputs, parent_outputs, labels)
+        self._samples += count
+
+    def result(
+        self,
+        *,
+        variant: str = "",
+        variant_sha256: str = "",
+        backend: str = "",
+        data_name: str = "",
+        data_kind: str = "user",
+        data_sha256: str = "",
+    ) -> Accuracy:
+        """Return the record of all batches so far.
+
+        Raises:
+            DataError: there was no batch, or the metric fails.
+        """
+        if self._samples == 0:
+            raise DataError("No samples were compared. Feed at least one batch of outputs.")
+        metric = self._metric if data_kind != "random" else None
+        scores, parent_scores = self._all_scores(metric)
+        finite = {name: distance for name, distance in self._distances.items() if distance.values}
+        return Accuracy(
+            variant=variant,
+            variant_sha256=variant_sha256,
+            backend=backend,
+            samples=self._samples,
+            data_name=data_name,
+            data_kind=data_kind,
+            data_sha256=data_sha256,
+            metric=None if metric is None else metric.name,
+            higher_is_better=True if metric is None else metric.higher_is_better,
+            scores=scores,
+            parent_scores=parent_scores,
+            predictions=tuple(self._predictions[0]),
+            parent_predictions=tuple(self._predictions[1]),
+            sqnr_db={name: one.sqnr_db() for name, one in finite.items() if one.signal > 0 or one.error == 0},
+            cosine={name: one.cosine() for name, one in finite.items()},
+            largest_error={name: one.largest for name, one in finite.items()},
+            notes=tuple(self._notes) + self._found(data_kind, scores, parent_scores),
+            display="mean" if metric is None else metric.display,
+            unit="" if metric is None else metric.unit,
+        )
+
+    def _score(
+        self, metric: Metric, outputs: Outputs, parent_outputs: Outputs, labels: np.ndarray | None, count: int
+    ) -> None:
+        if labels is None:
+            raise DataError(f"The metric {metric.name!r} needs labels, and there are none. Pass them, or metric=None.")
+        values = [] if self._whole else [_evaluate(metric, one, labels) for one in (outputs, parent_outputs)]
+        if self._whole is None and values[0].ndim == 0:
+            self._whole = _Whole()
+        if self._whole is not None:
+            self._whole.hold(outputs, parent_outputs, labels)
+            return
+        for kept, value in zip(self._scores, values, strict=True):
+            if value.shape != (count,):
+                raise DataError(
+                    f"The metric {metric.name!r} returned an array {value.shape} for {count} samples. It must return "
+                    f"one value a sample, or one float."
+                )
+            kept.extend(float(one) for one in value)
+
+    def _all_scores(self, metric: Metric | None) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        if metric is None:
+            return (), ()
+        if self._whole is None:
+            return tuple(self._scores[0]), tuple(self._scores[1])
+        labels = np.concatenate(self._whole.labels)
+        sides = (_joined(side) for side in (self._whole.ours, self._whole.theirs))
+        ours, theirs = (float(_evaluate(metric, side, labels)) for side in sides)
+        return (ours,), (theirs,)
+
+    def _predict(self, outputs: Outputs, parent_outputs: Outputs, labels: np.ndarray | None) -> None:
+        if self._classified is None:
+            self._classified = _holds_class_scores(outputs, labels)
+        if self._classified:
+            for kept, one in zip(self._predictions, (outputs, parent_outputs), strict=True):
+                kept.extend(_predictions(scores_output(one)))
+
+    def _found(self, data_kind: str, scores: tuple[float, ...], parent_scores: tuple[float, ...]) -> tuple[str, ...]:
+        notes = [_RANDOM_NOTE] if data_kind == "random" else []
+        for name, one in self._distances.items():
+            for who, lost in (("the variant", one.lost_samples), ("its parent", one.parent_lost_samples)):
+                if lost:
+                    notes.append(
+                        f"Output {name!r} of {who} is NaN or infinite in {lost} of {self._samples} samples; distances "
+                        f"are over the others."
+                    )
+            if one.values and one.signal == 0 and one.error > 0:
+                notes.append(f"Output {name!r} of the parent is all zero, so it has no signal-to-noise ratio.")
+        for who, values in (("the variant", scores), ("its parent", parent_scores)):
+            bad = sum(not math.isfinite(value) for value in values)
+            if bad:
+                notes.append(f"{bad} of {len(values)} scores of {who} are not finite, so its score is unknown.")
+        return tuple(notes)
+
+
+def compare_outputs(
+    outputs: Outputs,
+    parent_outputs: Outputs,
+    labels: np.ndarray | None = None,
+    metric: Metric | None = None,
+    **identity: Any,
+) -> Accuracy:
+    """Compare all outputs at once; `identity` as for `Accumulator.result`.
+
+    Raises:
+        DataError: see `Accumulator.update`.
+    """
+    accumulator = Accumulator(metric)
+    accumulator.update(outputs, parent_outputs, labels)
+    return accumulator.result(**identity)
+
+
+def flips(accuracy: Accuracy) -> np.ndarray:
+    """Return the indices of the samples whose prediction differs from the parent's, ascending.
+
+    With several predictions a sample (tokens) one that differs is enough. Without predictions: the samples that are
+    right in one and wrong in the other; none where scores are no rights and wrongs.
+    """
+    if accuracy.predictions:
+        ours, theirs = (np.asarray(side) for side in (accuracy.predictions, accuracy.parent_predictions))
+        differ = (ours != theirs) | (ours == NO_PREDICTION)
+        return np.flatnonzero(differ.reshape(accuracy.samples, -1).any(axis=1))
+    if len(accuracy.scores) == accuracy.samples and set(accuracy.scores + accuracy.parent_scores) <= {0.0, 1.0}:
+        return np.flatnonzero(np.asarray(accuracy.scores) != np.asarray(accuracy.parent_scores))
+    return np.zeros(0, dtype=np.int64)
+
+
+def agreeing(accuracy: Accuracy) -> np.ndarray:
+    """Return for each sample the share of its predictions that equal the parent's (0 or 1 where it has one); (samples,)."""
+    ours, theirs = (np.asarray(side) for side in (accuracy.predictions, accuracy.parent_predictions))
+    same = (ours == theirs) & (ours != NO_PREDICTION)
+    return same.reshape(accuracy.samples, -1).mean(axis=1)
+
+
+def agreement(accuracy: Accuracy) -> Score | None:
+    """Return the mean share of predictions that equal the parent's, with its interval over samples.
+
+    None where the first output is not made of class scores.
+    """
+    return mean_score(agreeing(accuracy)) if accuracy.predictions else None
+
+
+def _evaluate(metric: Metric, outputs: Outputs, labels: np.ndarray) -> np.ndarray:
+    try:
+        return np.asarray(metric.function(outputs, labels), dtype=np.float64)
+    except WorkbenchError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in outputs.items())
+        raise DataError(
+            f"The metric {metric.name!r} failed with {type(error).__name__}: {error}. It was given the outputs {shapes} and "
+            f"labels {np.shape(labels)}."
+        ) from error
+
+
+def _check_alike(outputs: Outputs, parent_outputs: Outputs) -> None:
+    if not outputs or set(outputs) != set(parent_outputs):
+        raise DataError(
+            f"Variant and parent must have the same outputs, at least one: {sorted(outputs)} against "
+            f"{sorted(parent_outputs)}. Was a transform run that renamed them?"
+        )
+    for name, values in outputs.items():
+        if values.shape != parent_outputs[name].shape:
+            raise DataError(
+                f"Output {name!r} is {values.shape} in the variant and {parent_outputs[name].shape} in its parent. Feed "
+                f"both the same samples."
+            )
+
+
+def _finite_rows(values: np.ndarray) -> np.ndarray:
+    """Return for each sample (axis 0) whether all of its values are finite."""
+    if values.dtype.kind in "iub":
+        return np.ones(len(values), dtype=bool)
+    # Half types are widened, exactly: numpy's isfinite does not know every extension type.
+    wide = np.asarray(values, dtype=np.float32) if values.dtype.itemsize < 4 else values
+    return np.asarray(np.isfinite(wide).reshape(len(values), -1).all(axis=1))
+
+
+def _holds_class_scores(outputs: Outputs, labels: np.ndarray | None) -> bool:
+    """Whether the first output is scores over classes: floats (N, C), or (N, T, V) of tokens, and labels that fit."""
+    scores = scores_output(outputs)
+    if scores.dtype.kind in "iub" or scores.dtype.kind == "U" or scores.ndim not in (2, 3) or scores.shape[-1] < 2:
+        return False
+    if labels is None:
+        return scores.ndim == 2 or "logits" in outputs
+    return np.asarray(labels).dtype.kind in "iu" and np.shape(labels) == scores.shape[:-1]
+
+
+def _predictions(scores: np.ndarray) -> list[int]:
+    values = np.asarray(scores, dtype=np.float32)
+    chosen = np.where(np.isnan(values).any(axis=-1), NO_PREDICTION, values.argmax(axis=-1))
+    return [int(one) for one in chosen.ravel()]
+
+
+def _joined(batches: list[dict[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

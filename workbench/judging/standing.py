@@ -1,0 +1,140 @@
+"""Where each variant of a study stands: how fast, how right, with intervals. What `front` draws and reports list.
+
+Chooses what stands for "how right": the task metric, else agreement with the parent, else SQNR. Draws nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from workbench.errors import CompareError
+from workbench.judging import statistics
+from workbench.judging.accuracy import agreement
+from workbench.judging.comparison import Comparison, Row, compare
+from workbench.records import Accuracy, StudyRecord, VariantResult
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What stands for "how right" in a study.
+
+    Attributes:
+        name: such as `top-1`, `agreement with fp32`.
+        scale: stored value -> shown value (100 for shares).
+        unit: of the shown value; empty where there is none.
+    """
+
+    kind: Literal["score", "agreement", "sqnr"]
+    name: str
+    scale: float
+    unit: str
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value with its interval; ends are None where there is none."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One variant: seconds a call, times faster than the baseline, and quality in the unit in which it is shown."""
+
+    name: str
+    seconds: Place
+    speedup: Place
+    quality: Place
+    on_front: bool
+    like_baseline: bool
+
+
+def compared(record: StudyRecord, *, front: bool = True) -> tuple[Comparison | None, str]:
+    """Compare a study's variants with its baseline; where that is refused return None and the reason."""
+    base = next((item for item in record.results if item.recipe.name == record.baseline), None)
+    if base is None:
+        return None, f"The study has no variant {record.baseline!r}, its baseline, so nothing can be compared."
+    try:
+        return compare(base, [item for item in record.results if item is not base], front=front), ""
+    except CompareError as error:
+        return None, str(error)
+
+
+def quality(record: StudyRecord, comparison: Comparison) -> Quality | None:
+    """Return what stands for "how right", or None where no variant was checked."""
+    check = next((result.accuracy for result in record.results if result.accuracy is not None), None)
+    if check is None or comparison.quality == "none":
+        return None
+    if comparison.quality == "score":
+        share = check.unit == "share"
+        unit = "%" if share else check.unit
+        return Quality("score", check.metric or "score", 100 if share else 1, unit, check.higher_is_better)
+    if comparison.quality == "agreement":
+        return Quality("agreement", f"agreement with {record.baseline}", 100, "%", True)
+    return Quality("sqnr", f"SQNR against {record.baseline}", 1, "dB", True)
+
+
+def points(record: StudyRecord, comparison: Comparison, shown: Quality) -> tuple[list[Point], list[str]]:
+    """Return the variants that have both a speed and a quality, and the names of those that lack one."""
+    rows = {row.variant: row for row in comparison.rows}
+    base = next(result for result in record.results if result.recipe.name == comparison.baseline)
+    found, lacking = [], []
+    for result in record.results:
+        row = rows[result.recipe.name]
+        place = _place(result, base, row, shown)
+        if place is None or result.measurement is None or result.failure is not None:
+            lacking.append(result.recipe.name)
+            continue
+        summary = statistics.summary(result.measurement)
+        found.append(
+            Point(
+                name=result.recipe.name,
+                seconds=Place(summary.median, summary.low, summary.high),
+                speedup=Place(1.0) if row.ratio is None else Place(row.ratio.value, row.ratio.low, row.ratio.high),
+                quality=place,
+                on_front=bool(row.on_front),
+                like_baseline=_like_baseline(row),
+            )
+        )
+    return found, lacking
+
+
+def sqnr_db(accuracy: Accuracy) -> float | None:
+    """Return the lowest SQNR of all outputs, or None where no output has an error."""
+    return min((value for value in accuracy.sqnr_db.values() if value is not None), default=None)
+
+
+def _place(result: VariantResult, base: VariantResult, row: Row, shown: Quality) -> Place | None:
+    check = result.accuracy
+    if check is None:
+        return None
+    if shown.kind == "sqnr":
+        decibels = sqnr_db(check)
+        return None if decibels is None else Place(decibels)
+    if shown.kind == "agreement":
+        share = agreement(check)
+        return None if share is None else _scaled(share.value, share.low, share.high, shown.scale)
+    score = statistics.score_interval(check)
+    if score is None:
+        return None
+    parent = None if base.accuracy is None else statistics.score_interval(base.accuracy)
+    if row.change is None or row.change.low is None or row.change.high is None or parent is None:
+        return Place(score.value * shown.scale)
+    # The interval of the paired change: the samples are shared, so their own spread is no doubt about a difference.
+    low, high = parent.value + row.change.low, parent.value + row.change.high
+    if shown.unit == "%":
+        low, high = max(low, 0.0), min(high, 1.0)
+    return _scaled(score.value, low, high, shown.scale)
+
+
+def _scaled(value: float, low: float | None, high: float | None, scale: float) -> Place:
+    return Place(value * scale, None if low is None else low * scale, None if high is None else high * scale)
+
+
+def _like_baseline(row: Row) -> bool:
+    alike = row.ratio is not None and row.ratio.verdict == "not distinguishable"
+    return alike and row.change is not None and row.change.verdict == "not distinguishable"

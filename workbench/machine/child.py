@@ -1,0 +1,191 @@
+"""Run one function in a fresh Python process: a crash there is an error here, not the end of the notebook.
+
+The job travels as JSON and the arrays as an `.npz` in a folder; the answer comes back the same way, written
+whole or not at all. Knows nothing of what the job does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench import errors
+from workbench.errors import Cancelled, ChildKilled, WorkbenchError
+
+_POLL_SECONDS = 0.02
+_GRACE_SECONDS = 2.0
+_LOG_CHARACTERS = 20_000
+
+Arrays = Mapping[str, np.ndarray]
+Job = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the function in the child returned: plain JSON data and arrays; and what the child printed."""
+
+    plain: dict[str, Any]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    log: str = ""
+
+
+def call(
+    target: str,
+    job: Job,
+    arrays: Arrays | None = None,
+    *,
+    cancel: Callable[[], bool] = lambda: False,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> Answer:
+    """Run `target(job, arrays)` in a fresh process and wait for its answer.
+
+    Args:
+        target: `workbench.module:function`; it takes (job, arrays) and returns (plain, arrays).
+        job: JSON types only.
+        arrays: input arrays by name.
+        cancel: asked about 50 times a second; True ends the child.
+        on_line: called with each line that the child prints, in this thread.
+
+    Raises:
+        Cancelled: `cancel` said so.
+        ChildKilled: the process ended without an answer; names the signal and holds its last words.
+        WorkbenchError: what the function raised, as the same class.
+    """
+    with tempfile.TemporaryDirectory(prefix="workbench-") as name:
+        folder = Path(name)
+        (folder / "job.json").write_text(json.dumps({"target": target, "job": job}), encoding="utf-8")
+        np.savez(folder / "arrays.npz", **dict(arrays or {}))  # type: ignore[arg-type]
+        with (folder / "log.txt").open("wb") as log, _started(folder, log) as process:
+            _wait(process, folder, cancel, on_line)
+        return _answer(process, folder, target)
+
+
+@contextlib.contextmanager
+def _started(folder: Path, log: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the child; however this block ends, the child does not outlive it."""
+    package_home = str(Path(__file__).resolve().parent.parent)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, [package_home, os.environ.get("PYTHONPATH")])),
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workbench.machine.child", str(folder)],
+        stdin=subprocess.PIPE,  # its end tells the child that we died
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment,
+        # Ctrl-C in a terminal goes to the whole group; we want to end the child ourselves, after storing what is done.
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(_GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def _wait(
+    process: subprocess.Popen[bytes], folder: Path, cancel: Callable[[], bool], on_line: Callable[[str], None]
+) -> None:
+    with (folder / "log.txt").open(encoding="utf-8", errors="replace") as lines:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL_SECONDS)
+            for line in lines:
+                on_line(line.rstrip("\n"))
+            if process.returncode is not None:
+                return
+            if cancel():
+                raise Cancelled("Stopped as asked. What was finished before is kept; run again to go on from there.")
+
+
+def _answer(process: subprocess.Popen[bytes], folder: Path, target: str) -> Answer:
+    log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
+    answer = folder / "answer.json"
+    if not answer.exists():
+        raise ChildKilled(f"The process that ran {target} {_ending(process.returncode)} before it could answer.", log)
+    plain = json.loads(answer.read_text(encoding="utf-8"))
+    if "error" in plain:
+        raise _raised(plain, log)
+    with np.load(folder / "answer.npz", allow_pickle=False) as stored:
+        return Answer(plain["plain"], {name: stored[name] for name in stored.files}, log)
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit status {code}"
+    name = signal.Signals(-code).name
+    likely = {
+        "SIGKILL": " (most often the system's out-of-memory killer: use a smaller batch or model, or free memory)",
+        "SIGSEGV": " (a crash inside the engine's own library: its log may name the layer; try another backend or version)",
+        "SIGABRT": " (the engine's own library gave up: its log may say why)",
+    }
+    return f"was ended by {name}{likely.get(name, '')}"
+
+
+def _raised(plain: dict[str, Any], log: str) -> WorkbenchError:
+    kind = getattr(errors, plain["error"], WorkbenchError)
+    error = kind(plain["message"])
+    if hasattr(error, "log"):
+        error.log = plain["log"] or log
+    return error  # type: ignore[no-any-return]
+
+
+def main(folder: Path) -> None:
+    """Be the child: run the job in `folder` and leave the answer there."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    request = json.loads((folder / "job.json").read_text(encoding="utf-8"))
+    module, _, function = request["target"].partition(":")
+    if not module.startswith("workbench."):
+        raise SystemExit(f"workbench.machine.child runs only functions of the workbench, not {request['target']!r}")
+    arrays: dict[str, np.ndarray] = {}
+    plain: dict[str, Any]
+    try:
+        with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
+            given = {name: stored[name] for name in stored.files}
+        result, arrays = getattr(importlib.import_module(module), function)(request["job"], given)
+        plain = {"plain": result}
+    except WorkbenchError as error:
+        plain = {"error": type(error).__name__, "message": str(error), "log": getattr(error, "log", "")}
+    except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the parent with its traceback
+        message = f"{request['target']} failed with {type(error).__name__}: {error}. The log holds the traceback."
+        plain = {"error": "WorkbenchError", "message": message, "log": traceback.format_exc()}
+        traceback.print_exc()
+    np.savez(folder / "answer.npz", **arrays)  # type: ignore[arg-type]
+    (folder / "answer.tmp").write_text(json.dumps(plain), encoding="utf-8")
+    (folder / "answer.tmp").replace(folder / "answer.json")
+    sys.stdout.flush()
+    # Engines' libraries may hang or crash while they are unloaded; the answer is safe on disk, so leave at once.
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    sys.stdin.buffer.read()
+    time.sleep(_POLL_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,1 @@
+"""From engines to raw values: latencies in turns, and answers beside those of the parent. Judges nothing."""

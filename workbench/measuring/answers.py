@@ -1,0 +1,94 @@
+"""Check what a variant does to the answers: run it and its parent over the evaluation samples, and compare.
+
+The arithmetic is in `workbench.judging.accuracy`; here is only the running, in child processes and in chunks, so that the
+logits of a language model need not all be held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from workbench.datasets import Dataset
+from workbench.engines import jobs
+from workbench.judging import accuracy
+from workbench.records import Accuracy, Engine
+
+Outputs = dict[str, np.ndarray]
+
+# Outputs of one chunk of samples are held in memory twice, the variant's and the parent's.
+_CHUNK_BYTES = 128 << 20
+
+
+def check(
+    engine: Engine,
+    parent: Engine,
+    data: Dataset,
+    *,
+    batch: int = 32,
+    keep_parent: Path | None = None,
+    cancel: Callable[[], bool] = lambda: False,
+) -> Accuracy:
+    """Compare a variant's answers with its FP32 parent's, and with the labels where there are any.
+
+    Args:
+        parent: the engine of the FP32 parent; may be the same engine.
+        data: bound to the model (see `Dataset.bound_to`); its evaluation split is used.
+        batch: samples a call.
+        keep_parent: an existing folder in which the parent's outputs are kept for the next call.
+        cancel: asked now and then; True stops with Cancelled.
+
+    Raises:
+        DataError: outputs and labels do not fit the metric.
+        RunError, ChildKilled: an engine failed.
+    """
+    evaluation = data.evaluation
+    accumulator = accuracy.Accumulator(data.metric)
+    size = _chunk_size(engine, evaluation.inputs, batch, len(evaluation))
+    for rows, ours in _chunks(engine, evaluation.inputs, batch, size, cancel):
+        theirs = ours if engine == parent else _parent_outputs(parent, data, rows, batch, keep_parent, cancel)
+        accumulator.update(ours, theirs, None if evaluation.labels is None else evaluation.labels[rows])
+    return accumulator.result(
+        variant=engine.variant,
+        variant_sha256=engine.variant_sha256,
+        backend=engine.backend,
+        data_name=data.name,
+        data_kind=data.kind,
+        data_sha256=evaluation.sha256,
+    )
+
+
+def _parent_outputs(
+    parent: Engine, data: Dataset, rows: slice, batch: int, folder: Path | None, cancel: Callable[[], bool]
+) -> Outputs:
+    kept = None if folder is None else folder / f"{parent.variant_sha256}-{rows.start}-{rows.stop}.npz"
+    if kept is not None and kept.exists():
+        with np.load(kept, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    feeds = {name: array[rows] for name, array in data.evaluation.inputs.items()}
+    outputs = jobs.infer(parent, feeds, batch, cancel=cancel)
+    if kept is not None:
+        np.savez(kept, **outputs)  # type: ignore[arg-type]
+    return outputs
+
+
+def _chunks(
+    engine: Engine, inputs: Outputs, batch: int, size: int, cancel: Callable[[], bool]
+) -> Iterator[tuple[slice, Outputs]]:
+    count = len(next(iter(inputs.values())))
+    for start in range(0, count, size):
+        rows = slice(start, min(start + size, count))
+        yield rows, jobs.infer(engine, {name: array[rows] for name, array in inputs.items()}, batch, cancel=cancel)
+
+
+def _chunk_size(engine: Engine, inputs: Outputs, batch: int, count: int) -> int:
+    """How many samples' outputs fit a chunk; one batch is run where the shapes do not tell."""
+    if all(size is not None for spec in engine.outputs for size in spec.shape[1:]):
+        sample_bytes = sum(4.0 * float(np.prod([size or 1 for size in spec.shape[1:]])) for spec in engine.outputs)
+    else:
+        probe = jobs.infer(engine, {name: array[:batch] for name, array in inputs.items()}, batch)
+        sample_bytes = sum(array.nbytes for array in probe.values()) / min(batch, count)
+    fitting = int(_CHUNK_BYTES / max(sample_bytes, 1.0))
+    return min(max(fitting // batch, 1) * batch, count)

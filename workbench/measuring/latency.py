@@ -1,0 +1,282 @@
+"""Measure latency: one fresh process a (variant, round), variants taking turns in an order drawn anew each round.
+
+Two variants are only as comparable as the conditions they met; taking turns lets slow drifts of the machine meet both,
+and a fresh process a round lets the luck of one memory layout count once. Raw values only: nothing here judges them.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from threading import Barrier, BrokenBarrierError
+from typing import Any
+
+import numpy as np
+
+from workbench import codec, engines
+from workbench.engines.base import Feeds, Runner
+from workbench.errors import Cancelled, DataError, WorkbenchError
+from workbench.machine import child, conditions, device
+from workbench.records import Engine, Failure, Measurement, Progress, Protocol, Round
+
+Clock = Callable[[], float]
+Call = Callable[..., child.Answer]
+_JOB = "workbench.measuring.latency:measure_job"
+
+
+def measure(
+    built: Sequence[Engine],
+    feeds: Feeds,
+    protocol: Protocol | None = None,
+    *,
+    threads: int | None = None,
+    progress: Callable[[Progress], None] = lambda step: None,
+    cancel: Callable[[], bool] = lambda: False,
+    finished: Mapping[str, Sequence[Round]] | None = None,
+    on_round: Callable[[Engine, Round], None] = lambda engine, item: None,
+    call: Call = child.call,
+) -> dict[str, Measurement | Failure]:
+    """Measure engines in turns, each round of each in a fresh process.
+
+    Args:
+        built: engines with different variant names.
+        feeds: input name -> array with exactly `protocol.batch` samples on axis 0.
+        protocol: None takes the defaults of `Protocol`.
+        threads: CPU threads of the runner; None takes what each engine was built with.
+        progress: called before each round and at the end.
+        cancel: asked between rounds and while a child runs; True stops.
+        finished: variant -> rounds that are there already; they are not measured again.
+        on_round: called with each finished round, so that it can be stored at once.
+        call: runs a job in a fresh process, as `workbench.machine.child.call` does.
+
+    Returns:
+        Variant -> its measurement, or the failure that ended it; one that fails does not stop the others.
+
+    Raises:
+        DataError: no engines, two of one name, or a wrong batch.
+        Cancelled: `cancel` said so; finished rounds were handed to `on_round`.
+    """
+    protocol = protocol or Protocol()
+    _check(built, feeds, protocol)
+    done = {name: {item.index: item for item in items} for name, items in (finished or {}).items()}
+    rounds = {engine.variant: done.get(engine.variant, {}) for engine in built}
+    failures: dict[str, Failure] = {}
+    plan = [(index, engine) for index in range(protocol.rounds) for engine in _order(built, protocol.seed, index)]
+    for position, (index, engine) in enumerate(plan):
+        name = engine.variant
+        if index in rounds[name] or name in failures:
+            continue
+        if cancel():
+            raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}. Finished rounds are kept.")
+        progress(Progress("measure", name, position / len(plan), f"round {index + 1} of {protocol.rounds}"))
+        try:
+            item = take_round(engine, feeds, protocol, index, threads=threads, cancel=cancel, call=call)
+        except Cancelled:
+            raise
+        except WorkbenchError as error:
+            failures[name] = Failure(name, "measure", type(error).__name__, str(error), getattr(error, "log", ""))
+            continue
+        rounds[name][index] = item
+        on_round(engine, item)
+    progress(Progress("measure", "", 1.0, "done"))
+    environment = device.describe()
+    return {
+        engine.variant: failures.get(engine.variant)
+        or _measurement(engine, feeds, protocol, rounds[engine.variant], threads, environment)
+        for engine in built
+    }
+
+
+def take_round(
+    engine: Engine,
+    feeds: Feeds,
+    protocol: Protocol,
+    index: int,
+    *,
+    threads: int | None = None,
+    cancel: Callable[[], bool] = lambda: False,
+    call: Call = child.call,
+) -> Round:
+    """Measure one round of one engine in a fresh process; arguments as for `measure`.
+
+    Raises:
+        EngineError, RunError: the engine cannot be opened, or refuses the feeds.
+        ChildKilled: the process crashed or was killed.
+        Cancelled: `cancel` said so.
+    """
+    job = {
+        "engine": codec.to_plain(replace(engine, log="")),
+        "protocol": codec.to_plain(protocol),
+        "index": index,
+        "threads": _threads(engine, threads),
+    }
+    return codec.from_plain(Round, call(_JOB, job, feeds, cancel=cancel).plain)
+
+
+def measure_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Be the child of `take_round`: open the engine, take one round of samples."""
+    engine = codec.from_plain(Engine, job["engine"])
+    protocol = codec.from_plain(Protocol, job["protocol"])
+    threads = job["threads"]
+    item = round_here(lambda: engines.open_runner(engine, threads), arrays, protocol, job["index"])
+    return codec.to_plain(item), {}
+
+
+def round_here(
+    open_runner: Callable[[], Runner],
+    feeds: Feeds,
+    protocol: Protocol,
+    index: int = 0,
+    clock: Clock = time.perf_counter,
+) -> Round:
+    """Open a runner (one a stream), warm it up and take the samples of one round, in this process."""
+    started_at, started = time.time(), clock()
+    with ExitStack() as opened:
+        runners = [opened.enter_context(open_runner()) for _ in range(protocol.streams)]
+        open_seconds = clock() - started
+        latencies, found = sample(runners, feeds, protocol, clock)
+    return Round(
+        index=index,
+        latencies_seconds=latencies,
+        open_seconds=open_seconds,
+        started_at=started_at,
+        peak_memory_bytes=conditions.peak_memory_bytes(),
+        conditions=found,
+    )
+
+
+def sample(
+    runners: Sequence[Runner], feeds: Feeds, protocol: Protocol, clock: Clock = time.perf_counter
+) -> tuple[tuple[float, ...], dict[str, Any]]:
+    """Warm up, then time calls until both `min_seconds` and `min_runs` are reached.
+
+    Args:
+        runners: open; one a stream. More than one run at once, each on a thread of its own.
+
+    Returns:
+        Seconds of each call in the order in which calls ended, and the conditions; for the boundary `throughput` with
+        `queries_per_second`: calls over the time from the first start to the last end, as `trtexec` counts it.
+    """
+    watches = [runner.stopwatch(feeds, protocol.boundary, protocol.cuda_graph) for runner in runners]
+    before: list[conditions.Snapshot] = []
+    # The last one to reach the barrier notes the counters: all streams are warm, none has begun.
+    barrier = Barrier(len(watches), action=lambda: before.append(conditions.snapshot()))
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        timed = _streams(watches, protocol, barrier, clock)
+        after = conditions.snapshot()
+    finally:
+        if collecting:
+            gc.enable()
+    found = {**conditions.between(before[0], after), "warmup_runs": sum(stream.warmup_runs for stream in timed)}
+    found |= {"device": state} if (state := runners[0].conditions()) else {}
+    calls = sorted((end, seconds) for stream in timed for end, seconds in zip(stream.ends, stream.seconds, strict=True))
+    if protocol.boundary == "throughput":
+        found["queries_per_second"] = len(calls) / (calls[-1][0] - min(stream.start for stream in timed))
+    return tuple(seconds for _, seconds in calls), found
+
+
+@dataclass(frozen=True)
+class _Stream:
+    start: float
+    ends: list[float]
+    seconds: list[float]
+    warmup_runs: int
+
+
+def _streams(
+    watches: Sequence[Callable[[], float]], protocol: Protocol, barrier: Barrier, clock: Clock
+) -> list[_Stream]:
+    if len(watches) == 1:  # on this thread: nothing to switch between
+        return [_stream(watches[0], protocol, barrier, clock)]
+    with ThreadPoolExecutor(len(watches)) as pool:
+        running = [pool.submit(_stream, watch, protocol, barrier, clock) for watch in watches]
+    errors = [error for stream in running if (error := stream.exception()) is not None]
+    # A stream that fails breaks the barrier for the others; what it raised is the cause.
+    for error in sorted(errors, key=lambda error: isinstance(error, BrokenBarrierError)):
+        raise error
+    return [stream.result() for stream in running]
+
+
+def _stream(watch: Callable[[], float], protocol: Protocol, barrier: Barrier, clock: Clock) -> _Stream:
+    try:
+        warmup_runs = len(_repeat(watch, protocol.warmup_seconds, protocol.warmup_runs, clock)[0])
+    except BaseException:
+        barrier.abort()  # the other streams must not wait for this one
+        raise
+    barrier.wait()
+    start = clock()
+    ends, seconds = _repeat(watch, protocol.min_seconds, protocol.min_runs, clock)
+    return _Stream(start, ends, seconds, warmup_runs)
+
+
+def _repeat(
+    watch: Callable[[], float], least_seconds: float, least_runs: int, clock: Clock
+) -> tuple[list[float], list[float]]:
+    ends: list[float] = []
+    seconds: list[float] = []
+    deadline = clock() + least_seconds
+    now = deadline - least_seconds
+    while now < deadline or len(seconds) < least_runs:
+        seconds.append(watch())
+        now = clock()
+        ends.append(now)
+    return ends, seconds
+
+
+def _order(built: Sequence[Engine], seed: int, index: int) -> list[Engine]:
+    """Return the engines in the order of this round: the same for the same seed, whatever was finished before."""
+    order = list(built)
+    random.Random(f"{seed}-{index}").shuffle(order)
+    return order
+
+
+def _threads(engine: Engine, threads: int | None) -> int | None:
+    return engine.options.threads if threads is None else threads
+
+
+def _measurement(
+    engine: Engine,
+    feeds: Feeds,
+    protocol: Protocol,
+    rounds: Mapping[int, Round],
+    threads: int | None,
+    environment: Mapping[str, Any],
+) -> Measurement:
+    return Measurement(
+        variant=engine.variant,
+        variant_sha256=engine.variant_sha256,
+        backend=engine.backend,
+        device=engine.device,
+        protocol=protocol,
+        shapes={name: tuple(array.shape) for name, array in feeds.items()},
+        rounds=tuple(rounds[index] for index in sorted(rounds)),
+        environment={
+            **environment,
+            "threads": _threads(engine, threads),
+            "backend_version": engine.backend_version,
+        },
+    )
+
+
+def _check(built: Sequence[Engine], feeds: Feeds, protocol: Protocol) -> None:
+    names = [engine.variant for engine in built]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names:
+        raise DataError("There is no engine to measure. Build at least one first.")
+    if twice:
+        raise DataError(f"Two engines are named {twice[0]!r}; rounds are kept by name. Give each variant its own name.")
+    fixed = {spec.name for engine in built for spec in engine.inputs if not spec.shape or spec.shape[0] is not None}
+    for name, array in feeds.items():
+        if name not in fixed and (array.ndim == 0 or len(array) != protocol.batch):
+            raise DataError(
+                f"Input {name!r} was fed {array.shape}, but the protocol says {protocol.batch} samples a call. Feed "
+                f"exactly that many, or set Protocol(batch=...)."
+            )

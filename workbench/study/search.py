@@ -1,0 +1,321 @@
+"""`optimize`: find the mix of lowered and kept layers that meets a bound, as fast or as accurate as possible.
+
+Layers are ranked by what lowering them costs for the time it saves; the mix is found by halving along that order, judged
+on calibration samples. What was found is then built, measured and checked on the evaluation data like any other recipe,
+and where these say that the bound is missed, the next safer mix is tried. Every evaluation is remembered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from workbench.datasets import Dataset
+from workbench.errors import CalibrationError, RecipeError
+from workbench.judging.statistics import summary
+from workbench.machine.store import Store
+from workbench.recipes import Quantize, Recipe, named
+from workbench.records import BuildOptions, Model, Protocol
+from workbench.study import Study, run
+from workbench.study.progress import Listener
+from workbench.study.stages import Stages
+from workbench.tuning.sensitivity import LayerCost, LayerCosts, kept, layer_costs
+from workbench.tuning.simulation import Rehearsal, lost, lost_unit
+
+DEFAULT_CANDIDATES = ("int8-max", "int8-dynamic")
+# How often the next safer mix of a candidate is built and measured, where the one before missed the bound.
+_MOST_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Bound:
+    """What the result must keep to.
+
+    Attributes:
+        lost: at most this much accuracy lost, in points for shares, else in the metric's own unit; or None.
+        seconds: at most this median latency; or None. One of the two is given.
+    """
+
+    lost: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.lost is None) == (self.seconds is None):
+            raise ValueError(
+                f"Bound has lost={self.lost} and seconds={self.seconds}; give one of them: the other is what is optimized"
+            )
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One step of the path.
+
+    Attributes:
+        recipe: its name.
+        kept: layers that it leaves in floating point.
+        lost: accuracy lost, on the data that `judged_on` names; None where it could not be told.
+        sqnr_db: at the outputs.
+        seconds: median latency; None where it was only rehearsed.
+        judged_on: `calibration` (rehearsed) or `evaluation` (built, checked and measured).
+        meets: whether it keeps to the bound on these data.
+    """
+
+    recipe: str
+    kept: tuple[str, ...]
+    lost: float | None
+    sqnr_db: float | None
+    seconds: float | None
+    judged_on: Literal["calibration", "evaluation"]
+    meets: bool
+
+    @property
+    def measured(self) -> bool:
+        """Whether it was built and measured, not only rehearsed."""
+        return self.judged_on == "evaluation"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the search found.
+
+    Attributes:
+        best: name of the variant in `study` that meets the bound best; the baseline where none else does.
+        path: every mix that was tried, in order.
+        costs: candidate -> its layers, ranked.
+    """
+
+    study: Study
+    best: str
+    reason: str
+    bound: Bound
+    unit: str
+    path: tuple[Tried, ...]
+    costs: dict[str, LayerCosts]
+
+    @property
+    def recipe(self) -> Recipe:
+        """The best recipe, to run elsewhere."""
+        return self.study[self.best].recipe
+
+
+def optimize(
+    model: Model,
+    data: Dataset,
+    *,
+    at_most_lost: float | None = None,
+    at_most_seconds: float | None = None,
+    candidates: Sequence[str | Recipe] = DEFAULT_CANDIDATES,
+    by: Literal["layer", "block"] = "layer",
+    protocol: Protocol | None = None,
+    options: BuildOptions | None = None,
+    store: Store | None = None,
+    name: str | None = None,
+    progress: Listener | Literal["auto"] | None = "auto",
+    cancel: Callable[[], bool] = lambda: False,
+) -> Found:
+    """Find the fastest mix that loses at most so much, or the most accurate one within a latency budget.
+
+    Interrupt it, or kill it: the same call goes on where it stopped.
+
+    Args:
+        at_most_lost: accuracy that may be lost: points (0.5 is half a point of top-1) for shares, else the metric's
+            unit; points of agreement with the FP32 parent where there are no labels.
+        at_most_seconds: median latency that must be kept to, under the protocol.
+        candidates: recipes to mix with FP32; each is mixed by itself.
+        by: `layer`, or `block` for repeated ones.
+
+    Raises:
+        ValueError: not exactly one bound is given.
+        CalibrationError: there are no calibration samples to judge mixes on.
+        RecipeError: no candidates.
+    """
+    chosen = [named(one) for one in candidates]
+    if not chosen:
+        raise RecipeError("The search got no recipe to mix with FP32. Name one, such as candidates=['int8-max'].")
+    how = {
+        "protocol": protocol,
+        "options": options,
+        "store": store or Store(),
+        "name": name,
+        "progress": progress,
+        "cancel": cancel,
+    }
+    return _Search(model, data, Bound(at_most_lost, at_most_seconds), by, how).go(chosen)
+
+
+@dataclass
+class _Ladder:
+    """One candidate and its mixes: rung k keeps the first k layers of the order."""
+
+    recipe: Recipe
+    order: list[LayerCost]
+    rung: int = 0
+    settled: bool = False
+
+    def mix(self, rung: int) -> Recipe:
+        return kept(self.recipe, self.names(rung), f"{self.recipe.name}-keep{rung}" if rung else None)
+
+    def names(self, rung: int) -> tuple[str, ...]:
+        return tuple(row.name for row in self.order[:rung])
+
+    @property
+    def saved(self) -> list[float]:
+        return [row.saved_seconds or 0.0 for row in self.order]
+
+
+class _Search:
+    """One call of `optimize`: what was asked, and the path so far."""
+
+    def __init__(self, model: Model, data: Dataset, bound: Bound, by: Literal["layer", "block"], how: dict[str, Any]):
+        self.model = model
+        self.data = data.bound_to(model)
+        self.bound = bound
+        self.by = by
+        self.how = how
+        self.store: Store = how["store"]
+        self.path: list[Tried] = []
+        self.costs: dict[str, LayerCosts] = {}
+        self.mixes: dict[str, tuple[str, ...]] = {}
+        if self.data.calibration is None:
+            raise CalibrationError(
+                f"Mixes are judged on calibration samples, and the data {data.name!r} have none. Split some off: "
+                f"data.split_off(calibration=200)."
+            )
+
+    def go(self, candidates: list[Recipe]) -> Found:
+        study = self._studied(["fp32", *candidates])
+        ladders = [self._ladder(recipe, study) for recipe in candidates if recipe.name not in study.failures]
+        recipes: list[str | Recipe] = ["fp32", *candidates]
+        for _ in range(_MOST_ROUNDS):
+            for ladder in ladders:
+                self._step_on(ladder)
+            fresh = [ladder.mix(ladder.rung) for ladder in ladders if not ladder.settled]
+            fresh = [mix for mix in fresh if mix.name not in {tried.recipe for tried in self.path if tried.measured}]
+            if not fresh:
+                break
+            recipes += fresh
+            study = self._studied(recipes)
+        best, reason = self._best()
+        return Found(study, best, reason, self.bound, self._unit(study), tuple(self.path), self.costs)
+
+    def _studied(self, recipes: list[str | Recipe]) -> Study:
+        """Run the study, and put what it newly shows on the path."""
+        study = run(self.model, self.data, recipes, backend="onnxruntime-cpu", **self.how)
+        for item in study.record.results:
+            name, record = item.recipe.name, item.accuracy
+            if record is None or item.measurement is None or name in {one.recipe for one in self.path if one.measured}:
+                continue
+            known = [value for value in record.sqnr_db.values() if value is not None]
+            worse, seconds = lost(record), summary(item.measurement).median
+            meets = self._meets(worse, seconds)
+            self.path.append(
+                Tried(name, self.mixes.get(name, ()), worse, min(known, default=None), seconds, "evaluation", meets)
+            )
+        return study
+
+    def _ladder(self, recipe: Recipe, study: Study) -> _Ladder:
+        """Rank the candidate's layers, and find the rung to begin with."""
+        stages = Stages(
+            self.store, self.model, self.data, "onnxruntime-cpu", self.how["options"] or BuildOptions(),
+            study.record.protocol.batch, self.how["cancel"],
+        )  # fmt: skip
+        table = stages.table(recipe)[0] if recipe.needs_calibration else None
+        quantize = recipe.step("quantize")
+        is_auto = isinstance(quantize, Quantize) and quantize.calibrator == "auto" and recipe.needs_calibration
+        calibrators = stages.choice(recipe).calibrators if is_auto else {}
+        costs = layer_costs(
+            self.model, self.data, recipe, by=self.by, batch=study.record.protocol.batch, table=table,
+            calibrators=calibrators, store=self.store, options=self.how["options"], cancel=self.how["cancel"],
+        )  # fmt: skip
+        self.costs[recipe.name] = costs
+        ladder = _Ladder(recipe, sorted(costs.rows, key=_worth_keeping))
+        if self.bound.seconds is not None:
+            ladder.rung = self._affordable(ladder, study)
+        else:
+            split = self.data.calibration
+            assert split is not None
+            rehearsal = Rehearsal(
+                self.model, recipe, split, stages.dialect, table, calibrators,
+                metric=self.data.metric, store=self.store,
+            )  # fmt: skip
+            ladder.rung = self._accurate_enough(ladder, rehearsal)
+        self._name(ladder)
+        return ladder
+
+    def _accurate_enough(self, ladder: _Ladder, rehearsal: Rehearsal) -> int:
+        """Return the lowest rung that keeps to the bound on calibration samples, found by halving."""
+        low, high = 0, len(ladder.order) - 1
+        while low < high:
+            middle = (low + high) // 2
+            effect = rehearsal.effect(ladder.mix(middle))
+            meets = self._meets(effect.lost, None)
+            names = ladder.names(middle)
+            self.path.append(
+                Tried(ladder.mix(middle).name, names, effect.lost, effect.sqnr_db, None, "calibration", meets)
+            )
+            low, high = (low, middle) if meets else (middle + 1, high)
+        free = sum(saved <= 0 for saved in ladder.saved)
+        return max(low, min(free, len(ladder.order) - 1))
+
+    def _affordable(self, ladder: _Ladder, study: Study) -> int:
+        """Return the highest rung that should keep to the latency budget, from profiled layers."""
+        fp32, lowered = (self._seconds(name) for name in ("fp32", ladder.recipe.name))
+        total = sum(ladder.saved)
+        # Profiled layers do not add up to measured latencies, so they are scaled to what was measured.
+        scale = max((fp32 - lowered) / total, 0.0) if total > 0 else 0.0
+        budget = self.bound.seconds or 0.0
+        costs = [lowered + scale * sum(ladder.saved[:rung]) for rung in range(len(ladder.order))]
+        return max((rung for rung, seconds in enumerate(costs) if seconds <= budget), default=0)
+
+    def _step_on(self, ladder: _Ladder) -> None:
+        """Go to a safer rung where the measured mix missed the bound, or stay."""
+        tried = next((one for one in self.path if one.measured and one.recipe == ladder.mix(ladder.rung).name), None)
+        if ladder.settled or tried is None:
+            return
+        if tried.meets:
+            ladder.settled = True
+            return
+        step = max(1, len(ladder.order) // 8)
+        ladder.rung += -step if self.bound.seconds is not None else step
+        ladder.settled = not 0 <= ladder.rung < len(ladder.order)
+        if not ladder.settled:
+            self._name(ladder)
+
+    def _name(self, ladder: _Ladder) -> None:
+        self.mixes[ladder.mix(ladder.rung).name] = ladder.names(ladder.rung)
+
+    def _seconds(self, name: str) -> float:
+        return next(one.seconds or 0.0 for one in self.path if one.measured and one.recipe == name)
+
+    def _meets(self, worse: float | None, seconds: float | None) -> bool:
+        if self.bound.lost is not None:
+            return worse is not None and worse <= self.bound.lost
+        return seconds is not None and self.bound.seconds is not None and seconds <= self.bound.seconds
+
+    def _best(self) -> tuple[str, str]:
+        measured = [one for one in self.path if one.measured]
+        meeting = [one for one in measured if one.meets]
+        if not meeting:
+            fastest = min(measured, key=lambda one: one.seconds or math.inf)
+            return fastest.recipe, "nothing that was tried meets the bound; this is the fastest of all"
+        if self.bound.lost is not None:
+            best = min(meeting, key=lambda one: one.seconds or math.inf)
+            why = f"the fastest of {len(meeting)} mixes that lose at most {self.bound.lost:g} on the evaluation data"
+        else:
+            best = min(meeting, key=lambda one: (one.lost or 0.0, -(math.inf if one.sqnr_db is None else one.sqnr_db)))
+            why = f"the most accurate of {len(meeting)} mixes within {1e3 * (self.bound.seconds or 0):g} ms"
+        return best.recipe, f"{why}; {sum(not one.meets for one in measured)} others were measured and missed the bound"
+
+    def _unit(self, study: Study) -> str:
+        record = study["fp32"].accuracy
+        return "" if record is None else lost_unit(record)
+
+
+def _worth_keeping(row: LayerCost) -> tuple[bool, float]:
+    """Sort key: layers first that save nothing, then those with most noise for the time they save."""
+    saved = row.saved_seconds
+    if saved is None:
+        return True, -row.alone_noise
+    return saved > 0, -row.alone_noise / max(saved, 1e-9)

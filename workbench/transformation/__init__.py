@@ -1,0 +1,1 @@
+"""A recipe made real: its steps applied to a model, after observing the activations that they need."""

@@ -1,0 +1,236 @@
+"""Apply a recipe to a model: ONNX in, ONNX out, one report a step.
+
+The step's type selects its function in one dict. Knows nothing of engines' builders, of measuring or of studies;
+calibration statistics come in as a table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from workbench.calibration.table import CalibrationTable, Provenance
+from workbench.datasets import Split
+from workbench.errors import TransformError
+from workbench.graph import dynamic, fusion, opset, precision, quantization, smooth, sparsity, weights
+from workbench.graph.editing import Context
+from workbench.machine.store import Store
+from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Step, named
+from workbench.records import Model, StepReport, Variant
+from workbench.transformation import observing as calibration
+
+# Steps that change what calibration observes.
+BEFORE_QUANTIZATION = ("sparsify", "smooth_quant")
+# Protobuf refuses files of 2 GB; above this size weights go to a file beside the graph.
+_EXTERNAL_DATA_ABOVE_BYTES = 1_500_000_000
+
+
+def _quantize(proto: onnx.ModelProto, step: Quantize, context: Context) -> StepReport:
+    module = dynamic if step.activations == "dynamic" else quantization
+    return module.apply(proto, step, context)
+
+
+STEPS: dict[str, Callable[[onnx.ModelProto, Any, Context], StepReport]] = {
+    "fuse": fusion.apply,
+    "sparsify": sparsity.apply,
+    "smooth_quant": smooth.apply,
+    "quantize": _quantize,
+    "quantize_weights": weights.apply,
+    "precision": precision.apply,
+}
+
+
+def transform(
+    model: Model,
+    recipe: str | Recipe,
+    *,
+    dialect: str = "ort-cpu",
+    table: CalibrationTable | None = None,
+    calibrators: Mapping[str, str] | None = None,
+    channel_maxima: Mapping[str, np.ndarray] | None = None,
+    store: Store | None = None,
+) -> Variant:
+    """Apply a recipe to a model and keep the new ONNX file in the store.
+
+    Args:
+        recipe: a Recipe, or the name of one.
+        dialect: what the engine that will run it reads: `ort-cpu`, `trt-8.6` or `strong`.
+        table: calibration statistics, from `workbench.calibrate`; needed by recipes with static quantization.
+        calibrators: tensor name -> calibrator, overriding the recipe's (what `auto` chose).
+        channel_maxima: tensor name -> (channels,) largest |x|, needed by SmoothQuant.
+        store: None takes the default store.
+
+    Raises:
+        RecipeError: there is no such recipe, or its steps need something that was not given.
+        TransformError: a step cannot be applied to this model, or the model is quantized already.
+    """
+    recipe = named(recipe)
+    if model.quantized_by is not None and len(recipe.steps) > 1:
+        raise TransformError(
+            f"{model.name} is quantized already (by {model.quantized_by}); the recipe {recipe.name!r} would lower it "
+            f"twice. Run it as it is with the recipe 'fp32', or load the unquantized model."
+        )
+    context = Context(
+        dialect=dialect,
+        modules=model.modules,
+        table=table,
+        calibrators=calibrators or {},
+        channel_maxima=channel_maxima or {},
+    )
+    proto, reports = _prepared(model, recipe, context)
+    for step in recipe.steps:
+        if step.kind != "fuse":
+            reports.append(_applied(proto, step, context))
+    store = store or Store()
+    with store.scratch() as scratch:
+        path = save(proto, scratch / "model")
+        sha256, place = store.add(path.parent)
+    return Variant(
+        recipe=recipe,
+        model_sha256=model.sha256,
+        path=str(place / path.name),
+        sha256=sha256,
+        size_bytes=sum(item.stat().st_size for item in place.iterdir()),
+        opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        inputs=model.inputs,
+        outputs=model.outputs,
+        dialect=dialect,
+        reports=tuple(reports),
+        calibration_sha256=None if table is None or not recipe.needs_calibration else table.sha256,
+        program=model.program,
+    )
+
+
+def observed_graph(
+    model: Model,
+    recipe: str | Recipe = "int8-kl",
+    dialect: str = "ort-cpu",
+    channel_maxima: Mapping[str, np.ndarray] | None = None,
+) -> onnx.ModelProto:
+    """Return the graph whose activations calibration observes: after every step that comes before quantization.
+
+    Folding, pruning and smoothing change which tensors exist and what their ranges are.
+
+    Args:
+        channel_maxima: needed where the recipe smooths; see `channel_maxima`.
+    """
+    recipe = named(recipe)
+    context = Context(dialect=dialect, modules=model.modules, channel_maxima=channel_maxima or {})
+    proto, _ = _prepared(model, recipe, context)
+    for step in recipe.steps:
+        if step.kind in BEFORE_QUANTIZATION:
+            _applied(proto, step, context)
+    return proto
+
+
+def calibrate(
+    model: Model,
+    split: Split,
+    recipe: str | Recipe = "int8-kl",
+    *,
+    dialect: str = "ort-cpu",
+    channel_maxima: Mapping[str, np.ndarray] | None = None,
+    data_name: str = "",
+    cancel: Callable[[], bool] = lambda: False,
+) -> CalibrationTable:
+    """Collect the activation statistics of a model in one streaming pass, on ONNX Runtime's CPU engine.
+
+    Args:
+        split: calibration samples, under the model's input names (see `Dataset.bound_to`).
+        recipe: only what it does before quantization matters.
+        channel_maxima: needed where the recipe smooths; see `channel_maxima`.
+        data_name: kept in the table for people.
+        cancel: asked now and then; True stops with Cancelled.
+
+    Raises:
+        CalibrationError: no samples, or activations that are not finite.
+    """
+    return calibration.calibrate_proto(
+        observed_graph(model, recipe, dialect, channel_maxima),
+        split.inputs,
+        Provenance(model.sha256, split.sha256, data_name),
+        calibration.Observation(cancel=cancel),
+    )
+
+
+def channel_maxima(
+    model: Model,
+    split: Split,
+    recipe: str | Recipe,
+    *,
+    dialect: str = "ort-cpu",
+    cancel: Callable[[], bool] = lambda: False,
+) -> dict[str, np.ndarray]:
+    """Observe the largest |x| of each channel of the activations that a recipe's SmoothQuant step needs.
+
+    Args:
+        split: calibration samples, under the model's input names.
+
+    Returns:
+        Tensor name -> (channels,) float32; empty where the recipe does not smooth.
+
+    Raises:
+        CalibrationError: no samples, or activations that are not finite.
+    """
+    recipe = named(recipe)
+    step = recipe.step("smooth_quant")
+    if not isinstance(step, SmoothQuant):
+        return {}
+    before = tuple(item for item in recipe.steps if item.kind in ("fuse", "sparsify"))
+    proto = observed_graph(model, Recipe(recipe.name, before), dialect)
+    tensors = smooth.smoothed_tensors(proto, step, Context(dialect=dialect, modules=model.modules))
+    return calibration.channel_maxima(proto, tensors, split.inputs, calibration.Observation(cancel=cancel))
+
+
+def load_proto(path: str | Path) -> onnx.ModelProto:
+    """Read an ONNX file with its external data."""
+    return onnx.load(str(path), load_external_data=True)
+
+
+def save(proto: onnx.ModelProto, folder: Path) -> Path:
+    """Write `folder/model.onnx`, with weights beside it where they would exceed protobuf's limit."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    if proto.ByteSize() > _EXTERNAL_DATA_ABOVE_BYTES:
+        onnx.save(proto, str(path), save_as_external_data=True, location="model.onnx.data")
+    else:
+        onnx.save(proto, str(path))
+    return path
+
+
+def _prepared(model: Model, recipe: Recipe, context: Context) -> tuple[onnx.ModelProto, list[StepReport]]:
+    proto = load_proto(model.path)
+    if model.quantized_by is not None:
+        return proto, []
+    report = _applied(proto, recipe.step("fuse") or Fuse("all"), context)
+    note = opset.fit(proto, context.dialect, recipe)
+    return proto, [replace(report, notes=(*report.notes, *note))]
+
+
+def _applied(proto: onnx.ModelProto, step: Step, context: Context) -> StepReport:
+    started = time.perf_counter()
+    unmatched = _unmatched(proto, step, context)
+    report = STEPS[step.kind](proto, step, context)
+    return replace(report, seconds=time.perf_counter() - started, notes=(*report.notes, *unmatched))
+
+
+def _unmatched(proto: onnx.ModelProto, step: Step, context: Context) -> tuple[str, ...]:
+    """Say which patterns of `exclude` name nothing: a misspelt one would otherwise go unseen."""
+    labels = {node.name for node in proto.graph.node} | {*context.modules, *context.modules.values()}
+    unmatched = [item for item in getattr(step, "exclude", ()) if not any(re.search(item, label) for label in labels)]
+    notes = []
+    for pattern in unmatched:
+        close = ", ".join(difflib.get_close_matches(pattern, sorted(labels), n=3, cutoff=0.4)) or "none is similar"
+        notes.append(
+            f"The pattern {pattern!r} in exclude matches no node name and no module path, so it left nothing out. "
+            f"Similar names: {close}."
+        )
+    return tuple(notes)

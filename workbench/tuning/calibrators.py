@@ -1,0 +1,399 @@
+"""Choose a calibrator for each tensor by what it costs at the outputs, and set calibrators side by side.
+
+`choose` is what `auto` means. Its thresholds come from one table over a part of the calibration data, its verdicts from
+the outputs on the rest; evaluation data take no part. Knows nothing of engines' builders and of latency.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from workbench.calibration.histogram import Histogram
+from workbench.calibration.table import CalibrationTable, Provenance
+from workbench.calibration.thresholds import METHODS, ThresholdRecord, sqnr_db, threshold_records
+from workbench.datasets import Dataset, Split
+from workbench.errors import CalibrationError, Cancelled, RecipeError
+from workbench.graph.dialects import dialect as dialect_named
+from workbench.graph.editing import Context, Graph
+from workbench.graph.placement import place
+from workbench.graph.quantization import Scale, activation_format, encode
+from workbench.recipes import Quantize, Recipe, Step, named
+from workbench.records import Model
+from workbench.transformation.intermediate_outputs import Observation
+from workbench.transformation.observing import calibrate_proto
+from workbench.transformation.steps import calibrate
+from workbench.transformation.steps import channel_maxima as find_channel_maxima
+from workbench.tuning.simulation import Rehearsal
+
+if TYPE_CHECKING:
+    import pandas
+
+# With fewer calibration samples than this, thresholds are found from and judged on the same ones.
+_FEWEST = 16
+_MOST_JUDGED = 256
+# Of each half of them: language models' logits fill it with a few texts.
+_JUDGED_BYTES = 16 << 20
+# Lowered graphs that `choose` may judge: seconds for the shipped models.
+MOST_TRIALS = 20
+# Outputs' errors are uneven: of a small vision transformer 1 % of the samples had 42 % of the noise. So a change counts
+# only where it lowers the mean noise by 2 %, and lowers it in each of four parts of the samples, and for most samples.
+_SMALLEST_GAIN, _PARTS = 0.02, 4
+
+
+Names = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `auto` found.
+
+    Attributes:
+        calibrators: tensor -> calibrator, for every tensor whose threshold was free to choose.
+        reasons: tensor -> why, in a sentence.
+        single_db: calibrator -> SQNR at the outputs with that calibrator throughout, on the judged samples.
+        best_single: the one that all tensors started from.
+        auto_db: SQNR with the choice.
+        judged: how many calibration samples the outputs were compared on, each with thresholds that it had no part in.
+        trials: how many lowered graphs were run.
+    """
+
+    calibrators: dict[str, str]
+    reasons: dict[str, str]
+    single_db: dict[str, float]
+    best_single: str
+    auto_db: float
+    judged: int
+    trials: int
+    seconds: float
+
+    @property
+    def note(self) -> str:
+        """What a reader of the report must know, in a sentence."""
+        others = sum(name != self.best_single for name in self.calibrators.values())
+        singles = ", ".join(f"{name} {value:.1f}" for name, value in self.single_db.items())
+        return (
+            f"auto took {self.best_single!r}, and another calibrator for {others} of {len(self.calibrators)} tensors: "
+            f"{self.auto_db:.1f} dB at the outputs on {self.judged} calibration samples, each held back from the "
+            f"thresholds it was judged with (single calibrators: {singles})."
+        )
+
+
+def choose(
+    model: Model,
+    split: Split,
+    recipe: Recipe,
+    *,
+    dialect: str = "ort-cpu",
+    channel_maxima: Mapping[str, np.ndarray] | None = None,
+    most_trials: int = MOST_TRIALS,
+    cancel: Callable[[], bool] = lambda: False,
+) -> Choice:
+    """Find the calibrator of each tensor with which the outputs lose least.
+
+    All tensors start from the best single calibrator. Then groups of tensors try another one, the most promising
+    group first: a group that gains keeps it, one that loses is halved, until the trials are used up. The choice holds
+    for this dialect only.
+
+    Args:
+        split: calibration samples, under the model's input names.
+        recipe: with a static Quantize step.
+
+    Raises:
+        RecipeError: the recipe has no such step.
+        CalibrationError: activations are not finite, or there are too few samples for the model's batch.
+    """
+    started = time.perf_counter()
+    if not _is_static(recipe):
+        raise RecipeError(f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to choose.")
+    maxima = channel_maxima or {}
+    folds = [
+        _Fold(_rehearsal(model, recipe, judged, dialect, maxima), fitted, cancel) for fitted, judged in crossed(split)
+    ]
+    trials = _Trials(folds, cancel)
+    single = {name: trials.noise(dict.fromkeys(trials.free, name)) for name in METHODS}
+    best = "max"
+    for name in sorted(METHODS, key=lambda name: float(single[name].mean())):
+        # Where clipping gains nothing for sure, nothing is clipped.
+        best = name if _better(single[name], single[best]) else best
+    found, reasons, noise = trials.improved(best, single, most_trials)
+    return Choice(
+        calibrators={name: method for names, method in found.items() for name in names},
+        reasons={name: reasons[names] for names in found for name in names},
+        single_db={name: _db(one) for name, one in single.items()},
+        best_single=best,
+        auto_db=_db(noise),
+        judged=len(noise),
+        trials=trials.made,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class CalibratorRow:
+    """One calibrator, throughout.
+
+    Attributes:
+        tensors: threshold, clipped share and expected SQNR of every calibrated tensor.
+        sqnr_db, lost: at the outputs, on the evaluation samples.
+    """
+
+    calibrator: str
+    tensors: tuple[ThresholdRecord, ...]
+    sqnr_db: float
+    lost: float | None
+
+
+@dataclass(frozen=True)
+class SideBySide:
+    """Calibrators beside each other, and the table that all thresholds came from.
+
+    Attributes:
+        unit: what `lost` counts.
+        samples: evaluation samples that were compared.
+    """
+
+    rows: tuple[CalibratorRow, ...]
+    statistics: CalibrationTable
+    unit: str
+    samples: int
+
+    def table(self) -> pandas.DataFrame:
+        """Return one row a calibrator, the best at the outputs first.
+
+        How much it clips, and what that costs on the tensors, at the outputs and in the task.
+        """
+        import pandas
+
+        rows = []
+        for one in self.rows:
+            decibels = [record.sqnr_db for record in one.tensors]
+            rows.append(
+                {
+                    "calibrator": one.calibrator,
+                    "tensors clipped": sum(record.clipped_share > 0 for record in one.tensors),
+                    "largest share clipped %": 100 * max(record.clipped_share for record in one.tensors),
+                    "median tensor, dB": float(pandas.Series(decibels).median()),
+                    "worst tensor, dB": min(decibels),
+                    "outputs, dB": one.sqnr_db,
+                    f"lost, {self.unit}": one.lost,
+                }
+            )
+        return pandas.DataFrame(rows).sort_values("outputs, dB", ascending=False, ignore_index=True)
+
+
+def side_by_side(
+    model: Model,
+    data: Dataset,
+    calibrators: Sequence[str] = tuple(METHODS),
+    recipe: str | Recipe = "int8-max",
+    *,
+    dialect: str = "ort-cpu",
+) -> SideBySide:
+    """Compare calibrators on one calibration pass: thresholds, what they clip, and what that costs at the outputs.
+
+    A look, not a choice: the outputs are those of the evaluation samples, so do not pick by them and report the same
+    numbers. `auto` picks on calibration samples.
+
+    Args:
+        recipe: with a static Quantize step, whose calibrator is replaced.
+
+    Raises:
+        CalibrationError: there are no calibration samples.
+        RecipeError: the recipe has no static Quantize step, or a calibrator is unknown.
+    """
+    recipe, data = named(recipe), data.bound_to(model)
+    if not _is_static(recipe):
+        raise RecipeError(
+            f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to compare."
+        )
+    if data.calibration is None:
+        raise CalibrationError(f"The data {data.name!r} have no calibration samples. Split some off with split_off().")
+    maxima = find_channel_maxima(model, data.calibration, recipe, dialect=dialect)
+    table = calibrate(model, data.calibration, recipe, dialect=dialect, channel_maxima=maxima, data_name=data.name)
+    rehearsal = Rehearsal(model, recipe, data.evaluation, dialect, table, channel_maxima=maxima, metric=data.metric)
+    rows, unit = [], ""
+    step = recipe.step("quantize")
+    clipped = isinstance(step, Quantize) and step.clip_inputs
+    inputs = set() if clipped else {spec.name for spec in model.inputs}
+    for name in calibrators:
+        effect = rehearsal.effect(Recipe(recipe.name, tuple(_calibrated(step, name) for step in recipe.steps)))
+        records = (threshold_records({key: table[key]}, [_word(key, name, inputs)])[0] for key in table)
+        rows.append(CalibratorRow(name, tuple(records), effect.sqnr_db, effect.lost))
+        unit = effect.unit
+    return SideBySide(tuple(rows), table, unit, len(rehearsal.judged))
+
+
+def crossed(split: Split) -> list[tuple[Split, Split]]:
+    """Return pairs of samples to find thresholds from and samples to judge them on: two halves, in both directions.
+
+    Few samples serve both ends at once.
+    """
+    if len(split) < _FEWEST:
+        return [(split, split)]
+    halves = [split.take(range(start, len(split), 2)) for start in (0, 1)]
+    judged = [half.take(range(min(len(half), _MOST_JUDGED // 2))) for half in halves]
+    return [(halves[0], judged[1]), (halves[1], judged[0])]
+
+
+def _rehearsal(
+    model: Model, recipe: Recipe, judged: Split, dialect: str, maxima: Mapping[str, np.ndarray]
+) -> Rehearsal:
+    # One thread each: the two halves run side by side.
+    return Rehearsal(model, recipe, judged, dialect, channel_maxima=maxima, threads=1, largest_held_bytes=_JUDGED_BYTES)
+
+
+class _Fold:
+    """Every tensor's candidate ranges, from some samples, and the outputs they give on others."""
+
+    def __init__(self, rehearsal: Rehearsal, fitted: Split, cancel: Callable[[], bool]) -> None:
+        self.rehearsal = rehearsal
+        self.step = next(step for step in rehearsal.base.steps if isinstance(step, Quantize))
+        self.plain = Recipe(rehearsal.base.name, tuple(_calibrated(item, "max") for item in rehearsal.base.steps))
+        provenance = Provenance(rehearsal.model.sha256, fitted.sha256, "")
+        table = calibrate_proto(rehearsal.graph, fitted.inputs, provenance, Observation(cancel=cancel))
+        to = activation_format(self.step, dialect_named(rehearsal.dialect))
+        self.joined = {names: _joined(table, names) for names in _ranges(rehearsal, self.step, table)}
+        self.scales: dict[Names, dict[str, Scale]] = {
+            names: {method: encode(histogram, method, to) for method in METHODS}
+            for names, histogram in self.joined.items()
+        }
+
+    def noise(self, methods: Mapping[Names, str]) -> NDArray[np.float64]:
+        return self.rehearsal.noise(self.rehearsal.lowered(self.plain, self._table(methods))[0])
+
+    def _table(self, methods: Mapping[Names, str]) -> CalibrationTable:
+        """Return a table from which `max` takes just these thresholds: two values stand for each range."""
+        ends: dict[str, np.ndarray] = {}
+        for names, method in methods.items():
+            limit, seen = self.scales[names][method].threshold, self.joined[names]
+            ends.update(dict.fromkeys(names, np.array([max(seen.minimum, -limit), min(seen.maximum, limit)])))
+        table = CalibrationTable(ends, Provenance("", "", ""))
+        table.update(ends, 1)
+        return table
+
+
+class _Trials:
+    """Judges assignments of calibrators to tensors, on all folds."""
+
+    def __init__(self, folds: list[_Fold], cancel: Callable[[], bool]) -> None:
+        self.folds = folds
+        self.cancel = cancel
+        self.made = 0
+        first = folds[0]
+        inputs = {value.name for value in first.rehearsal.graph.graph.input}
+        known = [names for names in first.scales if all(names in fold.scales for fold in folds)]
+        kept = [] if first.step.clip_inputs else [names for names in known if inputs & set(names)]
+        self.kept = dict.fromkeys(kept, "max")
+        self.free = [names for names in known if names not in self.kept]
+
+    def noise(self, methods: Mapping[Names, str]) -> NDArray[np.float64]:
+        if self.cancel():
+            raise Cancelled("Stopped as asked while calibrators were compared. Run again to start this choice anew.")
+        self.made += 1
+        with ThreadPoolExecutor(len(self.folds), "rehearse") as pool:
+            return np.concatenate(list(pool.map(lambda fold: fold.noise({**self.kept, **methods}), self.folds)))
+
+    def improved(
+        self, best: str, single: Mapping[str, NDArray[np.float64]], most_trials: int
+    ) -> tuple[dict[Names, str], dict[Names, str], NDArray[np.float64]]:
+        """Change groups of tensors from the best single calibrator to others while that helps."""
+        found, noise = dict.fromkeys(self.free, best), single[best]
+        reasons = {names: self._reason(names, best) for names in self.free}
+        waiting: list[tuple[float, int, str, list[Names]]] = []
+        order = itertools.count()
+
+        def wait(method: str, group: list[Names], cost: float) -> None:
+            for half in _halves(group):
+                heapq.heappush(waiting, (cost, next(order), method, half))
+
+        for method, result in single.items():
+            # Throughout it lost; in half of the tensors it may gain. Near misses come first.
+            wait(method, [names for names in self.free if self._differs(names, method, best)], float(result.mean()))
+        while waiting and self.made < most_trials:
+            _, _, method, group = heapq.heappop(waiting)
+            group = [names for names in group if self._differs(names, method, found[names])]
+            if not group:
+                continue
+            changed = self.noise({**found, **dict.fromkeys(group, method)})
+            if _better(changed, noise):
+                gain = _db(changed) - _db(noise)
+                reasons.update({names: self._gained(names, method, found[names], gain, len(group)) for names in group})
+                found.update(dict.fromkeys(group, method))
+                noise = changed
+            elif len(group) > 1:
+                wait(method, group, float(changed.mean()))
+        return found, reasons, noise
+
+    def _reason(self, names: Names, method: str) -> str:
+        if not any(self._differs(names, other, method) for other in METHODS):
+            return "all calibrators give the same range"
+        return f"the best single calibrator at the outputs, and nothing tried was surely better; {self._local(names)}"
+
+    def _gained(self, names: Names, method: str, before: str, gain: float, group: int) -> str:
+        others = f" together with {group - 1} other{'s' if group > 2 else ''}" if group > 1 else ""
+        return f"{method!r} gives {gain:+.2f} dB at the outputs over {before!r}{others}; {self._local(names)}"
+
+    def _local(self, names: Names) -> str:
+        fold = self.folds[0]
+        best = max(METHODS, key=lambda name: sqnr_db(fold.joined[names], fold.scales[names][name].threshold))
+        return f"on the tensor itself {best!r} would lose least"
+
+    def _differs(self, names: Names, method: str, other: str) -> bool:
+        pairs = [(fold.scales[names][method], fold.scales[names][other]) for fold in self.folds]
+        return any((one.scale, one.zero_point) != (two.scale, two.zero_point) for one, two in pairs)
+
+
+def _calibrated(step: Step, calibrator: str) -> Step:
+    return replace(step, calibrator=calibrator) if isinstance(step, Quantize) else step
+
+
+def _word(tensor: str, calibrator: str, inputs: set[str]) -> str:
+    """Graph inputs keep their full range."""
+    return "max" if tensor in inputs else calibrator
+
+
+def _is_static(recipe: Recipe) -> bool:
+    step = recipe.step("quantize")
+    return isinstance(step, Quantize) and step.activations == "static"
+
+
+def _ranges(rehearsal: Rehearsal, step: Quantize, table: CalibrationTable) -> list[Names]:
+    """Return the tensors that get a range, tied ones together."""
+    graph = Graph(rehearsal.graph)
+    context = Context(rehearsal.dialect, rehearsal.model.modules)
+    placement = place(graph, step, context, dialect_named(rehearsal.dialect))
+    ranges = dict.fromkeys(placement.ranges.get(name, (name,)) for name in placement.readers)
+    return [names for names in ranges if all(table[name].finite for name in names)]
+
+
+def _joined(table: CalibrationTable, names: Names) -> Histogram:
+    joined = Histogram()
+    for name in names:
+        joined.merge(table[name])
+    return joined
+
+
+def _halves(group: list[Names]) -> list[list[Names]]:
+    middle = (len(group) + 1) // 2
+    return [half for half in (group[:middle], group[middle:]) if half]
+
+
+def _better(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
+    parts = [slice(start, None, _PARTS) for start in range(min(_PARTS, len(ours)))]
+    everywhere = all(ours[part].mean() < theirs[part].mean() for part in parts)
+    return everywhere and ours.mean() < (1 - _SMALLEST_GAIN) * theirs.mean() and float(np.mean(ours < theirs)) > 0.5
+
+
+def _db(noise: NDArray[np.float64]) -> float:
+    mean = float(noise.mean())
+    return math.inf if mean == 0 else -math.inf if not math.isfinite(mean) else -10 * math.log10(mean)

@@ -1,0 +1,139 @@
+"""Where the time and the error are, layer by layer, in names of the model's own modules.
+
+Times come from ONNX Runtime's profiler in a child process and are joined with the nodes and the PyTorch modules that each
+executed layer stands for. Errors are those of the tensors behind each layer. Judges nothing, formats nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from workbench import codec
+from workbench.datasets import Split
+from workbench.engines.base import Feeds
+from workbench.engines.onnxruntime_profiling import profile
+from workbench.errors import EngineError
+from workbench.graph.fused_layers import fusion_map
+from workbench.machine import child
+from workbench.records import Engine
+from workbench.transformation.intermediate_outputs import Observation, batches
+
+_JOB = "workbench.tuning.layers:profile_job"
+
+
+@dataclass(frozen=True)
+class LayerTime:
+    """One executed layer.
+
+    Attributes:
+        name, operator: as the engine calls them.
+        seconds: median a call, while being profiled.
+        nodes: nodes of the variant's file that it stands for; empty where the engine added it.
+        modules: the PyTorch modules of these nodes, each once.
+    """
+
+    name: str
+    operator: str
+    seconds: float
+    nodes: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+
+def layer_times(
+    engine: Engine,
+    feeds: Feeds,
+    modules: Mapping[str, str] | None = None,
+    *,
+    runs: int = 30,
+    cancel: Callable[[], bool] = lambda: False,
+) -> tuple[LayerTime, ...]:
+    """Return the time of every executed layer, in the order of execution.
+
+    Args:
+        feeds: input name -> one batch.
+        modules: ONNX node name -> module path, `Model.modules`.
+        runs: profiled calls.
+
+    Raises:
+        EngineError: another backend than ONNX Runtime's CPU, or the engine refuses the feeds.
+        ChildKilled, Cancelled: as every child process.
+    """
+    if engine.backend != "onnxruntime-cpu":
+        raise EngineError(
+            f"Times per layer come from ONNX Runtime's CPU profiler, and {engine.variant!r} was built for {engine.backend}. "
+            f"Build it for onnxruntime-cpu; TensorRT's own layer times are in the engine's folder."
+        )
+    job = {"engine": codec.to_plain(engine), "runs": runs}
+    answer = child.call(_JOB, job, feeds, cancel=cancel).plain
+    found = []
+    for name, operator, seconds, nodes in answer["layers"]:
+        paths = dict.fromkeys(path for path in ((modules or {}).get(node) for node in nodes) if path)
+        found.append(LayerTime(name, operator, seconds, tuple(nodes), tuple(paths)))
+    return tuple(found)
+
+
+def profile_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Be the child of `layer_times`."""
+    engine = codec.from_plain(Engine, job["engine"])
+    path = Path(engine.path)
+    times, executed = profile(path, engine.fusion, engine.options.threads, arrays, job["runs"])
+    mapped = fusion_map(onnx.load(str(path), load_external_data=False), executed)
+    sources = {layer.name: layer.sources for layer in mapped.layers}
+    return {"layers": [[one.name, one.operator, one.seconds, list(sources.get(one.name, ()))] for one in times]}, {}
+
+
+def time_of(times: Sequence[LayerTime], groups: Mapping[str, Sequence[str]]) -> tuple[dict[str, float], float]:
+    """Sum layers' seconds over groups of nodes.
+
+    A layer that stands for nodes of several groups is shared equally; what stands for no node of a group (added casts
+    and reorders, layers between) is the second value.
+
+    Args:
+        groups: name -> node names.
+    """
+    owner = {node: name for name, nodes in groups.items() for node in nodes}
+    sums = dict.fromkeys(groups, 0.0)
+    rest = 0.0
+    for layer in times:
+        # A node that was replaced lives on in nodes called after it, such as `MatMul_MatMulInteger`.
+        known = (node if node in owner else node.rpartition("_")[0] for node in layer.nodes)
+        names = list(dict.fromkeys(owner[node] for node in known if node in owner))
+        for name in names:
+            sums[name] += layer.seconds / len(names)
+        rest += 0.0 if names else layer.seconds
+    return sums, rest
+
+
+def tensor_errors(
+    parent: onnx.ModelProto, lowered: onnx.ModelProto, tensors: Sequence[str], split: Split, samples: int = 64
+) -> tuple[tuple[str, float | None], ...]:
+    """Return the SQNR in dB of tensors in a lowered graph against its FP32 parent, for a waterfall; None without error.
+
+    Args:
+        tensors: activations that both graphs have, in the order of execution (see `shared_tensors`).
+        samples: from the front of the split.
+    """
+    how = Observation(samples=samples)
+    first, second = (batches(graph, tensors, split.inputs, how) for graph in (parent, lowered))
+    sums = {name: [0.0, 0.0] for name in tensors}
+    for theirs, ours in zip(first, second, strict=True):
+        for name in theirs.arrays.keys() & ours.arrays.keys():
+            x, y = (one.arrays[name].astype(np.float64).ravel() for one in (theirs, ours))
+            sums[name][0] += float(x @ x)
+            sums[name][1] += float((x - y) @ (x - y))
+    return tuple(
+        (name, None if noise == 0 or signal == 0 else float(10 * np.log10(signal / noise)))
+        for name, (signal, noise) in sums.items()
+    )
+
+
+def shared_tensors(parent: onnx.ModelProto, lowered: onnx.ModelProto, nodes: Sequence[str]) -> dict[str, str]:
+    """Return node name -> its first output, for those nodes whose output both graphs have, in the parent's order."""
+    wanted, there = set(nodes), {name for node in lowered.graph.node for name in node.output}
+    return {node.name: node.output[0] for node in parent.graph.node if node.name in wanted and node.output[0] in there}

@@ -1,0 +1,307 @@
+"""What each layer costs when it is lowered, and what lowering it saves: one row a layer, in PyTorch module paths.
+
+Layers are lowered in groups, and only groups that matter are halved: a model of 200 layers needs tens of evaluations. The
+answers are judged on calibration samples, so that evaluation data stay clean for what is made of the rows.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from workbench.calibration.table import CalibrationTable
+from workbench.datasets import Dataset
+from workbench.engines import jobs
+from workbench.errors import CalibrationError, Cancelled, RecipeError
+from workbench.machine.store import Store
+from workbench.recipes import Fuse, Recipe, named
+from workbench.records import BuildOptions, Model
+from workbench.transformation.steps import calibrate, channel_maxima, transform
+from workbench.tuning.layers import layer_times, time_of
+from workbench.tuning.simulation import Effect, Rehearsal
+
+if TYPE_CHECKING:
+    import pandas
+
+MOST_EVALUATIONS = 64
+# A group of layers that makes less than this share of all noise is not looked into.
+_NEGLIGIBLE = 0.02
+_BLOCK = re.compile(r"^(.*?\.?\d+)(?:\.|$)")
+Evaluate = Callable[[Sequence[str]], Effect]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer, or one repeated block.
+
+    Attributes:
+        name: PyTorch module path; the ONNX node's name where there is none.
+        nodes: the nodes that are lowered in it.
+        group: how many layers were lowered together for the numbers below; 1 where it was measured by itself.
+        alone_db: SQNR at the outputs when only it (its group) is lowered; +inf where nothing changes.
+        alone_noise: what alone_db says as noise over signal, divided by `group`: what rows are ranked by.
+        alone_lost: accuracy lost then, of the whole group, in the unit of `LayerCosts.unit`.
+        kept_db, kept_lost: the same when everything but it (its group) is lowered; None where that was not tried.
+        seconds, lowered_seconds: profiled time a call in FP32 and lowered; None where it was not profiled.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    group: int
+    alone_db: float
+    alone_noise: float
+    alone_lost: float | None = None
+    kept_db: float | None = None
+    kept_lost: float | None = None
+    seconds: float | None = None
+    lowered_seconds: float | None = None
+
+    @property
+    def saved_seconds(self) -> float | None:
+        """What lowering it saves a call; negative where it costs time."""
+        if self.seconds is None or self.lowered_seconds is None:
+            return None
+        return self.seconds - self.lowered_seconds
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """All layers that a recipe lowers, the noisiest first.
+
+    Attributes:
+        whole_db, whole_lost: with all of them lowered.
+        unit: what `lost` counts, such as `points of top-1`.
+        samples: calibration samples that answers were judged on.
+        evaluations: lowered graphs that were run.
+    """
+
+    recipe: Recipe
+    rows: tuple[LayerCost, ...]
+    whole_db: float
+    whole_lost: float | None
+    unit: str
+    samples: int
+    evaluations: int
+
+    def keeping(self, names: Sequence[str], name: str | None = None) -> Recipe:
+        """Return the recipe with these layers kept as they were.
+
+        Args:
+            names: of rows.
+            name: of the new recipe; None counts the layers.
+
+        Raises:
+            RecipeError: there is no such row.
+        """
+        unknown = [one for one in names if one not in {row.name for row in self.rows}]
+        if unknown:
+            raise RecipeError(f"No layer is called {unknown[0]!r}. The rows' names are module paths; see `.rows`.")
+        return kept(self.recipe, names, name)
+
+    def table(self) -> pandas.DataFrame:
+        """Return milliseconds saved and accuracy lost, one row a layer, the noisiest first.
+
+        Numbers stay numbers, so that it can be sorted by any column.
+        """
+        import pandas
+
+        total = sum(item.alone_noise for item in self.rows) or 1.0
+        return pandas.DataFrame(
+            [
+                {
+                    "layer": item.name,
+                    "nodes": len(item.nodes),
+                    "measured together": item.group,
+                    "share of noise %": 100 * item.alone_noise / total,
+                    "alone, dB": item.alone_db,
+                    f"lost alone, {self.unit}": item.alone_lost,
+                    "all but it, dB": item.kept_db,
+                    f"lost by all but it, {self.unit}": item.kept_lost,
+                    "FP32 ms": _ms(item.seconds),
+                    "lowered ms": _ms(item.lowered_seconds),
+                    "saved ms": _ms(item.saved_seconds),
+                }
+                for item in self.rows
+            ]
+        )
+
+
+def layer_costs(
+    model: Model,
+    data: Dataset,
+    recipe: str | Recipe = "int8-max",
+    *,
+    by: Literal["layer", "block"] = "layer",
+    dialect: str = "ort-cpu",
+    times: bool = True,
+    batch: int = 8,
+    table: CalibrationTable | None = None,
+    calibrators: Mapping[str, str] | None = None,
+    store: Store | None = None,
+    options: BuildOptions | None = None,
+    most_evaluations: int = MOST_EVALUATIONS,
+    cancel: Callable[[], bool] = lambda: False,
+) -> LayerCosts:
+    """Measure what lowering each layer costs, and what it saves.
+
+    Args:
+        data: its calibration samples find thresholds and judge answers; evaluation samples are not touched.
+        recipe: with a step that lowers (Quantize, QuantizeWeights, Precision).
+        by: `layer`, or `block` for repeated ones such as `layers.3`.
+        times: profile both engines with ONNX Runtime, in child processes.
+        batch: samples a call while profiling.
+        table: calibration statistics; None collects them where the recipe needs them.
+        calibrators: tensor -> calibrator, for `auto` (see `workbench.tuning.calibrators.choose`).
+        store: remembers every evaluation; None takes the default store.
+
+    Raises:
+        RecipeError: the recipe lowers nothing by name.
+        CalibrationError: there are no calibration samples.
+    """
+    recipe, store, data = named(recipe), store or Store(), data.bound_to(model)
+    split = data.calibration
+    if split is None:
+        raise CalibrationError(
+            f"Layers are judged on calibration samples, and the data {data.name!r} have none. Split some off: "
+            f"data.split_off(calibration=200)."
+        )
+    maxima = channel_maxima(model, split, recipe, dialect=dialect, cancel=cancel)
+    if table is None and recipe.needs_calibration:
+        table = calibrate(model, split, recipe, dialect=dialect, channel_maxima=maxima, cancel=cancel)
+    rehearsal = Rehearsal(model, recipe, split, dialect, table, calibrators or {}, maxima, data.metric, store)
+    groups = lowered_layers(rehearsal, recipe, by)
+
+    def evaluate(names: Sequence[str]) -> Effect:
+        if cancel():
+            raise Cancelled("Stopped as asked. What was evaluated is kept; run again to go on from there.")
+        chosen = set(names)
+        return rehearsal.effect(kept(recipe, [name for name in groups if name not in chosen]))
+
+    costs = rank(recipe, groups, evaluate, most_evaluations)
+    costs = replace(costs, samples=len(rehearsal.judged))
+    if not times:
+        return costs
+    variants = [
+        transform(model, one, dialect=dialect, table=table, calibrators=calibrators, channel_maxima=maxima, store=store)
+        for one in (Recipe("fp32", (Fuse(_level(recipe)),)), recipe)
+    ]
+    feeds = {name: array[:batch] for name, array in split.inputs.items()}
+    found = []
+    for variant in variants:
+        engine = jobs.build(variant, "onnxruntime-cpu", options, store=store, cancel=cancel)
+        found.append(time_of(layer_times(engine, feeds, cancel=cancel), groups)[0])
+    rows = (replace(row, seconds=found[0][row.name], lowered_seconds=found[1][row.name]) for row in costs.rows)
+    return replace(costs, rows=tuple(rows))
+
+
+def lowered_layers(rehearsal: Rehearsal, recipe: Recipe, by: Literal["layer", "block"]) -> dict[str, tuple[str, ...]]:
+    """Return layer -> the nodes that a recipe lowers in it, in the order of the graph.
+
+    Raises:
+        RecipeError: the recipe lowers no node.
+    """
+    _, reports = rehearsal.lowered(recipe)
+    changed = {name for report in reports for name in report.changed}
+    groups: dict[str, list[str]] = {}
+    for node in rehearsal.graph.graph.node:
+        if node.name in changed:
+            groups.setdefault(_layer(node.name, rehearsal.model.modules, by), []).append(node.name)
+    if not groups:
+        raise RecipeError(f"The recipe {recipe.name!r} lowers no node of this model, so there is nothing to rank.")
+    return {name: tuple(nodes) for name, nodes in groups.items()}
+
+
+def kept(recipe: Recipe, names: Sequence[str], name: str | None = None) -> Recipe:
+    """Return a recipe that leaves these layers (module paths, blocks, nodes) as they were."""
+    if not names:
+        return replace(recipe, name=name or recipe.name)
+    # A block is kept with all that is in it; `$` alone would leave its inner modules lowered.
+    patterns = [f"^{re.escape(one)}(\\.|$)" if _is_block(one) else f"^{re.escape(one)}$" for one in names]
+    return recipe.excluding(*patterns, name=name or f"{recipe.name}-keep{len(names)}")
+
+
+def rank(
+    recipe: Recipe, groups: Mapping[str, Sequence[str]], evaluate: Evaluate, most_evaluations: int = MOST_EVALUATIONS
+) -> LayerCosts:
+    """Find the layers that make the noise, by halving the groups that make most of it.
+
+    Args:
+        groups: layer -> its nodes, in the order of the graph, so that halves are neighbours.
+        evaluate: layers that are lowered, all others not -> the effect.
+    """
+    names, made = list(groups), 0
+
+    def measured(chosen: Sequence[str]) -> Effect:
+        nonlocal made
+        made += 1
+        return evaluate(chosen)
+
+    whole = measured(names)
+    order = itertools.count()
+    waiting = [(-_noise(whole), next(order), names, whole)]
+    leaves: list[tuple[list[str], Effect]] = []
+    # A quarter of the evaluations is left for "all but this one".
+    while waiting:
+        noise, _, group, effect = heapq.heappop(waiting)
+        small = -noise <= _NEGLIGIBLE * _noise(whole) or made + 2 > most_evaluations * 3 // 4
+        if len(group) == 1 or small:
+            leaves.append((group, effect))
+            continue
+        middle = (len(group) + 1) // 2
+        for half in (group[:middle], group[middle:]):
+            part = measured(half)
+            heapq.heappush(waiting, (-_noise(part), next(order), half, part))
+    leaves.sort(key=lambda leaf: -_noise(leaf[1]) / len(leaf[0]))
+    rows = []
+    for group, effect in leaves:
+        rest = [name for name in names if name not in set(group)]
+        matters = _noise(effect) > _NEGLIGIBLE * _noise(whole)
+        without = measured(rest) if rest and matters and made < most_evaluations else None
+        rows += [_row(name, tuple(groups[name]), len(group), effect, without) for name in group]
+    return LayerCosts(recipe, tuple(rows), whole.sqnr_db, whole.lost, whole.unit, len(whole.noise), made)
+
+
+def _row(name: str, nodes: tuple[str, ...], group: int, effect: Effect, without: Effect | None) -> LayerCost:
+    return LayerCost(
+        name=name,
+        nodes=nodes,
+        group=group,
+        alone_db=effect.sqnr_db,
+        alone_noise=_noise(effect) / group,
+        alone_lost=effect.lost,
+        kept_db=None if without is None else without.sqnr_db,
+        kept_lost=None if without is None else without.lost,
+    )
+
+
+def _noise(effect: Effect) -> float:
+    mean = float(np.mean(effect.noise))
+    return mean if np.isfinite(mean) else float("inf")
+
+
+def _layer(node: str, modules: Mapping[str, str], by: str) -> str:
+    path = modules.get(node)
+    if path is None:
+        return node
+    block = _BLOCK.match(path) if by == "block" else None
+    return path if block is None else block[1]
+
+
+def _is_block(name: str) -> bool:
+    found = _BLOCK.match(name)
+    return found is not None and found[1] == name
+
+
+def _level(recipe: Recipe) -> Literal["off", "basic", "all"]:
+    step = recipe.step("fuse")
+    return step.level if isinstance(step, Fuse) else "all"
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3

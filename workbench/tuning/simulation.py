@@ -1,0 +1,242 @@
+"""Rehearse a recipe in this process: lower the FP32 graph, run it on ONNX Runtime's CPU, compare the outputs.
+
+What calibrators, sensitivity and the search have in common: many lowered graphs judged on the same few samples. Builds
+no engine, measures no time. The samples come from the calibration data: evaluation data are for the final word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from workbench import codec, version
+from workbench.calibration.table import CalibrationTable
+from workbench.datasets import Split
+from workbench.datasets.metrics import Metric, Outputs
+from workbench.engines.onnxruntime import open_file
+from workbench.errors import CalibrationError, StoreError
+from workbench.graph.editing import Context
+from workbench.judging import accuracy
+from workbench.judging.accuracy import Accumulator
+from workbench.machine.store import Store
+from workbench.recipes import Recipe
+from workbench.records import Accuracy, Model, StepReport
+from workbench.transformation.steps import BEFORE_QUANTIZATION, STEPS, observed_graph
+
+# Outputs of the FP32 parent that are held, so that each rehearsal compares with them.
+LARGEST_HELD_BYTES = 96 << 20
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What lowering does to the outputs.
+
+    Attributes:
+        noise: for each sample its squared error over the mean squared output of all samples, averaged over outputs:
+            the mean of these is what 10 ** (-SQNR / 10) is.
+        accuracy: the same, as every other check of answers records it.
+    """
+
+    noise: tuple[float, ...]
+    accuracy: Accuracy
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise at the outputs; +inf where nothing changed, -inf where an output is not finite."""
+        mean = float(np.mean(self.noise))
+        if not np.isfinite(mean):
+            return -np.inf
+        return float(-10 * np.log10(mean)) if mean > 0 else np.inf
+
+    @property
+    def lost(self) -> float | None:
+        """How much worse the answers are, see `lost`."""
+        return lost(self.accuracy)
+
+    @property
+    def unit(self) -> str:
+        """What `lost` counts."""
+        return lost_unit(self.accuracy)
+
+
+def lost(record: Accuracy) -> float | None:
+    """Return how much worse the answers are than the parent's, in `lost_unit`, negative where better.
+
+    None where there are neither scores nor predictions of classes.
+    """
+    if record.scores:
+        ours, theirs = (_shown(values, record.display) for values in (record.scores, record.parent_scores))
+        worse = theirs - ours if record.higher_is_better else ours - theirs
+        return 100 * worse if record.unit == "share" else worse
+    if record.predictions:
+        return 100 * float(1 - np.mean(accuracy.agreeing(record)))
+    return None
+
+
+def lost_unit(record: Accuracy) -> str:
+    """Return in what a loss of accuracy is counted: points of a share, the metric's unit, or points of agreement."""
+    if record.scores:
+        return f"points of {record.metric}" if record.unit == "share" else str(record.metric)
+    return "points of agreement" if record.predictions else "nothing"
+
+
+@dataclass
+class Rehearsal:
+    """One model, one set of samples to judge on, and any number of lowered graphs.
+
+    Attributes:
+        base: the recipe whose steps before quantization (fusion, pruning, smoothing) make the FP32 parent.
+        judged: samples to judge on, labels with them where there is a metric; cut where FP32 outputs would not fit.
+        table: calibration statistics, for recipes with static quantization.
+        calibrators: tensor -> calibrator, what `auto` chose.
+        store: remembers every effect, so that a search goes on where it stopped; None remembers nothing.
+        largest_held_bytes: FP32 outputs held; samples beyond that are not judged on.
+        evaluations: how many graphs were run, those that were remembered not among them.
+    """
+
+    model: Model
+    base: Recipe
+    judged: Split
+    dialect: str = "ort-cpu"
+    table: CalibrationTable | None = None
+    calibrators: Mapping[str, str] = field(default_factory=dict)
+    channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
+    metric: Metric | None = None
+    store: Store | None = None
+    threads: int | None = None
+    largest_held_bytes: int = LARGEST_HELD_BYTES
+    evaluations: int = 0
+
+    def __post_init__(self) -> None:
+        self.graph = observed_graph(self.model, self.base, self.dialect, self.channel_maxima)
+        self._parent, count = _held(self.graph, self.judged, self.threads, self.largest_held_bytes)
+        if count < len(self.judged):
+            self.judged = self.judged.take(range(count))
+        self._power = {name: float(np.mean(np.square(values))) or 1.0 for name, values in self._parent.items()}
+
+    def lowered(
+        self, recipe: Recipe, table: CalibrationTable | None = None
+    ) -> tuple[onnx.ModelProto, list[StepReport]]:
+        """Return the graph after the recipe's lowering steps, and their reports.
+
+        Args:
+            table: instead of the rehearsal's own.
+
+        Raises:
+            TransformError, RecipeError, CalibrationError: a step cannot be applied.
+        """
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self.graph)
+        calibrators = self.calibrators if table is None else {}
+        context = Context(self.dialect, self.model.modules, table or self.table, calibrators, self.channel_maxima)
+        steps = [step for step in recipe.steps if step.kind not in ("fuse", *BEFORE_QUANTIZATION)]
+        return proto, [STEPS[step.kind](proto, step, context) for step in steps]
+
+    def effect(self, recipe: Recipe) -> Effect:
+        """Return what a recipe does to the outputs; remembered in the store.
+
+        Args:
+            recipe: with the same steps before quantization as `base`.
+        """
+        key = self._key(recipe)
+        text = None if self.store is None else self.store.get("effect", key)
+        if text is not None:
+            try:
+                return codec.from_json(Effect, text)
+            except StoreError:
+                pass  # a damaged record: rehearse again
+        found = self.judge(self.lowered(recipe)[0])
+        if self.store is not None:
+            self.store.put("effect", key, codec.to_json(found))
+        return found
+
+    def judge(self, proto: onnx.ModelProto) -> Effect:
+        """Run a lowered graph over the judged samples and compare its outputs with the FP32 parent's."""
+        labels = self.judged.labels
+        metric = self.metric if labels is not None else None
+        accumulator = Accumulator(metric)
+        noise = []
+        for rows, ours, theirs in self._outputs(proto):
+            accumulator.update(ours, theirs, None if labels is None or metric is None else labels[rows])
+            noise.append(self._noise(ours, theirs))
+        return Effect(tuple(float(value) for value in np.concatenate(noise)), accumulator.result())
+
+    def noise(self, proto: onnx.ModelProto) -> NDArray[np.float64]:
+        """Return `Effect.noise` of a lowered graph, (samples,), without the other comparisons."""
+        return np.concatenate([self._noise(ours, theirs) for _, ours, theirs in self._outputs(proto)])
+
+    def _outputs(self, proto: onnx.ModelProto) -> Iterator[tuple[slice, Outputs, Outputs]]:
+        self.evaluations += 1
+        start = 0
+        # Other engines' Q/DQ pairs are run as they stand: what ONNX Runtime would make of them is not what they do there.
+        fusion = "all" if self.dialect == "ort-cpu" else "off"
+        with open_file(proto.SerializeToString(), fusion, self.threads) as runner:
+            for feeds in self.judged.batches(_fixed(self.graph) or _BATCH):
+                ours = {name: values for name, values in runner.infer(feeds).items() if name in self._parent}
+                rows = slice(start, start + len(next(iter(feeds.values()))))
+                start = rows.stop
+                yield rows, ours, {name: values[rows] for name, values in self._parent.items()}
+
+    def _noise(self, ours: Outputs, theirs: Outputs) -> NDArray[np.float64]:
+        each = []
+        for name, values in theirs.items():
+            # Dot products sample by sample: the logits of a language model in float64 would need several times the time.
+            errors = np.subtract(ours[name], values, dtype=np.float32).reshape(len(values), -1)
+            squares = np.array([np.dot(row, row) for row in errors], np.float64)
+            each.append(squares / errors.shape[1] / self._power[name])
+        return np.asarray(np.mean(each, axis=0))
+
+    def _key(self, recipe: Recipe) -> str:
+        table = None if self.table is None else self.table.sha256
+        metric = None if self.metric is None else self.metric.name
+        plain = codec.to_plain(Recipe("rehearsed", recipe.steps))
+        parts = [self.model.sha256, plain, self.dialect, table, dict(self.calibrators), self.judged.sha256, metric]
+        return hashlib.sha256(json.dumps([version.code_sha256(), *parts], sort_keys=True).encode()).hexdigest()
+
+
+def _held(
+    graph: onnx.ModelProto, split: Split, threads: int | None, largest_bytes: int
+) -> tuple[dict[str, np.ndarray], int]:
+    """Return the FP32 outputs of as many samples as fit, and how many these are."""
+    size = _fixed(graph) or min(_BATCH, len(split))
+    if len(split) < size:
+        raise CalibrationError(
+            f"The model takes {size} samples at a time, and {len(split)} are there to judge a rehearsal on. Give more "
+            f"calibration samples."
+        )
+    parts: dict[str, list[np.ndarray]] = {}
+    held = count = 0
+    with open_file(graph.SerializeToString(), "all", threads) as runner:
+        for feeds in split.batches(size):
+            rows = len(next(iter(feeds.values())))
+            if rows < size and _fixed(graph):
+                break
+            outputs = {name: values for name, values in runner.infer(feeds).items() if values.dtype.kind == "f"}
+            for name, values in outputs.items():
+                parts.setdefault(name, []).append(values)
+            count += rows
+            held += sum(values.nbytes for values in outputs.values())
+            if held > largest_bytes:
+                break
+    if not parts:
+        raise CalibrationError("The model has no floating-point output, so what lowering does to it cannot be judged.")
+    return {name: np.concatenate(values) for name, values in parts.items()}, count
+
+
+def _fixed(graph: onnx.ModelProto) -> int | None:
+    """Return the batch that a graph insists on, or None."""
+    constants = {tensor.name for tensor in graph.graph.initializer}
+    axes = [value.type.tensor_type.shape.dim for value in graph.graph.input if value.name not in constants]
+    return next((int(dims[0].dim_value) for dims in axes if dims and dims[0].dim_value > 0), None)
+
+
+def _shown(values: tuple[float, ...], display: str) -> float:
+    mean = float(np.mean(values))
+    return float(np.exp(mean)) if display == "exp_mean" else mean
