@@ -16,7 +16,7 @@ from workbench.version import __version__
 _HOMES = {
     "load": "workbench.models",
     "transform": "workbench.transformation.steps",
-    "calibrate": "workbench.transformation.steps",
+    "calibrate": "workbench.tuning.calibrating",
     "build": "workbench.engines.jobs",
     "open_runner": "workbench.engines",
     "backends": "workbench.engines",
@@ -67,7 +67,8 @@ if TYPE_CHECKING:
     from workbench.reports import report
     from workbench.study import Study, run
     from workbench.study.search import optimize
-    from workbench.transformation.steps import calibrate, transform
+    from workbench.transformation.steps import transform
+    from workbench.tuning.calibrating import calibrate
     from workbench.tuning.sensitivity import layer_costs
     from workbench.ui import Workbench
 

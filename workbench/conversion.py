@@ -18,8 +18,8 @@ from workbench.machine.store import Store
 from workbench.models import eager_outputs, load, signature
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Engine, Model, Variant
-from workbench.transformation.steps import calibrate, channel_maxima, transform
-from workbench.tuning.calibrators import choose
+from workbench.transformation.steps import transform
+from workbench.tuning.calibrating import calibrate
 
 if TYPE_CHECKING:
     import torch
@@ -72,16 +72,10 @@ def convert(
     model = load(module, example_inputs, store=store)
     name, _ = engines.choose(backend)
     dialect = engines.backend(name).dialect(name)
-    table, maxima, calibrators = None, None, None
+    table = None
     if recipe.needs_calibration:
-        split = _calibration_split(calibration, model, recipe)
-        maxima = channel_maxima(model, split, recipe, dialect=dialect)
-        table = calibrate(model, split, recipe, dialect=dialect, channel_maxima=maxima)
-        if recipe.needs_choice:
-            calibrators = choose(model, split, recipe, dialect=dialect, channel_maxima=maxima).calibrators
-    variant = transform(
-        model, recipe, dialect=dialect, table=table, calibrators=calibrators, channel_maxima=maxima, store=store
-    )
+        table = calibrate(model, _calibration_split(calibration, model, recipe), recipe, dialect=dialect)
+    variant = transform(model, recipe, dialect=dialect, table=table, store=store)
     engine = jobs.build(variant, name, options, store=store)
     return Converted(model, variant, engine, _Form(module, example_inputs))
 

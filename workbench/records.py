@@ -214,6 +214,26 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class LayerTime:
+    """One layer as an engine executes it.
+
+    Attributes:
+        name, operator: as the engine calls them.
+        seconds: median a call, while being profiled.
+        nodes: nodes of the variant's file that it stands for; empty where the engine added it.
+        modules: the PyTorch modules of these nodes, each once.
+        precision: what it computes in, in the engine's words; empty where the engine does not tell.
+    """
+
+    name: str
+    operator: str
+    seconds: float
+    nodes: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    precision: str = ""
+
+
+@dataclass(frozen=True)
 class Protocol:
     """How latency is measured.
 

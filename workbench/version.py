@@ -8,12 +8,27 @@ from pathlib import Path
 
 __version__ = "0.2.0"
 
+# What only shows results, or calls what makes them: an edit there changes no result.
+_SHOWS = {
+    "ui",
+    "plots",
+    "reports",
+    "llm",
+    "study",
+    "__init__.py",
+    "__main__.py",
+    "doctor.py",
+    "notebook.py",
+    "conversion.py",
+}
+
 
 @functools.cache
 def code_sha256() -> str:
-    """Return the sha256 over the package's Python files, so that an edited step never re-uses what the old one made."""
+    """Return the sha256 over the code that results depend on, so that an edited step never re-uses what the old one made."""
     package = Path(__file__).resolve().parent
+    files = {file.relative_to(package): file for file in package.rglob("*.py")}
     whole = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        whole.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    for place in sorted(place for place in files if place.parts[0] not in _SHOWS):
+        whole.update(place.as_posix().encode() + b"\0" + files[place].read_bytes() + b"\0")
     return whole.hexdigest()

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +23,7 @@ class Metric:
             mAP); those see the whole set at once and get no interval.
         unit: written behind the score, such as `dB`; `share` is shown as a percentage.
         display: `mean`: the score is the mean of the values; `exp_mean`: its exponential (perplexity).
+        key: identifies the arithmetic of a metric of this module, options included; None for a user's.
     """
 
     name: str
@@ -32,6 +31,7 @@ class Metric:
     higher_is_better: bool = True
     unit: str = ""
     display: Literal["mean", "exp_mean"] = "mean"
+    key: str | None = None
 
 
 def scores_output(outputs: Outputs) -> np.ndarray:
@@ -45,66 +45,21 @@ def scores_output(outputs: Outputs) -> np.ndarray:
     return outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
 
 
-def fingerprint(metric: Metric | None) -> str | None:
-    """Return what identifies a metric's arithmetic: its code, constants, defaults, and what it closes over or names.
+def identity(metric: Metric | None) -> str | None:
+    """Return what a metric's results may be remembered under.
 
-    None where that cannot be told (a callable object, state of other kinds): its results must not be remembered.
+    None for a function of the user's: it can change under its name without our seeing it, so that what it gave is
+    computed anew.
     """
     if metric is None:
         return "no metric"
-    if not isinstance(metric.function, FunctionType):
-        return None
-    try:
-        return hashlib.sha256(repr((metric.display, _function(metric.function, set()))).encode()).hexdigest()
-    except (TypeError, ValueError):  # state of another kind, or a variable that is not filled yet
-        return None
-
-
-def _function(function: FunctionType, seen: set[int]) -> Any:
-    if id(function) in seen:
-        return "recursion"
-    seen.add(id(function))
-    state = [cell.cell_contents for cell in function.__closure__ or ()]
-    names = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
-    return (
-        _code(function.__code__),
-        _value(function.__defaults__, seen),
-        _value(function.__kwdefaults__, seen),
-        [_value(item, seen) for item in state],
-        {name: _value(item, seen) for name, item in sorted(names.items())},
-    )
-
-
-def _code(code: CodeType) -> Any:
-    constants = [_code(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
-    return (code.co_code.hex(), code.co_names, constants)
-
-
-def _names(code: CodeType) -> set[str]:
-    inner = [_names(item) for item in code.co_consts if isinstance(item, CodeType)]
-    return set(code.co_names).union(*inner)
-
-
-def _value(value: Any, seen: set[int]) -> Any:
-    """What a value contributes; TypeError where it may change without our seeing it."""
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        return repr(value)
-    if isinstance(value, (tuple, list)):
-        return [_value(item, seen) for item in value]
-    if isinstance(value, dict):
-        return {repr(key): _value(item, seen) for key, item in value.items()}
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        return (str(value.dtype), value.shape, hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest())
-    if isinstance(value, FunctionType):
-        return _function(value, seen)
-    if isinstance(value, (ModuleType, type, BuiltinFunctionType, np.ufunc)):
-        return getattr(value, "__qualname__", getattr(value, "__name__", ""))
-    raise TypeError(f"{type(value).__name__} has no fingerprint")
+    own = getattr(metric.function, "__module__", None) == __name__ and metric.key is not None
+    return f"{metric.key}, {metric.display}" if own else None
 
 
 def top1() -> Metric:
     """Return the share of samples whose highest class score (last axis) is the label; NaN scores count as wrong."""
-    return Metric("top-1", _top1, higher_is_better=True, unit="share")
+    return Metric("top-1", _top1, higher_is_better=True, unit="share", key="top-1")
 
 
 def perplexity() -> Metric:
@@ -113,7 +68,7 @@ def perplexity() -> Metric:
     Logits are (N, T, V); labels are the token ids that were fed (N, T): the logits at t are judged by the token at
     t + 1. Labels of -100 are left out. The value of a sample is the mean over its tokens, in nats.
     """
-    return Metric("perplexity", _next_token_nll, higher_is_better=False, display="exp_mean")
+    return Metric("perplexity", _next_token_nll, higher_is_better=False, display="exp_mean", key="perplexity")
 
 
 def _top1(outputs: Outputs, labels: np.ndarray) -> np.ndarray:

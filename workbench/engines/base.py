@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from workbench.records import Boundary, BuildOptions, Engine, TensorSpec, Variant
+from workbench.records import Boundary, BuildOptions, Engine, LayerTime, TensorSpec, Variant
 
 Feeds = Mapping[str, np.ndarray]
 
@@ -98,3 +98,12 @@ class Backend(Protocol):
 
     def open_runner(self, engine: Engine, threads: int | None) -> Runner:
         """Open a built engine. Raises EngineError."""
+
+    def layer_times(self, engine: Engine, feeds: Feeds, runs: int) -> list[LayerTime]:
+        """Return the layers in the order of execution, timed by the backend's own profiler; without module paths.
+
+        Profiling slows an engine down: these times are no part of a latency, and do not add up to one.
+
+        Raises:
+            EngineError: the engine cannot be opened, or its backend has no profiler of layers.
+        """

@@ -12,7 +12,7 @@ from workbench import codec, engines
 from workbench.engines.base import Feeds
 from workbench.machine import child
 from workbench.machine.store import Store
-from workbench.records import BuildOptions, Engine, Variant
+from workbench.records import BuildOptions, Engine, LayerTime, Variant
 
 
 def build(
@@ -101,3 +101,28 @@ def infer_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[
             for name, value in outputs.items():
                 parts.setdefault(name, []).append(value[: len(rows)])
     return {}, {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def layer_times(
+    engine: Engine, feeds: Feeds, *, runs: int = 30, cancel: Callable[[], bool] = lambda: False
+) -> tuple[LayerTime, ...]:
+    """Profile an engine's layers in a fresh process; see `engines.base.Backend.layer_times`.
+
+    Args:
+        feeds: input name -> one batch.
+        runs: profiled calls.
+
+    Raises:
+        EngineError: the backend has no profiler of layers, or refuses the engine or the feeds.
+        ChildKilled, Cancelled: as every child process.
+    """
+    job = {"engine": codec.to_plain(engine), "runs": runs}
+    answer = child.call("workbench.engines.jobs:layer_times_job", job, feeds, cancel=cancel)
+    return tuple(codec.from_plain(LayerTime, item) for item in answer.plain["layers"])
+
+
+def layer_times_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Be the child of `layer_times`."""
+    engine = codec.from_plain(Engine, job["engine"])
+    found = engines.backend(engine.backend).layer_times(engine, arrays, job["runs"])
+    return {"layers": codec.to_plain(found)}, {}

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from workbench.engines import feeding
+from workbench.engines import feeding, onnxruntime_profiling
 from workbench.engines.base import BuildRequest, Feeds, Missing
 from workbench.errors import BuildError, EngineError, OutOfMemory, RunError, UnsupportedOperator
 from workbench.machine import device as hardware
-from workbench.records import Boundary, BuildOptions, Engine, TensorSpec
+from workbench.records import Boundary, BuildOptions, Engine, LayerTime, TensorSpec
 
 PROVIDERS = {
     "onnxruntime-cpu": "CPUExecutionProvider",
@@ -133,6 +133,11 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> Engine:
         options=request.options,
         notes=notes,
     )
+
+
+def layer_times(engine: Engine, feeds: Feeds, runs: int) -> list[LayerTime]:
+    """Return the executed layers with their times; see `onnxruntime_profiling.profile`."""
+    return onnxruntime_profiling.profile(engine, feeds, runs)
 
 
 def open_runner(engine: Engine, threads: int | None) -> OnnxRuntimeRunner:

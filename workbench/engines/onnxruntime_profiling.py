@@ -9,43 +9,45 @@ import importlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 
 from workbench.errors import EngineError
+from workbench.graph.fused_layers import fusion_map
+from workbench.records import Engine, LayerTime
 
 _SUFFIX = "_kernel_time"
 _MICROSECOND = 1e-6
 _LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 
 
-@dataclass(frozen=True)
-class NodeTime:
-    """One node of the graph that ONNX Runtime executes, and its median seconds a call."""
-
-    name: str
-    operator: str
-    seconds: float
-
-
-def profile(
-    path: Path, fusion: str, threads: int | None, feeds: Mapping[str, np.ndarray], runs: int
-) -> tuple[list[NodeTime], onnx.ModelProto]:
-    """Run a file with profiling on.
+def profile(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> list[LayerTime]:
+    """Run an engine with profiling on, and join what is executed with the nodes of the variant's file.
 
     Args:
-        fusion: `off`, `basic` or `all`.
         runs: calls that count, after as many to warm up (at most 5).
 
-    Returns:
-        The executed nodes in order with their times, and the graph that they are of.
-
     Raises:
-        EngineError: ONNX Runtime refuses the file or the feeds.
+        EngineError: another provider than the CPU's, or ONNX Runtime refuses the file or the feeds.
     """
+    if engine.backend != "onnxruntime-cpu":
+        raise EngineError(
+            f"ONNX Runtime times the host's side of layers only where they run on its CPU provider, and "
+            f"{engine.variant!r} was built for {engine.backend}. Build it for onnxruntime-cpu or tensorrt."
+        )
+    path = Path(engine.path)
+    times, executed = _run(path, engine.fusion, engine.options.threads, feeds, runs)
+    mapped = fusion_map(onnx.load(str(path), load_external_data=False), executed)
+    sources = {layer.name: layer.sources for layer in mapped.layers}
+    return [replace(one, nodes=tuple(sources.get(one.name, ()))) for one in times]
+
+
+def _run(
+    path: Path, fusion: str, threads: int | None, feeds: Mapping[str, np.ndarray], runs: int
+) -> tuple[list[LayerTime], onnx.ModelProto]:
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[fusion])
@@ -70,7 +72,7 @@ def profile(
     return _times(events, warmup), optimized
 
 
-def _times(events: list[dict[str, object]], warmup: int) -> list[NodeTime]:
+def _times(events: list[dict[str, object]], warmup: int) -> list[LayerTime]:
     found: dict[str, tuple[str, list[float]]] = {}
     for event in events:
         name = str(event.get("name", ""))
@@ -80,4 +82,4 @@ def _times(events: list[dict[str, object]], warmup: int) -> list[NodeTime]:
         operator = str(arguments.get("op_name", "")) if isinstance(arguments, dict) else ""
         seconds = float(str(event["dur"])) * _MICROSECOND
         found.setdefault(name.removesuffix(_SUFFIX), (operator, []))[1].append(seconds)
-    return [NodeTime(name, operator, float(np.median(each[warmup:]))) for name, (operator, each) in found.items()]
+    return [LayerTime(name, operator, float(np.median(each[warmup:]))) for name, (operator, each) in found.items()]

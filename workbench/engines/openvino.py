@@ -24,7 +24,7 @@ from workbench.engines.base import BuildRequest, Feeds, Missing
 from workbench.errors import BuildError, EngineError, RunError, UnsupportedOperator
 from workbench.machine import device as hardware
 from workbench.recipes import Precision
-from workbench.records import Boundary, BuildOptions, Engine
+from workbench.records import Boundary, BuildOptions, Engine, LayerTime
 
 _SIDECAR = "openvino.json"
 _UNKNOWN_OPERATORS = re.compile(r"No conversion rule found for operations: ([^\n]+)")
@@ -125,6 +125,55 @@ def open_runner(engine: Engine, threads: int | None) -> OpenVinoRunner:
         ) from error
 
 
+def layer_times(engine: Engine, feeds: Feeds, runs: int) -> list[LayerTime]:
+    """Return the layers that OpenVINO executes, from its performance counters.
+
+    Raises:
+        EngineError: the engine is gone, damaged, or refuses the feeds.
+    """
+    try:
+        sidecar = json.loads((Path(engine.folder or "") / _SIDECAR).read_text(encoding="utf-8"))
+        compiled = _compiled(engine.path, sidecar["hint"], engine.options.threads, profiled=True)
+        request = compiled.create_infer_request()
+        taken: dict[str, list[float]] = {}
+        for index in range(min(runs, 5) + runs):
+            request.infer(dict(feeds))
+            for item in request.get_profiling_info() if index >= min(runs, 5) else ():
+                taken.setdefault(item.node_name, []).append(item.real_time.total_seconds())
+        executed = compiled.get_runtime_model().get_ordered_ops()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise EngineError(
+            f"The engine of {engine.variant!r} cannot be profiled: {_short(error)} Build it again."
+        ) from error
+    sources = _nodes_by_output(Path(engine.path))
+    found = []
+    for operation in executed:
+        about = {key: str(value.value) for key, value in operation.get_rt_info().items()}
+        if operation.get_friendly_name() in taken and about.get("layerType") not in ("Input", "Output", "Const"):
+            names = [name for name in about.get("originalLayersNames", "").split(",") if name]
+            found.append(
+                LayerTime(
+                    name=operation.get_friendly_name(),
+                    operator=about.get("layerType", ""),
+                    seconds=float(np.median(taken[operation.get_friendly_name()])),
+                    nodes=tuple(dict.fromkeys(sources[name] for name in names if name in sources)),
+                    precision=about.get("runtimePrecision", ""),
+                )
+            )
+    return found
+
+
+def _nodes_by_output(path: Path) -> dict[str, str]:
+    """Return what OpenVINO may call a layer (an ONNX node, or an output of it) -> the node's name."""
+    import onnx
+
+    nodes = onnx.load(str(path), load_external_data=False).graph.node
+    return {
+        **{output: node.name for node in nodes for output in node.output},
+        **{node.name: node.name for node in nodes},
+    }
+
+
 class OpenVinoRunner:
     """An open model. Not for two threads at once."""
 
@@ -216,10 +265,11 @@ def _core() -> Any:
     return _library().Core()
 
 
-def _compiled(path: str, hint: str, threads: int | None) -> Any:
+def _compiled(path: str, hint: str, threads: int | None, *, profiled: bool = False) -> Any:
     settings: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": hint,
         "NUM_STREAMS": 1,
+        "PERF_COUNT": profiled,
         # Otherwise weight-only quantization would quantize activations too, without being asked.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
     }

@@ -1,7 +1,8 @@
 """The workbench's place on disk: content-addressed artefacts and an SQLite index of JSON records.
 
 Everything is written atomically (temporary name in the same file system, then rename), so a kill at any moment
-leaves the old state or the new one. Knows nothing of what the records mean.
+leaves the old state or the new one. A record carries a checksum: one that was changed behind our back counts as
+absent. Knows nothing of what the records mean.
 """
 
 from __future__ import annotations
@@ -9,15 +10,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+from workbench import codec, version
 from workbench.errors import StoreError
+
+Made = TypeVar("Made")
 
 _HASH_CHUNK_BYTES = 1 << 20
 # Two processes may write at once (a notebook and a shell); SQLite makes the second one wait this long.
@@ -65,6 +71,12 @@ def write_text(path: Path, text: str) -> None:
         raise _explain(error, path) from error
 
 
+def key_of(parts: Sequence[object]) -> str:
+    """Return the sha256 of what a result depends on, with the package's own code."""
+    plain = [version.code_sha256(), *(codec.to_plain(part) for part in parts)]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 class Store:
     """Artefacts by their sha256 and records by (kind, key), under one folder.
 
@@ -86,19 +98,84 @@ class Store:
         with self._connect() as connection:
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS records (kind TEXT, key TEXT, text TEXT NOT NULL, written_at REAL NOT NULL,"
-                " PRIMARY KEY (kind, key))"
+                " sha256 TEXT, PRIMARY KEY (kind, key))"
             )
+            if "sha256" not in {row[1] for row in connection.execute("PRAGMA table_info(records)")}:
+                connection.execute("ALTER TABLE records ADD COLUMN sha256 TEXT")  # a store of version 0.1
 
     def get(self, kind: str, key: str) -> str | None:
-        """Return the record's text, or None where there is none."""
+        """Return the record's text; None where there is none, or where it is not what was written."""
         with self._connect() as connection:
-            row = connection.execute("SELECT text FROM records WHERE kind = ? AND key = ?", (kind, key)).fetchone()
-        return None if row is None else str(row[0])
+            query = "SELECT text, sha256 FROM records WHERE kind = ? AND key = ?"
+            row = connection.execute(query, (kind, key)).fetchone()
+        if row is None or not isinstance(row[0], str):
+            return None
+        return row[0] if row[1] is None or row[1] == _checksum(kind, key, row[0]) else None
 
     def put(self, kind: str, key: str, text: str) -> None:
         """Write a record, replacing one of the same kind and key."""
         with self._connect() as connection:
-            connection.execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?, ?)", (kind, key, text, time.time()))
+            connection.execute(
+                "INSERT OR REPLACE INTO records (kind, key, text, written_at, sha256) VALUES (?, ?, ?, ?, ?)",
+                (kind, key, text, time.time(), _checksum(kind, key, text)),
+            )
+
+    def append(self, kind: str, key: str, text: str) -> None:
+        """Write a record that must never be replaced: raw samples.
+
+        Raises:
+            StoreError: there is a record of this kind and key already.
+        """
+        with self._connect() as connection:
+            added = connection.execute(
+                "INSERT OR IGNORE INTO records (kind, key, text, written_at, sha256) VALUES (?, ?, ?, ?, ?)",
+                (kind, key, text, time.time(), _checksum(kind, key, text)),
+            )
+            if not added.rowcount:
+                raise StoreError(
+                    f"There is a {kind} record {key!r} already, and it is not replaced. Is another run at work?"
+                )
+
+    def next_number(self, series: str) -> int:
+        """Return 0, 1, 2, ...: the next number of a series, which no other process gets."""
+        with self._connect() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            row = connection.execute("SELECT text FROM records WHERE kind = 'number' AND key = ?", (series,)).fetchone()
+            number = int(row[0]) if row else 0
+            connection.execute(
+                "INSERT OR REPLACE INTO records (kind, key, text, written_at) VALUES ('number', ?, ?, ?)",
+                (series, str(number + 1), time.time()),
+            )
+        return number
+
+    def remember(
+        self,
+        kind: type[Made],
+        parts: Sequence[object],
+        make: Callable[[], Made],
+        valid: Callable[[Made], bool] = lambda made: True,
+    ) -> Made:
+        """Return what was made of the same parts before; else make it, and keep it.
+
+        Args:
+            kind: of record, as `workbench.codec` reads and writes it.
+            parts: everything that the result depends on, records or JSON types. The package's own code is added to
+                them: what an edited step makes is never taken from before the edit.
+            make: makes it.
+            valid: whether a remembered one can still be used; False makes it again.
+        """
+        key, name = key_of(parts), kind.__name__.lower()
+        text = self.get(name, key)
+        if text is not None:
+            try:
+                found = codec.from_json(kind, text)
+                if valid(found):
+                    return found
+            except StoreError:
+                pass  # from a damaged store or another version: make it again
+        made = make()
+        self.put(name, key, codec.to_json(made))
+        return made
 
     def delete(self, kind: str, key: str) -> None:
         """Forget a record; nothing happens where there is none."""
@@ -184,3 +261,7 @@ def _explain(error: OSError, path: Path) -> StoreError:
         f"Cannot write {path}: {error.strerror or error}. Is the folder writable? "
         f"Set WORKBENCH_HOME, or pass store=Store(folder), to use another place."
     )
+
+
+def _checksum(kind: str, key: str, text: str) -> str:
+    return hashlib.sha256(f"{kind}\0{key}\0{text}".encode("utf-8", "surrogatepass")).hexdigest()

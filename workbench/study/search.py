@@ -12,15 +12,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from workbench import engines
 from workbench.datasets import Dataset
 from workbench.errors import CalibrationError, RecipeError
 from workbench.judging.statistics import summary
 from workbench.machine.store import Store
-from workbench.recipes import Quantize, Recipe, named
+from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Model, Protocol
 from workbench.study import Study, run
 from workbench.study.progress import Listener
-from workbench.study.stages import Stages
+from workbench.transformation.steps import Calibrated
+from workbench.tuning.calibrating import calibrate
 from workbench.tuning.sensitivity import LayerCost, LayerCosts, kept, layer_costs
 from workbench.tuning.simulation import Rehearsal, lost, lost_unit
 
@@ -108,6 +110,7 @@ def optimize(
     at_most_seconds: float | None = None,
     candidates: Sequence[str | Recipe] = DEFAULT_CANDIDATES,
     by: Literal["layer", "block"] = "layer",
+    backend: str = "auto",
     protocol: Protocol | None = None,
     options: BuildOptions | None = None,
     store: Store | None = None,
@@ -125,8 +128,11 @@ def optimize(
         at_most_seconds: median latency that must be kept to, under the protocol.
         candidates: recipes to mix with FP32; each is mixed by itself.
         by: `layer`, or `block` for repeated ones.
+        backend: a name from `workbench.backends()`, or `auto` for what `run` takes. Mixes are built and measured on it;
+            before that they are judged by running the files that it would get on ONNX Runtime's CPU engine.
 
     Raises:
+        BackendMissing: the backend cannot be used here.
         ValueError: not exactly one bound is given.
         CalibrationError: there are no calibration samples to judge mixes on.
         RecipeError: no candidates.
@@ -134,7 +140,9 @@ def optimize(
     chosen = [named(one) for one in candidates]
     if not chosen:
         raise RecipeError("The search got no recipe to mix with FP32. Name one, such as candidates=['int8-max'].")
+    backend, _ = engines.choose(backend)
     how = {
+        "backend": backend,
         "protocol": protocol,
         "options": options,
         "store": store or Store(),
@@ -202,7 +210,7 @@ class _Search:
 
     def _studied(self, recipes: list[str | Recipe]) -> Study:
         """Run the study, and put what it newly shows on the path."""
-        study = run(self.model, self.data, recipes, backend="onnxruntime-cpu", **self.how)
+        study = run(self.model, self.data, recipes, **self.how)
         for item in study.record.results:
             name, record = item.recipe.name, item.accuracy
             if record is None or item.measurement is None or name in {one.recipe for one in self.path if one.measured}:
@@ -217,17 +225,15 @@ class _Search:
 
     def _ladder(self, recipe: Recipe, study: Study) -> _Ladder:
         """Rank the candidate's layers, and find the rung to begin with."""
-        stages = Stages(
-            self.store, self.model, self.data, "onnxruntime-cpu", self.how["options"] or BuildOptions(),
-            study.record.protocol.batch, self.how["cancel"],
-        )  # fmt: skip
-        table = stages.table(recipe)[0] if recipe.needs_calibration else None
-        quantize = recipe.step("quantize")
-        is_auto = isinstance(quantize, Quantize) and quantize.calibrator == "auto" and recipe.needs_calibration
-        calibrators = stages.choice(recipe).calibrators if is_auto else {}
+        dialect = engines.backend(self.how["backend"]).dialect(self.how["backend"])
+        known = Calibrated(dialect)
+        if recipe.needs_calibration:
+            known = calibrate(
+                self.model, self.data, recipe, dialect=dialect, store=self.store, cancel=self.how["cancel"]
+            )
         costs = layer_costs(
-            self.model, self.data, recipe, by=self.by, batch=study.record.protocol.batch, table=table,
-            calibrators=calibrators, store=self.store, options=self.how["options"], cancel=self.how["cancel"],
+            self.model, self.data, recipe, by=self.by, backend=self.how["backend"], batch=study.record.protocol.batch,
+            known=known, store=self.store, options=self.how["options"], cancel=self.how["cancel"],
         )  # fmt: skip
         self.costs[recipe.name] = costs
         ladder = _Ladder(recipe, sorted(costs.rows, key=_worth_keeping))
@@ -236,10 +242,7 @@ class _Search:
         else:
             split = self.data.calibration
             assert split is not None
-            rehearsal = Rehearsal(
-                self.model, recipe, split, stages.dialect, table, calibrators,
-                metric=self.data.metric, store=self.store,
-            )  # fmt: skip
+            rehearsal = Rehearsal(self.model, recipe, split, known, self.data.metric, self.store)
             ladder.rung = self._accurate_enough(ladder, rehearsal)
         self._name(ladder)
         return ladder

@@ -6,36 +6,36 @@ remembered result whose artefact is gone or damaged is made again. Knows nothing
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
-from workbench import codec, engines, version
-from workbench.calibration.table import CalibrationTable
-from workbench.datasets import Dataset, Split
-from workbench.datasets.metrics import fingerprint
+from workbench import codec, engines
+from workbench.datasets import Dataset
+from workbench.datasets.metrics import identity
 from workbench.engines import jobs
-from workbench.errors import CalibrationError, StoreError
-from workbench.machine.store import Store
+from workbench.machine.store import Store, key_of
 from workbench.measuring.answers import check
 from workbench.recipes import Quantize, Recipe
-from workbench.records import Accuracy, BuildOptions, Engine, Model, StepReport, Variant
+from workbench.records import Accuracy, BuildOptions, Engine, Model, Variant
 from workbench.transformation.intermediate_outputs import Observation
-from workbench.transformation.notes import alarmed, settled, troubles
+from workbench.transformation.notes import alarmed
 from workbench.transformation.observing import range_alarm
-from workbench.transformation.steps import BEFORE_QUANTIZATION, calibrate, channel_maxima, observed_graph, transform
-from workbench.tuning.calibrators import Choice, choose
+from workbench.transformation.steps import Calibrated, observed_graph, transform
+from workbench.tuning.calibrating import calibrate, samples_of
 
-Made = TypeVar("Made")
 # Evaluation samples that are watched for leaving the calibrated range.
 _MOST_WATCHED = 1024
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What is to be said of evaluation samples that leave the calibrated range; empty where none do."""
+
+    text: str
 
 
 @dataclass
@@ -55,8 +55,6 @@ class Stages:
     batch: int
     cancel: Callable[[], bool] = lambda: False
     on_line: Callable[[str], None] = lambda line: None
-    _tables: dict[str, tuple[CalibrationTable, float]] = field(default_factory=dict)
-    _maxima: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     _parent_folders: set[Path] = field(default_factory=set)
 
     @property
@@ -64,82 +62,40 @@ class Stages:
         """The Q/DQ dialect of the backend."""
         return engines.backend(self.backend).dialect(self.backend)
 
-    def table(self, recipe: Recipe) -> tuple[CalibrationTable, float]:
-        """Return the calibration table that a recipe needs, and the seconds it took to collect.
+    def calibrated(self, recipe: Recipe) -> Calibrated:
+        """Return what a recipe needs to know of the activations.
 
         Raises:
             CalibrationError: there are no calibration data, or activations are not finite.
         """
-        split = self._calibration_split(recipe)
-        before = [codec.to_plain(step) for step in recipe.steps if step.kind in BEFORE_QUANTIZATION]
-        key = self._key("table", self.model.sha256, recipe.fusion, before, self.dialect, split.sha256)
-        if key not in self._tables:
-            self._tables[key] = self._stored_table(key) or self._collected(key, recipe, split)
-        return self._tables[key]
+        if not recipe.needs_calibration:
+            return Calibrated(self.dialect)
+        return calibrate(
+            self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, cancel=self.cancel
+        )
 
     def variant(self, recipe: Recipe) -> Variant:
         """Apply a recipe, calibrating first where it needs that."""
-        table, seconds = self.table(recipe) if recipe.needs_calibration else (None, None)
-        key = self._key(
-            "variant", self.model.sha256, codec.to_plain(recipe), self.dialect, None if table is None else table.sha256
+        samples = samples_of(self.dataset, recipe).sha256 if recipe.needs_calibration else None
+        made = self.store.remember(
+            Variant,
+            ("study", self.model.sha256, recipe, self.dialect, samples),
+            lambda: transform(self.model, recipe, table=self.calibrated(recipe), store=self.store),
+            lambda made: self.store.holds(made.sha256, Path(made.path).parent),
         )
-
-        def make() -> Variant:
-            maxima = self._channel_maxima(recipe)
-            choice = self.choice(recipe) if recipe.needs_choice else None
-            variant = transform(
-                self.model,
-                recipe,
-                dialect=self.dialect,
-                table=table,
-                calibrators=None if choice is None else choice.calibrators,
-                channel_maxima=maxima,
-                store=self.store,
-            )
-            reports = tuple(_told(report, table, choice) for report in variant.reports)
-            return replace(variant, calibration_seconds=seconds, reports=reports)
-
-        made = self._remembered(Variant, key, make, lambda made: self.store.holds(made.sha256, Path(made.path).parent))
         return replace(made, program=self.model.program)  # the same ONNX file can come with or without one
-
-    def choice(self, recipe: Recipe) -> Choice:
-        """Return the calibrators that `auto` takes, tensor by tensor."""
-        split = self._calibration_split(recipe)
-        key = self._key("choice", self.model.sha256, codec.to_plain(recipe.steps), self.dialect, split.sha256)
-
-        def make() -> Choice:
-            maxima = self._channel_maxima(recipe)
-            return choose(self.model, split, recipe, dialect=self.dialect, channel_maxima=maxima, cancel=self.cancel)
-
-        return self._remembered(Choice, key, make, lambda made: True)
-
-    def alarm(self, recipe: Recipe) -> str | None:
-        """Say how many evaluation samples leave the range that the recipe's calibration saw; None where none do."""
-        quantize = recipe.step("quantize")
-        if not isinstance(quantize, Quantize) or quantize.activations != "static":
-            return None
-        table, _ = self.table(recipe)
-        key = self._key("alarm", table.sha256, self.dialect, self.dataset.evaluation.sha256)
-        text = self.store.get("alarm", key)
-        if text is None:
-            graph = observed_graph(self.model, recipe, self.dialect, self._channel_maxima(recipe))
-            how = Observation(samples=_MOST_WATCHED, cancel=self.cancel)
-            text = alarmed(range_alarm(table, graph, self.dataset.evaluation.inputs, how)) or ""
-            self.store.put("alarm", key, text)
-        return text or None
 
     def engine(self, variant: Variant) -> Engine:
         """Build a variant in a fresh process."""
         backend = engines.backend(self.backend)
         where = (self.backend, backend.version(self.backend), backend.device(self.backend))
-        key = self._key(
-            "engine", variant.sha256, variant.name, variant.recipe.fusion, codec.to_plain(self.options), *where
-        )
+        # Precision can be the builder's flag, not the file's: the recipe is part of what an engine depends on.
+        parts = (variant.sha256, variant.program, variant.recipe, self.options, *where, self._native_samples())
 
         def make() -> Engine:
             with self.store.scratch() as scratch:
                 feeds = None
-                if self.options.extra.get("native_calibrator") and self.dataset.calibration is not None:
+                if self._native_samples() is not None and self.dataset.calibration is not None:
                     feeds = scratch / "calibration.npz"
                     np.savez(feeds, **self.dataset.calibration.inputs)  # type: ignore[arg-type]
                 return jobs.build(
@@ -152,7 +108,7 @@ class Stages:
                     on_line=self.on_line,
                 )
 
-        return self._remembered(Engine, key, make, lambda made: Path(made.path).exists())
+        return self.store.remember(Engine, parts, make, lambda made: Path(made.path).exists())
 
     def accuracy(self, engine: Engine, parent: Engine, recipe: Recipe | None = None) -> Accuracy:
         """Compare a variant's answers with its FP32 parent's and with the labels, sample by sample.
@@ -160,21 +116,37 @@ class Stages:
         Args:
             recipe: what the variant was made by; with it, evaluation samples that leave the calibrated range are told.
         """
-        evaluation = self.dataset.evaluation
-        key_of_parent = self._key(*_identity(parent), evaluation.sha256, self.batch)
-        metric = fingerprint(self.dataset.metric)
-        key = self._key("accuracy", key_of_parent, *_identity(engine), metric)
+        metric = identity(self.dataset.metric)
+        parent_parts = (*identity_of(parent), self.dataset.evaluation.sha256, self.batch)
 
         def make() -> Accuracy:
-            folder = self.store.cache_folder("parent-outputs") / key_of_parent
+            folder = self.store.cache_folder("parent-outputs") / key_of(parent_parts)
             folder.mkdir(exist_ok=True)
             self._parent_folders.add(folder)
             return check(engine, parent, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.cancel)
 
         # A metric that may have changed without our seeing it is computed anew.
-        found = make() if metric is None else self._remembered(Accuracy, key, make, lambda made: True)
+        parts = (*identity_of(engine), *parent_parts, metric)
+        found = make() if metric is None else self.store.remember(Accuracy, parts, make)
         alarm = None if recipe is None else self.alarm(recipe)
         return found if alarm is None else replace(found, notes=(*found.notes, alarm))
+
+    def alarm(self, recipe: Recipe) -> str | None:
+        """Say how many evaluation samples leave the range that the recipe's calibration saw; None where none do."""
+        quantize = recipe.step("quantize")
+        if not isinstance(quantize, Quantize) or quantize.activations != "static":
+            return None
+
+        def make() -> Alarm:
+            known = self.calibrated(recipe)
+            assert known.table is not None
+            how = Observation(samples=_MOST_WATCHED, cancel=self.cancel)
+            graph = observed_graph(self.model, recipe, known)
+            return Alarm(alarmed(range_alarm(known.table, graph, self.dataset.evaluation.inputs, how)) or "")
+
+        samples = samples_of(self.dataset, recipe).sha256
+        parts = (self.model.sha256, recipe, self.dialect, samples, self.dataset.evaluation.sha256)
+        return self.store.remember(Alarm, parts, make).text or None
 
     def forget_parent(self) -> None:
         """Drop the parent's outputs that were kept on disk while variants were compared with them."""
@@ -182,88 +154,17 @@ class Stages:
             shutil.rmtree(folder, ignore_errors=True)
         self._parent_folders.clear()
 
-    def _calibration_split(self, recipe: Recipe) -> Split:
-        split = self.dataset.calibration
-        if split is None or len(split) == 0:
-            raise CalibrationError(
-                f"The recipe {recipe.name!r} needs calibration samples, and the data {self.dataset.name!r} have none. "
-                f"Give the dataset a calibration split, or use a recipe without static quantization such as 'int8-dynamic'."
-            )
-        step = recipe.step("quantize")
-        samples = step.samples if isinstance(step, Quantize) else None
-        return split if samples is None else split.take(range(min(samples, len(split))))
-
-    def _stored_table(self, key: str) -> tuple[CalibrationTable, float] | None:
-        text = self.store.get("table", key)
-        if text is None:
+    def _native_samples(self) -> str | None:
+        """The calibration samples that the builder's own calibrator gets; they are part of what its engine depends on."""
+        if not self.options.extra.get("native_calibrator") or self.dataset.calibration is None:
             return None
-        try:
-            kept = json.loads(text)
-            if not self.store.holds(kept["sha256"], kept["path"]):
-                return None
-            return CalibrationTable.load(kept["path"]), float(kept["seconds"])
-        except (CalibrationError, KeyError, TypeError, ValueError):
-            return None
-
-    def _collected(self, key: str, recipe: Recipe, split: Split) -> tuple[CalibrationTable, float]:
-        started = time.perf_counter()
-        table = calibrate(
-            self.model,
-            split,
-            recipe,
-            dialect=self.dialect,
-            channel_maxima=self._channel_maxima(recipe),
-            data_name=self.dataset.name,
-            cancel=self.cancel,
-        )
-        seconds = time.perf_counter() - started
-        with self.store.scratch() as scratch:
-            path = scratch / "table.npz"
-            table.save(path)
-            sha256, place = self.store.add(path)
-        self.store.put("table", key, json.dumps({"sha256": sha256, "path": str(place), "seconds": seconds}))
-        return table, seconds
-
-    def _channel_maxima(self, recipe: Recipe) -> dict[str, np.ndarray]:
-        if recipe.step("smooth_quant") is None:
-            return {}
-        if recipe.name not in self._maxima:
-            split = self._calibration_split(recipe)
-            self._maxima[recipe.name] = channel_maxima(
-                self.model, split, recipe, dialect=self.dialect, cancel=self.cancel
-            )
-        return self._maxima[recipe.name]
-
-    def _key(self, *parts: object) -> str:
-        text = json.dumps([version.code_sha256(), *parts], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def _remembered(self, kind: type[Made], key: str, make: Callable[[], Made], valid: Callable[[Made], bool]) -> Made:
-        name = kind.__name__.lower()
-        text = self.store.get(name, key)
-        if text is not None:
-            try:
-                found = codec.from_json(kind, text)
-                if valid(found):
-                    return found
-            except StoreError:
-                pass  # a record from a damaged store or another version: make it again
-        made = make()
-        self.store.put(name, key, codec.to_json(made))
-        return made
+        return self.dataset.calibration.sha256
 
 
-def _told(report: StepReport, table: CalibrationTable | None, choice: Choice | None) -> StepReport:
-    """Put what calibration found into the report of the step that used it."""
-    if report.kind != "quantize" or table is None:
-        return report
-    settling = settled(table)
-    notes = (*troubles(table), *(() if settling is None else (settling,)))
-    if choice is None:
-        return replace(report, notes=(*report.notes, *notes))
-    details = {**report.details, "auto": codec.to_plain(choice)}
-    return replace(report, notes=(*report.notes, choice.note, *notes), details=details)
+def identity_of(engine: Engine) -> tuple[object, ...]:
+    """Return what tells an engine from every other one: how it was made and, where it was hashed, what came out.
 
-
-def _identity(engine: Engine) -> tuple[str, ...]:
-    return (engine.variant_sha256, engine.fusion, engine.backend, engine.backend_version, engine.device)
+    The file alone does not: builders take flags, and the same variant can be built for other shapes or threads.
+    """
+    built = (engine.variant, engine.variant_sha256, engine.fusion, codec.to_plain(engine.options))
+    return (*built, engine.backend, engine.backend_version, engine.device, getattr(engine, "sha256", ""))

@@ -10,7 +10,7 @@ import difflib
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,47 @@ from workbench.graph.editing import Context
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Step, named
 from workbench.records import Model, StepReport, Variant
-from workbench.transformation import observing as calibration
+from workbench.transformation import observing
+from workbench.transformation.intermediate_outputs import Observation
+from workbench.transformation.notes import settled, troubles
 
 # Steps that change what calibration observes.
 BEFORE_QUANTIZATION = ("sparsify", "smooth_quant")
 # Protobuf refuses files of 2 GB; above this size weights go to a file beside the graph.
 _EXTERNAL_DATA_ABOVE_BYTES = 1_500_000_000
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was found out about a model before a recipe can be applied to it; `workbench.calibrate` makes it.
+
+    Attributes:
+        dialect: what the engine that will run the file reads: `ort-cpu`, `trt-8.6` or `strong`.
+        table: statistics of the activations, or None where the recipe needs none.
+        calibrators: tensor name -> calibrator, overriding the recipe's own (what `auto` chose).
+        channel_maxima: tensor name -> (channels,) largest |x|, which SmoothQuant needs.
+        notes: what a reader of the report must know of the choices above.
+        details: the same as plain data, for the report of the quantizing step.
+        seconds: it took to observe the activations, or None where none were observed.
+    """
+
+    dialect: str = "ort-cpu"
+    table: CalibrationTable | None = None
+    calibrators: Mapping[str, str] = field(default_factory=dict)
+    channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+
+    def context(self, model: Model) -> Context:
+        """Return what graph steps get."""
+        return Context(
+            dialect=self.dialect,
+            modules=model.modules,
+            table=self.table,
+            calibrators=self.calibrators,
+            channel_maxima=self.channel_maxima,
+        )
 
 
 def _quantize(proto: onnx.ModelProto, step: Quantize, context: Context) -> StepReport:
@@ -52,20 +87,17 @@ def transform(
     model: Model,
     recipe: str | Recipe,
     *,
-    dialect: str = "ort-cpu",
-    table: CalibrationTable | None = None,
-    calibrators: Mapping[str, str] | None = None,
-    channel_maxima: Mapping[str, np.ndarray] | None = None,
+    dialect: str | None = None,
+    table: Calibrated | CalibrationTable | None = None,
     store: Store | None = None,
 ) -> Variant:
     """Apply a recipe to a model and keep the new ONNX file in the store.
 
     Args:
         recipe: a Recipe, or the name of one.
-        dialect: what the engine that will run it reads: `ort-cpu`, `trt-8.6` or `strong`.
-        table: calibration statistics, from `workbench.calibrate`; needed by recipes with static quantization.
-        calibrators: tensor name -> calibrator, overriding the recipe's (what `auto` chose).
-        channel_maxima: tensor name -> (channels,) largest |x|, needed by SmoothQuant.
+        dialect: what the engine that will run it reads: `ort-cpu`, `trt-8.6` or `strong`; None takes the one that was
+            calibrated for, else `ort-cpu`.
+        table: what `workbench.calibrate` gave; needed by recipes with static quantization.
         store: None takes the default store.
 
     Raises:
@@ -78,21 +110,20 @@ def transform(
             f"{model.name} is quantized already (by {model.quantized_by}); the recipe {recipe.name!r} would lower it "
             f"twice. Run it as it is with the recipe 'fp32', or load the unquantized model."
         )
-    context = Context(
-        dialect=dialect,
-        modules=model.modules,
-        table=table,
-        calibrators=calibrators or {},
-        channel_maxima=channel_maxima or {},
-    )
+    calibrated = table if isinstance(table, Calibrated) else Calibrated(dialect or "ort-cpu", table)
+    if dialect is not None and dialect != calibrated.dialect:
+        calibrated = replace(calibrated, dialect=dialect)
+    context = calibrated.context(model)
     proto, reports = _prepared(model, recipe, context)
     for step in recipe.steps:
         if step.kind != "fuse":
-            reports.append(_applied(proto, step, context))
+            report = _applied(proto, step, context)
+            reports.append(_told(report, calibrated) if step.kind == "quantize" else report)
     store = store or Store()
     with store.scratch() as scratch:
         path = save(proto, scratch / "model")
         sha256, place = store.add(path.parent)
+    used = calibrated.table if recipe.needs_calibration else None
     return Variant(
         recipe=recipe,
         model_sha256=model.sha256,
@@ -102,28 +133,24 @@ def transform(
         opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
         inputs=model.inputs,
         outputs=model.outputs,
-        dialect=dialect,
+        dialect=calibrated.dialect,
         reports=tuple(reports),
-        calibration_sha256=None if table is None or not recipe.needs_calibration else table.sha256,
+        calibration_sha256=None if used is None else used.sha256,
+        calibration_seconds=None if used is None else calibrated.seconds,
         program=model.program,
     )
 
 
-def observed_graph(
-    model: Model,
-    recipe: str | Recipe = "int8-kl",
-    dialect: str = "ort-cpu",
-    channel_maxima: Mapping[str, np.ndarray] | None = None,
-) -> onnx.ModelProto:
+def observed_graph(model: Model, recipe: str | Recipe, calibrated: Calibrated | None = None) -> onnx.ModelProto:
     """Return the graph whose activations calibration observes: after every step that comes before quantization.
 
     Folding, pruning and smoothing change which tensors exist and what their ranges are.
 
     Args:
-        channel_maxima: needed where the recipe smooths; see `channel_maxima`.
+        calibrated: the dialect, and the channel maxima where the recipe smooths (see `channel_maxima`).
     """
     recipe = named(recipe)
-    context = Context(dialect=dialect, modules=model.modules, channel_maxima=channel_maxima or {})
+    context = replace(calibrated or Calibrated(), table=None, calibrators={}).context(model)
     proto, _ = _prepared(model, recipe, context)
     for step in recipe.steps:
         if step.kind in BEFORE_QUANTIZATION:
@@ -131,13 +158,12 @@ def observed_graph(
     return proto
 
 
-def calibrate(
+def observed(
     model: Model,
     split: Split,
-    recipe: str | Recipe = "int8-kl",
+    recipe: Recipe,
+    calibrated: Calibrated,
     *,
-    dialect: str = "ort-cpu",
-    channel_maxima: Mapping[str, np.ndarray] | None = None,
     data_name: str = "",
     cancel: Callable[[], bool] = lambda: False,
 ) -> CalibrationTable:
@@ -146,27 +172,27 @@ def calibrate(
     Args:
         split: calibration samples, under the model's input names (see `Dataset.bound_to`).
         recipe: only what it does before quantization matters.
-        channel_maxima: needed where the recipe smooths; see `channel_maxima`.
+        calibrated: the dialect, and the channel maxima where the recipe smooths.
         data_name: kept in the table for people.
         cancel: asked now and then; True stops with Cancelled.
 
     Raises:
         CalibrationError: no samples, or activations that are not finite.
     """
-    return calibration.calibrate_proto(
-        observed_graph(model, recipe, dialect, channel_maxima),
+    return observing.calibrate_proto(
+        observed_graph(model, recipe, calibrated),
         split.inputs,
         Provenance(model.sha256, split.sha256, data_name),
-        calibration.Observation(cancel=cancel),
+        Observation(cancel=cancel),
     )
 
 
 def channel_maxima(
     model: Model,
     split: Split,
-    recipe: str | Recipe,
-    *,
+    recipe: Recipe,
     dialect: str = "ort-cpu",
+    *,
     cancel: Callable[[], bool] = lambda: False,
 ) -> dict[str, np.ndarray]:
     """Observe the largest |x| of each channel of the activations that a recipe's SmoothQuant step needs.
@@ -180,14 +206,13 @@ def channel_maxima(
     Raises:
         CalibrationError: no samples, or activations that are not finite.
     """
-    recipe = named(recipe)
     step = recipe.step("smooth_quant")
     if not isinstance(step, SmoothQuant):
         return {}
     before = tuple(item for item in recipe.steps if item.kind in ("fuse", "sparsify"))
-    proto = observed_graph(model, Recipe(recipe.name, before), dialect)
-    tensors = smooth.smoothed_tensors(proto, step, Context(dialect=dialect, modules=model.modules))
-    return calibration.channel_maxima(proto, tensors, split.inputs, calibration.Observation(cancel=cancel))
+    proto = observed_graph(model, Recipe(recipe.name, before), Calibrated(dialect))
+    tensors = smooth.smoothed_tensors(proto, step, Calibrated(dialect).context(model))
+    return observing.channel_maxima(proto, tensors, split.inputs, Observation(cancel=cancel))
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:
@@ -213,6 +238,15 @@ def _prepared(model: Model, recipe: Recipe, context: Context) -> tuple[onnx.Mode
     report = _applied(proto, recipe.step("fuse") or Fuse("all"), context)
     note = opset.fit(proto, context.dialect, recipe)
     return proto, [replace(report, notes=(*report.notes, *note))]
+
+
+def _told(report: StepReport, calibrated: Calibrated) -> StepReport:
+    """Put what calibration found into the report of the step that used it."""
+    if calibrated.table is None:
+        return report
+    settling = settled(calibrated.table)
+    notes = (*calibrated.notes, *troubles(calibrated.table), *(() if settling is None else (settling,)))
+    return replace(report, notes=(*report.notes, *notes), details={**report.details, **calibrated.details})
 
 
 def _applied(proto: onnx.ModelProto, step: Step, context: Context) -> StepReport:

@@ -31,8 +31,7 @@ from workbench.recipes import Quantize, Recipe, Step, named
 from workbench.records import Model
 from workbench.transformation.intermediate_outputs import Observation
 from workbench.transformation.observing import calibrate_proto
-from workbench.transformation.steps import calibrate
-from workbench.transformation.steps import channel_maxima as find_channel_maxima
+from workbench.transformation.steps import Calibrated, channel_maxima, observed
 from workbench.tuning.simulation import Rehearsal
 
 if TYPE_CHECKING:
@@ -93,8 +92,7 @@ def choose(
     split: Split,
     recipe: Recipe,
     *,
-    dialect: str = "ort-cpu",
-    channel_maxima: Mapping[str, np.ndarray] | None = None,
+    known: Calibrated | None = None,
     most_trials: int = MOST_TRIALS,
     cancel: Callable[[], bool] = lambda: False,
 ) -> Choice:
@@ -107,6 +105,7 @@ def choose(
     Args:
         split: calibration samples, under the model's input names.
         recipe: with a static Quantize step.
+        known: the dialect, and the channel maxima where the recipe smooths.
 
     Raises:
         RecipeError: the recipe has no such step.
@@ -115,10 +114,8 @@ def choose(
     started = time.perf_counter()
     if not _is_static(recipe):
         raise RecipeError(f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to choose.")
-    maxima = channel_maxima or {}
-    folds = [
-        _Fold(_rehearsal(model, recipe, judged, dialect, maxima), fitted, cancel) for fitted, judged in crossed(split)
-    ]
+    known = known or Calibrated()
+    folds = [_Fold(_rehearsal(model, recipe, judged, known), fitted, cancel) for fitted, judged in crossed(split)]
     trials = _Trials(folds, cancel)
     single = {name: trials.noise(dict.fromkeys(trials.free, name)) for name in METHODS}
     best = "max"
@@ -218,9 +215,9 @@ def side_by_side(
         )
     if data.calibration is None:
         raise CalibrationError(f"The data {data.name!r} have no calibration samples. Split some off with split_off().")
-    maxima = find_channel_maxima(model, data.calibration, recipe, dialect=dialect)
-    table = calibrate(model, data.calibration, recipe, dialect=dialect, channel_maxima=maxima, data_name=data.name)
-    rehearsal = Rehearsal(model, recipe, data.evaluation, dialect, table, channel_maxima=maxima, metric=data.metric)
+    known = Calibrated(dialect, channel_maxima=channel_maxima(model, data.calibration, recipe, dialect))
+    table = observed(model, data.calibration, recipe, known, data_name=data.name)
+    rehearsal = Rehearsal(model, recipe, data.evaluation, replace(known, table=table), metric=data.metric)
     rows, unit = [], ""
     step = recipe.step("quantize")
     clipped = isinstance(step, Quantize) and step.clip_inputs
@@ -245,11 +242,9 @@ def crossed(split: Split) -> list[tuple[Split, Split]]:
     return [(halves[0], judged[1]), (halves[1], judged[0])]
 
 
-def _rehearsal(
-    model: Model, recipe: Recipe, judged: Split, dialect: str, maxima: Mapping[str, np.ndarray]
-) -> Rehearsal:
+def _rehearsal(model: Model, recipe: Recipe, judged: Split, known: Calibrated) -> Rehearsal:
     # One thread each: the two halves run side by side.
-    return Rehearsal(model, recipe, judged, dialect, channel_maxima=maxima, threads=1, largest_held_bytes=_JUDGED_BYTES)
+    return Rehearsal(model, recipe, judged, known, threads=1, largest_held_bytes=_JUDGED_BYTES)
 
 
 class _Fold:
@@ -261,7 +256,7 @@ class _Fold:
         self.plain = Recipe(rehearsal.base.name, tuple(_calibrated(item, "max") for item in rehearsal.base.steps))
         provenance = Provenance(rehearsal.model.sha256, fitted.sha256, "")
         table = calibrate_proto(rehearsal.graph, fitted.inputs, provenance, Observation(cancel=cancel))
-        to = activation_format(self.step, dialect_named(rehearsal.dialect))
+        to = activation_format(self.step, dialect_named(rehearsal.calibrated.dialect))
         self.joined = {names: _joined(table, names) for names in _ranges(rehearsal, self.step, table)}
         self.scales: dict[Names, dict[str, Scale]] = {
             names: {method: encode(histogram, method, to) for method in METHODS}
@@ -370,8 +365,8 @@ def _is_static(recipe: Recipe) -> bool:
 def _ranges(rehearsal: Rehearsal, step: Quantize, table: CalibrationTable) -> list[Names]:
     """Return the tensors that get a range, tied ones together."""
     graph = Graph(rehearsal.graph)
-    context = Context(rehearsal.dialect, rehearsal.model.modules)
-    placement = place(graph, step, context, dialect_named(rehearsal.dialect))
+    context = Context(rehearsal.calibrated.dialect, rehearsal.model.modules)
+    placement = place(graph, step, context, dialect_named(rehearsal.calibrated.dialect))
     ranges = dict.fromkeys(placement.ranges.get(name, (name,)) for name in placement.readers)
     return [names for names in ranges if all(table[name].finite for name in names)]
 

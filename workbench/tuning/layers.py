@@ -1,48 +1,22 @@
 """Where the time and the error are, layer by layer, in names of the model's own modules.
 
-Times come from ONNX Runtime's profiler in a child process and are joined with the nodes and the PyTorch modules that each
+Times come from each backend's own profiler, in a child process, and are joined with the nodes and the PyTorch modules that each
 executed layer stands for. Errors are those of the tensors behind each layer. Judges nothing, formats nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import onnx
 
-from workbench import codec
 from workbench.datasets import Split
+from workbench.engines import jobs
 from workbench.engines.base import Feeds
-from workbench.engines.onnxruntime_profiling import profile
-from workbench.errors import EngineError
-from workbench.graph.fused_layers import fusion_map
-from workbench.machine import child
-from workbench.records import Engine
+from workbench.records import Engine, LayerTime
 from workbench.transformation.intermediate_outputs import Observation, batches
-
-_JOB = "workbench.tuning.layers:profile_job"
-
-
-@dataclass(frozen=True)
-class LayerTime:
-    """One executed layer.
-
-    Attributes:
-        name, operator: as the engine calls them.
-        seconds: median a call, while being profiled.
-        nodes: nodes of the variant's file that it stands for; empty where the engine added it.
-        modules: the PyTorch modules of these nodes, each once.
-    """
-
-    name: str
-    operator: str
-    seconds: float
-    nodes: tuple[str, ...] = ()
-    modules: tuple[str, ...] = ()
 
 
 def layer_times(
@@ -53,7 +27,7 @@ def layer_times(
     runs: int = 30,
     cancel: Callable[[], bool] = lambda: False,
 ) -> tuple[LayerTime, ...]:
-    """Return the time of every executed layer, in the order of execution.
+    """Return the time of every executed layer, in the order of execution, from the backend's own profiler.
 
     Args:
         feeds: input name -> one batch.
@@ -61,31 +35,14 @@ def layer_times(
         runs: profiled calls.
 
     Raises:
-        EngineError: another backend than ONNX Runtime's CPU, or the engine refuses the feeds.
+        EngineError: the backend has no profiler of layers, or refuses the engine or the feeds.
         ChildKilled, Cancelled: as every child process.
     """
-    if engine.backend != "onnxruntime-cpu":
-        raise EngineError(
-            f"Times per layer come from ONNX Runtime's CPU profiler, and {engine.variant!r} was built for {engine.backend}. "
-            f"Build it for onnxruntime-cpu; TensorRT's own layer times are in the engine's folder."
-        )
-    job = {"engine": codec.to_plain(engine), "runs": runs}
-    answer = child.call(_JOB, job, feeds, cancel=cancel).plain
     found = []
-    for name, operator, seconds, nodes in answer["layers"]:
-        paths = dict.fromkeys(path for path in ((modules or {}).get(node) for node in nodes) if path)
-        found.append(LayerTime(name, operator, seconds, tuple(nodes), tuple(paths)))
+    for layer in jobs.layer_times(engine, feeds, runs=runs, cancel=cancel):
+        paths = dict.fromkeys(path for path in ((modules or {}).get(node) for node in layer.nodes) if path)
+        found.append(replace(layer, modules=(*layer.modules, *paths)))
     return tuple(found)
-
-
-def profile_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Be the child of `layer_times`."""
-    engine = codec.from_plain(Engine, job["engine"])
-    path = Path(engine.path)
-    times, executed = profile(path, engine.fusion, engine.options.threads, arrays, job["runs"])
-    mapped = fusion_map(onnx.load(str(path), load_external_data=False), executed)
-    sources = {layer.name: layer.sources for layer in mapped.layers}
-    return {"layers": [[one.name, one.operator, one.seconds, list(sources.get(one.name, ()))] for one in times]}, {}
 
 
 def time_of(times: Sequence[LayerTime], groups: Mapping[str, Sequence[str]]) -> tuple[dict[str, float], float]:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from workbench.calibration.table import CalibrationTable
+from workbench import engines
 from workbench.datasets import Dataset
 from workbench.engines import jobs
 from workbench.errors import CalibrationError, Cancelled, RecipeError
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Recipe, named
 from workbench.records import BuildOptions, Model
-from workbench.transformation.steps import calibrate, channel_maxima, transform
+from workbench.transformation.steps import Calibrated, transform
+from workbench.tuning.calibrating import calibrate
 from workbench.tuning.layers import layer_times, time_of
 from workbench.tuning.simulation import Effect, Rehearsal
 
@@ -79,6 +80,7 @@ class LayerCosts:
         unit: what `lost` counts, such as `points of top-1`.
         samples: calibration samples that answers were judged on.
         evaluations: lowered graphs that were run.
+        backend, backend_reason: what the layers were timed on, and why that.
     """
 
     recipe: Recipe
@@ -88,6 +90,8 @@ class LayerCosts:
     unit: str
     samples: int
     evaluations: int
+    backend: str = ""
+    backend_reason: str = ""
 
     def keeping(self, names: Sequence[str], name: str | None = None) -> Recipe:
         """Return the recipe with these layers kept as they were.
@@ -138,11 +142,10 @@ def layer_costs(
     recipe: str | Recipe = "int8-max",
     *,
     by: Literal["layer", "block"] = "layer",
-    dialect: str = "ort-cpu",
+    backend: str = "auto",
     times: bool = True,
     batch: int = 8,
-    table: CalibrationTable | None = None,
-    calibrators: Mapping[str, str] | None = None,
+    known: Calibrated | None = None,
     store: Store | None = None,
     options: BuildOptions | None = None,
     most_evaluations: int = MOST_EVALUATIONS,
@@ -150,31 +153,37 @@ def layer_costs(
 ) -> LayerCosts:
     """Measure what lowering each layer costs, and what it saves.
 
+    Accuracy is judged in this process, by running the file that the backend would get on ONNX Runtime's CPU engine;
+    times come from the backend's own profiler, on its own device.
+
     Args:
         data: its calibration samples find thresholds and judge answers; evaluation samples are not touched.
         recipe: with a step that lowers (Quantize, QuantizeWeights, Precision).
         by: `layer`, or `block` for repeated ones such as `layers.3`.
-        times: profile both engines with ONNX Runtime, in child processes.
+        backend: a name from `workbench.backends()`, or `auto` for what `run` takes; the dialect follows it.
+        times: profile the FP32 engine and the lowered one, in child processes.
         batch: samples a call while profiling.
-        table: calibration statistics; None collects them where the recipe needs them.
-        calibrators: tensor -> calibrator, for `auto` (see `workbench.tuning.calibrators.choose`).
+        known: what `workbench.calibrate` found for this recipe; None calibrates.
         store: remembers every evaluation; None takes the default store.
 
     Raises:
+        BackendMissing: the backend cannot be used here.
         RecipeError: the recipe lowers nothing by name.
         CalibrationError: there are no calibration samples.
+        EngineError: the backend has no profiler of layers; `times=False` leaves times out.
     """
     recipe, store, data = named(recipe), store or Store(), data.bound_to(model)
+    backend, reason = engines.choose(backend)
     split = data.calibration
     if split is None:
         raise CalibrationError(
             f"Layers are judged on calibration samples, and the data {data.name!r} have none. Split some off: "
             f"data.split_off(calibration=200)."
         )
-    maxima = channel_maxima(model, split, recipe, dialect=dialect, cancel=cancel)
-    if table is None and recipe.needs_calibration:
-        table = calibrate(model, split, recipe, dialect=dialect, channel_maxima=maxima, cancel=cancel)
-    rehearsal = Rehearsal(model, recipe, split, dialect, table, calibrators or {}, maxima, data.metric, store)
+    dialect = engines.backend(backend).dialect(backend)
+    if known is None:
+        known = _known(model, data, recipe, dialect, store, cancel)
+    rehearsal = Rehearsal(model, recipe, split, known, data.metric, store)
     groups = lowered_layers(rehearsal, recipe, by)
 
     def evaluate(names: Sequence[str]) -> Effect:
@@ -184,20 +193,25 @@ def layer_costs(
         return rehearsal.effect(kept(recipe, [name for name in groups if name not in chosen]))
 
     costs = rank(recipe, groups, evaluate, most_evaluations)
-    costs = replace(costs, samples=len(rehearsal.judged))
+    costs = replace(costs, samples=len(rehearsal.judged), backend=backend, backend_reason=reason)
     if not times:
         return costs
-    variants = [
-        transform(model, one, dialect=dialect, table=table, calibrators=calibrators, channel_maxima=maxima, store=store)
-        for one in (Recipe("fp32", (Fuse(_level(recipe)),)), recipe)
-    ]
-    feeds = {name: array[:batch] for name, array in split.inputs.items()}
     found = []
-    for variant in variants:
-        engine = jobs.build(variant, "onnxruntime-cpu", options, store=store, cancel=cancel)
-        found.append(time_of(layer_times(engine, feeds, cancel=cancel), groups)[0])
+    for one in (Recipe("fp32", (Fuse(_level(recipe)),)), recipe):
+        variant = transform(model, one, table=known, store=store)
+        engine = jobs.build(variant, backend, options, store=store, cancel=cancel)
+        feeds = {name: array[:batch] for name, array in split.inputs.items()}
+        found.append(time_of(layer_times(engine, feeds, model.modules, cancel=cancel), groups)[0])
     rows = (replace(row, seconds=found[0][row.name], lowered_seconds=found[1][row.name]) for row in costs.rows)
     return replace(costs, rows=tuple(rows))
+
+
+def _known(
+    model: Model, data: Dataset, recipe: Recipe, dialect: str, store: Store, cancel: Callable[[], bool]
+) -> Calibrated:
+    if not recipe.needs_calibration:
+        return Calibrated(dialect)
+    return calibrate(model, data, recipe, dialect=dialect, store=store, cancel=cancel)
 
 
 def lowered_layers(rehearsal: Rehearsal, recipe: Recipe, by: Literal["layer", "block"]) -> dict[str, tuple[str, ...]]:

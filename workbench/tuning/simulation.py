@@ -6,28 +6,25 @@ no engine, measures no time. The samples come from the calibration data: evaluat
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from workbench import codec, version
+from workbench import codec
 from workbench.calibration.table import CalibrationTable
 from workbench.datasets import Split
-from workbench.datasets.metrics import Metric, Outputs
+from workbench.datasets.metrics import Metric, Outputs, identity
 from workbench.engines.onnxruntime import open_file
-from workbench.errors import CalibrationError, StoreError
-from workbench.graph.editing import Context
+from workbench.errors import CalibrationError
 from workbench.judging import accuracy
 from workbench.judging.accuracy import Accumulator
 from workbench.machine.store import Store
 from workbench.recipes import Recipe
 from workbench.records import Accuracy, Model, StepReport
-from workbench.transformation.steps import BEFORE_QUANTIZATION, STEPS, observed_graph
+from workbench.transformation.steps import BEFORE_QUANTIZATION, STEPS, Calibrated, observed_graph
 
 # Outputs of the FP32 parent that are held, so that each rehearsal compares with them.
 LARGEST_HELD_BYTES = 96 << 20
@@ -94,8 +91,7 @@ class Rehearsal:
     Attributes:
         base: the recipe whose steps before quantization (fusion, pruning, smoothing) make the FP32 parent.
         judged: samples to judge on, labels with them where there is a metric; cut where FP32 outputs would not fit.
-        table: calibration statistics, for recipes with static quantization.
-        calibrators: tensor -> calibrator, what `auto` chose.
+        calibrated: the dialect, and what recipes with static quantization, `auto` and smoothing need.
         store: remembers every effect, so that a search goes on where it stopped; None remembers nothing.
         largest_held_bytes: FP32 outputs held; samples beyond that are not judged on.
         evaluations: how many graphs were run, those that were remembered not among them.
@@ -104,10 +100,7 @@ class Rehearsal:
     model: Model
     base: Recipe
     judged: Split
-    dialect: str = "ort-cpu"
-    table: CalibrationTable | None = None
-    calibrators: Mapping[str, str] = field(default_factory=dict)
-    channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
+    calibrated: Calibrated = field(default_factory=Calibrated)
     metric: Metric | None = None
     store: Store | None = None
     threads: int | None = None
@@ -115,7 +108,7 @@ class Rehearsal:
     evaluations: int = 0
 
     def __post_init__(self) -> None:
-        self.graph = observed_graph(self.model, self.base, self.dialect, self.channel_maxima)
+        self.graph = observed_graph(self.model, self.base, self.calibrated)
         self._parent, count = _held(self.graph, self.judged, self.threads, self.largest_held_bytes)
         if count < len(self.judged):
             self.judged = self.judged.take(range(count))
@@ -134,8 +127,8 @@ class Rehearsal:
         """
         proto = onnx.ModelProto()
         proto.CopyFrom(self.graph)
-        calibrators = self.calibrators if table is None else {}
-        context = Context(self.dialect, self.model.modules, table or self.table, calibrators, self.channel_maxima)
+        calibrated = self.calibrated if table is None else replace(self.calibrated, table=table, calibrators={})
+        context = calibrated.context(self.model)
         steps = [step for step in recipe.steps if step.kind not in ("fuse", *BEFORE_QUANTIZATION)]
         return proto, [STEPS[step.kind](proto, step, context) for step in steps]
 
@@ -145,17 +138,9 @@ class Rehearsal:
         Args:
             recipe: with the same steps before quantization as `base`.
         """
-        key = self._key(recipe)
-        text = None if self.store is None else self.store.get("effect", key)
-        if text is not None:
-            try:
-                return codec.from_json(Effect, text)
-            except StoreError:
-                pass  # a damaged record: rehearse again
-        found = self.judge(self.lowered(recipe)[0])
-        if self.store is not None:
-            self.store.put("effect", key, codec.to_json(found))
-        return found
+        if self.store is None or identity(self.metric) is None:
+            return self.judge(self.lowered(recipe)[0])
+        return self.store.remember(Effect, self._parts(recipe), lambda: self.judge(self.lowered(recipe)[0]))
 
     def judge(self, proto: onnx.ModelProto) -> Effect:
         """Run a lowered graph over the judged samples and compare its outputs with the FP32 parent's."""
@@ -176,7 +161,7 @@ class Rehearsal:
         self.evaluations += 1
         start = 0
         # Other engines' Q/DQ pairs are run as they stand: what ONNX Runtime would make of them is not what they do there.
-        fusion = "all" if self.dialect == "ort-cpu" else "off"
+        fusion = "all" if self.calibrated.dialect == "ort-cpu" else "off"
         with open_file(proto.SerializeToString(), fusion, self.threads) as runner:
             for feeds in self.judged.batches(_fixed(self.graph) or _BATCH):
                 ours = {name: values for name, values in runner.infer(feeds).items() if name in self._parent}
@@ -193,12 +178,13 @@ class Rehearsal:
             each.append(squares / errors.shape[1] / self._power[name])
         return np.asarray(np.mean(each, axis=0))
 
-    def _key(self, recipe: Recipe) -> str:
-        table = None if self.table is None else self.table.sha256
-        metric = None if self.metric is None else self.metric.name
-        plain = codec.to_plain(Recipe("rehearsed", recipe.steps))
-        parts = [self.model.sha256, plain, self.dialect, table, dict(self.calibrators), self.judged.sha256, metric]
-        return hashlib.sha256(json.dumps([version.code_sha256(), *parts], sort_keys=True).encode()).hexdigest()
+    def _parts(self, recipe: Recipe) -> tuple[object, ...]:
+        """What an effect depends on."""
+        known = self.calibrated
+        table = None if known.table is None else known.table.sha256
+        plain = codec.to_plain(Recipe("simulated", recipe.steps))
+        metric = identity(self.metric)
+        return (self.model.sha256, plain, known.dialect, table, dict(known.calibrators), self.judged.sha256, metric)
 
 
 def _held(
