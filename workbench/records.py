@@ -194,6 +194,7 @@ class Engine:
         log: what the backend said while building, shortened from the front if long.
         folder: what the backend left in the store (plan, optimized graph, layer information), or None.
         notes: options it ignored, fallbacks it took; shown in every report.
+        sha256: of what was built: two engines of one ONNX file can differ (builder flags). Empty in old records.
     """
 
     variant: str
@@ -211,6 +212,7 @@ class Engine:
     log: str = ""
     notes: tuple[str, ...] = ()
     folder: str | None = None
+    sha256: str = ""
 
 
 @dataclass(frozen=True)

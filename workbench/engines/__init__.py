@@ -6,6 +6,7 @@ with its log, and the notebook lives on.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import cast
 from workbench.engines.base import Backend, BuildRequest, Missing, Runner
 from workbench.errors import BackendMissing, nearest
 from workbench.machine import device
-from workbench.machine.store import Store
+from workbench.machine.store import Store, digest
 from workbench.records import BuildOptions, Engine, Variant
 
 MODULES = {
@@ -130,10 +131,14 @@ _module = backend
 
 
 def _kept(engine: Engine, folder: Path, store: Store) -> Engine:
-    """Move what the backend wrote into the store and point the engine there."""
-    if not any(folder.iterdir()):
-        return engine
-    _, place = store.add(folder)
-    inside = Path(engine.path)
-    path = place / inside.relative_to(folder) if inside.is_relative_to(folder) else inside
-    return replace(engine, path=str(path), folder=str(place))
+    """Move what the backend wrote into the store, point the engine there and say what its content is."""
+    left, inside = "", Path(engine.path)
+    if any(folder.iterdir()):
+        left, place = store.add(folder)
+        engine = replace(engine, folder=str(place))
+        if inside.is_relative_to(folder):
+            path = place / inside.relative_to(folder)
+            return replace(engine, path=str(path), sha256=digest(path))
+    # The file that is opened is the variant's own, or its program: what was left beside it decides how it runs.
+    content = hashlib.sha256(f"{engine.variant_sha256} {engine.fusion} {left}".encode())
+    return replace(engine, sha256=content.hexdigest())

@@ -64,6 +64,20 @@ def test_the_optimized_graph_is_kept_for_the_fusion_view(engine) -> None:
     onnx.load(Path(engine.folder) / "optimized.onnx")
 
 
+def test_an_engine_says_what_its_content_is(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+
+    def built(recipe: str) -> str:
+        place = tmp_path / f"{recipe}-{len(list(tmp_path.iterdir()))}"
+        place.mkdir()
+        made = replace(variant(place, network()), recipe=NAMED[recipe])
+        return engines.build(made, "onnxruntime-cpu", store=store).sha256
+
+    assert len(built("fp32")) == 64
+    assert built("fp32") == built("fp32")  # the same file, built twice
+    assert len({built(recipe) for recipe in ("fp32", "fp32-basic", "fp32-unfused")}) == 3  # one file, three engines
+
+
 def test_a_build_in_a_child_process_gives_the_same_engine(tmp_path: Path, engine) -> None:
     lines: list[str] = []
     place = tmp_path / "second"

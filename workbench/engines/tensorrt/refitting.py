@@ -63,7 +63,7 @@ def refit(
     finally:
         journal.close()
     kept = {name: value for name, value in vars(sidecar).items() if name != "sha256"}
-    plan.write(folder / plan.PLAN_NAME, fresh, **kept)
+    written = plan.write(folder / plan.PLAN_NAME, fresh, **kept)
     return replace(
         engine,
         variant=variant.name,
@@ -77,6 +77,7 @@ def refit(
             f"Refitted with the weights of {variant.name!r}; tactics are those of {engine.variant!r}.",
         ),
         folder=str(folder),
+        sha256=written.sha256,
     )
 
 

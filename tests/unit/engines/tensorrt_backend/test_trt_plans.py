@@ -12,10 +12,13 @@ from onnx import numpy_helper
 from releases import only_8, only_10
 from tiny_variants import feeds, network, variant
 
+from workbench import engines
 from workbench.engines import tensorrt as backend
 from workbench.engines.tensorrt import plan
 from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.errors import EngineError
+from workbench.machine.store import Store, digest
+from workbench.recipes import NAMED
 
 
 def rewrite(engine, **changes: object) -> None:
@@ -30,6 +33,18 @@ def test_a_plan_whose_bytes_changed_is_not_loaded(machine, tmp_path: Path) -> No
     with pytest.raises(EngineError, match="damaged"):
         backend.open_runner(engine, None)
     assert len(machine.trt.called("Runtime.deserialize_cuda_engine")) == loaded
+
+
+@only_8
+def test_recipes_that_share_one_file_are_different_engines(machine, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    made = variant(tmp_path, "fp32")
+    found = [
+        engines.build(replace(made, recipe=NAMED[name]), "tensorrt", store=store) for name in ("fp32", "tf32", "fp16")
+    ]
+    assert len({engine.variant_sha256 for engine in found}) == 1
+    assert len({engine.sha256 for engine in found}) == 3
+    assert all(engine.sha256 == digest(Path(engine.path)) for engine in found)
 
 
 @pytest.mark.parametrize(
@@ -118,6 +133,7 @@ def test_new_weights_make_a_new_engine_of_the_same_structure(machine, tmp_path: 
     assert fresh.variant == "other" and fresh.path != engine.path
     assert json.loads(Path(fresh.path).read_bytes())["refitted"] == ["b", "w"]
     assert plan.read_sidecar(Path(fresh.path)).refittable
+    assert fresh.sha256 == digest(Path(fresh.path)) != engine.sha256
     assert "Refitted" in fresh.notes[-1]
     with backend.open_runner(fresh, None) as runner:
         assert runner.infer(feeds(2))["y"].shape == (2, 3)
