@@ -3,7 +3,7 @@
 Raw values are stored and statistics are derived (see `workbench.judging.statistics`), so a stored record can be
 judged again with better statistics later. Seconds and bytes everywhere. A shape is a tuple; a dynamic axis is None.
 
-History of SCHEMA_VERSION: 1 - first.
+History of SCHEMA_VERSION: 1 - first; 2 - studies hold their build options.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from workbench.recipes import Recipe
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Boundary = Literal["compute", "end_to_end", "throughput"]
 
@@ -401,6 +401,7 @@ class StudyRecord:
     environment: dict[str, Any] = field(default_factory=dict)
     samples: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    options: BuildOptions = field(default_factory=BuildOptions)
     schema_version: int = SCHEMA_VERSION
 
 

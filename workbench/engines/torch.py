@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from workbench.engines.base import BuildRequest, Missing
+from workbench.engines.base import BuildRequest, Feeds, Missing
 from workbench.engines.torch_running import Sidecar, TorchRunner
 from workbench.errors import BuildError, EngineError, OutOfMemory, WorkbenchError
 from workbench.machine import device as hardware
 from workbench.machine.store import digest, write_text
 from workbench.recipes import Precision
-from workbench.records import BuildOptions, Engine, ShapeProfile, TensorSpec, Variant
+from workbench.records import BuildOptions, Engine, LayerTime, ShapeProfile, TensorSpec, Variant
 
 NAMES = ("torch", "torch-compile", "torch-cudagraph")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -132,6 +132,12 @@ def open_runner(engine: Engine, threads: int | None) -> TorchRunner:
             f"PyTorch {version('torch')} cannot open the program of {engine.variant!r}: {error}. It may be from another "
             f"version. Load the module and build again."
         ) from error
+
+
+def layer_times(engine: Engine, feeds: Feeds, runs: int) -> list[LayerTime]:
+    """Return the operations of an eager program with their times; see `torch_profiling.profile`."""
+    with open_runner(engine, engine.options.threads) as runner:
+        return runner.profile(engine, feeds, runs)
 
 
 def _precision(variant: Variant) -> str:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.engines import feeding
+from workbench.engines import feeding, torch_profiling
 from workbench.engines.base import Feeds
 from workbench.engines.torch_lowering import lower
 from workbench.errors import OutOfMemory, RunError
-from workbench.records import Boundary, Engine
+from workbench.records import Boundary, Engine, LayerTime
 
 if TYPE_CHECKING:
     import torch
@@ -127,6 +127,10 @@ class TorchRunner:
         if self._device.type == "cuda":
             return self._device_stopwatch(tensors, graph)
         return lambda: _timed(lambda: self._launch(tensors))
+
+    def profile(self, engine: Engine, feeds: Feeds, runs: int) -> list[LayerTime]:
+        """Return the times of operations; see `torch_profiling.profile`."""
+        return torch_profiling.profile(engine, self._call, self._resident(feeds), runs)
 
     def conditions(self) -> dict[str, Any]:
         """Return how launches are made and what memory the device holds."""

@@ -6,6 +6,7 @@ nothing else is counted. Raw values only; `workbench.llm.rates` derives from the
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from workbench.llm.generation import Sequences
 from workbench.llm.loading import LanguageModel
 from workbench.llm.memory import weights_read_bytes
 from workbench.machine import child, conditions, device
+from workbench.measuring import latency
 from workbench.records import Engine, Measurement, Progress, Protocol, Round
 from workbench.study.progress import Listener
 
@@ -130,17 +132,21 @@ def measure_generation(
         "protocol": codec.to_plain(protocol),
         "vocabulary": language.vocabulary,
     }
-    taken: dict[str, list[list[dict[str, Any]]]] = {runner.name: [] for runner in runners}
-    for index in range(protocol.rounds):
-        order = np.random.default_rng([protocol.seed, index]).permutation(len(runners))
-        for place, which in enumerate(order):
-            runner = runners[which]
-            if cancel():
-                raise Cancelled(f"Stopped as asked before round {index + 1} of {runner.name!r}.")
-            fraction = (index + place / len(runners)) / protocol.rounds
-            progress(Progress("measure", runner.name, fraction, f"round {index + 1} of {protocol.rounds}"))
-            answer = child.call(runner.target, {**plain, **runner.job, "index": index}, cancel=cancel)
-            taken[runner.name].append(answer.plain["workloads"])
+    by_name = {runner.name: runner for runner in runners}
+    taken: dict[str, list[list[dict[str, Any]]]] = {name: [] for name in by_name}
+
+    def lacking() -> list[str]:
+        return [name for name, rounds in taken.items() if len(rounds) < protocol.rounds]
+
+    numbers = itertools.count()
+    for index, name in latency.turns(lacking, lambda: next(numbers), seed=protocol.seed, beside=runners[0].name):
+        if cancel():
+            raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}.")
+        fraction = sum(len(rounds) for rounds in taken.values()) / (protocol.rounds * len(runners))
+        progress(Progress("measure", name, fraction, f"round {index + 1} of {protocol.rounds}"))
+        runner = by_name[name]
+        answer = child.call(runner.target, {**plain, **runner.job, "index": index}, cancel=cancel)
+        taken[name].append(answer.plain["workloads"])
     progress(Progress("measure", "", 1.0, "done"))
     environment = device.describe()
     return [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -50,7 +50,8 @@ def measure(
         threads: CPU threads of the runner; None takes what each engine was built with.
         progress: called before each round and at the end.
         cancel: asked between rounds and while a child runs; True stops.
-        finished: variant -> rounds that are there already; they are not measured again.
+        finished: variant -> rounds that are there already; they are not measured again. The first engine takes part in
+            every new turn, so that what is measured later has neighbours in time too.
         on_round: called with each finished round, so that it can be stored at once.
         call: runs a job in a fresh process, as `workbench.machine.child.call` does.
 
@@ -63,17 +64,25 @@ def measure(
     """
     protocol = protocol or Protocol()
     _check(built, feeds, protocol)
-    done = {name: {item.index: item for item in items} for name, items in (finished or {}).items()}
-    rounds = {engine.variant: done.get(engine.variant, {}) for engine in built}
+    engines_by_name = {engine.variant: engine for engine in built}
+    rounds = {name: {item.index: item for item in (finished or {}).get(name, ())} for name in engines_by_name}
     failures: dict[str, Failure] = {}
-    plan = [(index, engine) for index in range(protocol.rounds) for engine in _order(built, protocol.seed, index)]
-    for position, (index, engine) in enumerate(plan):
-        name = engine.variant
-        if index in rounds[name] or name in failures:
+    wanted = protocol.rounds * len(built)
+
+    def lacking() -> list[str]:
+        return [name for name in rounds if len(rounds[name]) < protocol.rounds and name not in failures]
+
+    def next_turn() -> int:
+        return 1 + max((index for taken in rounds.values() for index in taken), default=-1)
+
+    for index, name in turns(lacking, next_turn, seed=protocol.seed, beside=built[0].variant):
+        if name in failures:
             continue
         if cancel():
             raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}. Finished rounds are kept.")
-        progress(Progress("measure", name, position / len(plan), f"round {index + 1} of {protocol.rounds}"))
+        done = sum(min(len(taken), protocol.rounds) for taken in rounds.values())
+        progress(Progress("measure", name, done / wanted, f"round {len(rounds[name]) + 1} of {protocol.rounds}"))
+        engine = engines_by_name[name]
         try:
             item = take_round(engine, feeds, protocol, index, threads=threads, cancel=cancel, call=call)
         except Cancelled:
@@ -90,6 +99,27 @@ def measure(
         or _measurement(engine, feeds, protocol, rounds[engine.variant], threads, environment)
         for engine in built
     }
+
+
+def turns(
+    lacking: Callable[[], Sequence[str]], next_turn: Callable[[], int], *, seed: int, beside: str
+) -> Iterator[tuple[int, str]]:
+    """Yield who is measured next, and in which turn, until nobody lacks a round.
+
+    Whoever takes part in a turn is measured next to the others, in an order drawn anew each turn from seed and number.
+    The baseline takes part in every turn, so that every ratio has neighbours in time to pair.
+
+    Args:
+        lacking: who lacks a round; asked before each turn.
+        next_turn: gives the number of a new turn.
+        beside: the baseline.
+    """
+    while names := lacking():
+        index = next_turn()
+        together = list(dict.fromkeys([beside, *names]))
+        random.Random(f"{seed}-{index}").shuffle(together)
+        for name in together:
+            yield index, name
 
 
 def take_round(
@@ -229,13 +259,6 @@ def _repeat(
         now = clock()
         ends.append(now)
     return ends, seconds
-
-
-def _order(built: Sequence[Engine], seed: int, index: int) -> list[Engine]:
-    """Return the engines in the order of this round: the same for the same seed, whatever was finished before."""
-    order = list(built)
-    random.Random(f"{seed}-{index}").shuffle(order)
-    return order
 
 
 def _threads(engine: Engine, threads: int | None) -> int | None:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any, Literal
 
 import numpy as np
 
-from workbench import codec, datasets, engines
+from workbench import codec
 from workbench.datasets import Dataset
-from workbench.errors import Cancelled, DataError, LoadError, RecipeError, StoreError, WorkbenchError
+from workbench.errors import Cancelled, RecipeError, StoreError, WorkbenchError
 from workbench.judging import accuracy
 from workbench.machine import device
+from workbench.machine.handle import Handle
 from workbench.machine.store import Store
-from workbench.measuring import latency as measurement
-from workbench.recipes import Recipe, named
+from workbench.measuring import latency
+from workbench.recipes import Recipe
 from workbench.records import (
     BuildOptions,
     Engine,
@@ -28,12 +28,13 @@ from workbench.records import (
     Progress,
     Protocol,
     Round,
-    ShapeProfile,
     StudyRecord,
     VariantResult,
 )
-from workbench.study import progress
-from workbench.study.stages import Stages
+from workbench.study import progress as bars
+from workbench.study.request import Request, requested, summary_of
+from workbench.study.rounds import Rounds, selected
+from workbench.study.stages import Stages, identity_of
 from workbench.study.study import Study
 
 DEFAULT_RECIPES = ("fp32", "fp16", "int8-kl")
@@ -52,7 +53,7 @@ def run(
     baseline: str = "fp32",
     name: str | None = None,
     store: Store | None = None,
-    progress: progress.Listener | Literal["auto"] | None = "auto",
+    progress: bars.Listener | Literal["auto"] | None = "auto",
     watch: Callable[[StudyRecord], None] = lambda record: None,
     on_line: Callable[[str], None] = lambda line: None,
     cancel: Callable[[], bool] = lambda: False,
@@ -69,7 +70,9 @@ def run(
         protocol: how latency is measured; None takes the defaults of `Protocol`.
         options: how engines are built; None takes one CPU thread and the engine's own choices.
         baseline: name of the recipe that all are compared with; put in front if it is not among the recipes.
-        name: of the study, to find it again; None derives one from model, data, backend and protocol.
+        name: of the study, to find it again; a study of that name keeps what it has and grows by what is new. None
+            derives one from everything asked for, so that another request is another study. Engines that both have
+            are neither built nor measured twice.
         store: None takes the default store.
         progress: a function called with each Progress, `auto` for a bar where somebody looks, None for silence.
         watch: called from this thread with the record so far, whenever something was added to it; nothing is being
@@ -79,69 +82,49 @@ def run(
 
     Raises:
         LoadError, RecipeError, BackendMissing, DataError: before anything is started.
+        StoreError: there is a study of that name on other terms.
         Cancelled: `cancel` said so; KeyboardInterrupt likewise loses nothing.
         WorkbenchError: the baseline itself failed, so that there is nothing to compare with.
     """
-    begun = _Run(model, data, recipes, backend, protocol, options, baseline, name, store, progress, cancel)
-    begun.watch = watch
-    begun.stages.on_line = on_line
-    return begun.go()
+    request = requested(
+        model, data, recipes, backend=backend, protocol=protocol, options=options, baseline=baseline, name=name
+    )
+    handle = Handle(cancel, bars.listener(progress), on_line)
+    return _Run(request, store or Store(), handle, watch).go()
 
 
 class _Run:
-    """One call of `run`: what was asked, the record so far, and how much is done."""
+    """One call of `run`: the record so far, and how much is done."""
 
-    def __init__(
-        self,
-        model: Model,
-        data: Dataset | None,
-        recipes: Sequence[str | Recipe],
-        backend: str,
-        protocol: Protocol | None,
-        options: BuildOptions | None,
-        baseline: str,
-        name: str | None,
-        store: Store | None,
-        show: progress.Listener | Literal["auto"] | None,
-        cancel: Callable[[], bool],
-    ) -> None:
-        if not isinstance(model, Model):
-            raise LoadError(f"run takes a loaded model, got {type(model).__name__}. Pass workbench.load(...).")
-        if data is not None and not isinstance(data, Dataset):
-            raise DataError(
-                f"run takes a Dataset, got {type(data).__name__}. Wrap arrays with workbench.datasets.arrays(x, labels)."
-            )
-        self.cancel = cancel
-        self.watch: Callable[[StudyRecord], None] = lambda record: None
-        self.show = progress.listener(show)
-        self.store = store or Store()
-        chosen = _chosen([recipes] if isinstance(recipes, (str, Recipe)) else recipes, baseline)
-        backend, reason = engines.choose(backend)
-        dataset = (datasets.random(model) if data is None else data).bound_to(model)
-        protocol, notes = _fitting(protocol or Protocol(), model)
-        options = _with_profiles(options or BuildOptions(), backend, dataset, protocol)
-        self.stages = Stages(self.store, model, dataset, backend, options, protocol.batch, cancel)
-        self.record = StudyRecord(
-            name=name or _name(model, dataset, backend, protocol, self.stages.options, baseline),
-            created_at=time.time(),
-            model=model,
-            backend=backend,
-            backend_reason=reason,
-            protocol=protocol,
-            baseline=chosen[0].name if baseline not in [item.name for item in chosen] else baseline,
-            results=tuple(VariantResult(recipe) for recipe in chosen),
-            data=_summary(dataset),
-            environment=device.describe(),
-            notes=(*notes, *dataset.notes, *_data_notes(dataset)),
+    def __init__(self, request: Request, store: Store, handle: Handle, watch: Callable[[StudyRecord], None]) -> None:
+        self.request, self.store, self.handle, self.watch = request, store, handle, watch
+        self.stages = Stages(
+            store, request.model, request.dataset, request.backend, request.options, request.protocol.batch, handle
         )
-        self._resume()
+        self.kept = Rounds(store, request.model.sha256, request.dataset.evaluation.sha256, request.protocol)
+        self.earlier = _earlier(store, request)
+        self.record = StudyRecord(
+            name=request.name,
+            created_at=time.time() if self.earlier is None else self.earlier.created_at,
+            model=request.model,
+            backend=request.backend,
+            backend_reason=request.backend_reason,
+            protocol=request.protocol,
+            options=request.options,
+            baseline=request.baseline,
+            results=(*(VariantResult(recipe) for recipe in request.recipes), *self._carried()),
+            data=summary_of(request.dataset),
+            environment=device.describe(),
+            notes=request.notes,
+        )
         self.feeds: dict[str, np.ndarray] = {}
         # For each recipe: transform, build, check; then its share of the rounds.
-        self.units = len(chosen) * (3 + protocol.rounds)
+        self.units = len(request.recipes) * (3 + request.protocol.rounds)
         self.done = 0
 
     def go(self) -> Study:
-        self._keep()
+        if self.earlier is None:
+            self._keep()
         try:
             self._answers()
             self._measure()
@@ -151,28 +134,40 @@ class _Run:
         self._tick("finished", "", self.units)
         return Study(self.record)
 
+    def _carried(self) -> list[VariantResult]:
+        """What the study of this name has beside what is asked for now."""
+        if self.earlier is None:
+            return []
+        asked = {recipe.name: recipe for recipe in self.request.recipes}
+        for item in self.earlier.results:
+            if item.recipe.name in asked and item.recipe != asked[item.recipe.name]:
+                raise RecipeError(
+                    f"The study {self.earlier.name!r} has a recipe {item.recipe.name!r} with other steps. Give this one "
+                    f"another name, or the study."
+                )
+        return [item for item in self.earlier.results if item.recipe.name not in asked]
+
     def _answers(self) -> None:
         """Transform, build and check every recipe, the baseline first: the others are compared with its answers."""
         parent: Engine | None = None
-        order = sorted(self.record.results, key=lambda result: result.recipe.name != self.record.baseline)
-        for result in order:
+        for recipe in sorted(self.request.recipes, key=lambda recipe: recipe.name != self.request.baseline):
             stage = "transform"
             try:
-                self._tick(stage, result.recipe.name)
-                variant = self.stages.variant(result.recipe)
+                self._tick(stage, recipe.name)
+                variant = self.stages.variant(recipe)
                 stage = "build"
-                self._tick(stage, result.recipe.name, 1)
+                self._tick(stage, recipe.name, 1)
                 engine = self.stages.engine(variant)
                 parent = parent or engine
-                self._put(result.recipe.name, variant=variant, engine=engine, failure=None)
+                self._put(recipe.name, variant=variant, engine=engine, failure=None)
                 stage = "check"
-                self._tick(stage, result.recipe.name, 1)
-                self._put(result.recipe.name, accuracy=self.stages.accuracy(engine, parent, result.recipe))
-                self._tick(stage, result.recipe.name, 1)
+                self._tick(stage, recipe.name, 1)
+                self._put(recipe.name, accuracy=self.stages.accuracy(engine, parent, recipe))
+                self._tick(stage, recipe.name, 1)
             except Cancelled:
                 raise
             except WorkbenchError as error:
-                self._failed(result.recipe.name, stage, error)
+                self._failed(recipe.name, stage, error)
                 if parent is None:
                     raise  # the baseline failed: nothing to compare with
         self._put_samples()
@@ -180,101 +175,81 @@ class _Run:
     def _measure(self) -> None:
         """Measure in turns until every variant has its rounds.
 
-        Rounds of one index ran next to each other. A variant that lacks rounds (new, or cut off by an interruption)
-        is measured together with the baseline under new indices, so that ratios always pair neighbours in time.
+        A variant that lacks rounds (new, or cut off by an interruption) is measured together with the baseline in new
+        turns, so that ratios always pair neighbours in time.
         """
         self.feeds = self._feeds()
         self._take_over_rounds()
-        while lacking := self._lacking():
-            names = [self.record.baseline, *(name for name in lacking if name != self.record.baseline)]
-            index = 1 + max((item.index for name in names for item in self._rounds(name)), default=-1)
-            order = np.random.default_rng([self.record.protocol.seed, index]).permutation(len(names))
-            for name in (names[place] for place in order):
-                engine = self._result(name).engine
-                if engine is None or self._result(name).failure is not None:
-                    continue
-                self._tick("measure", name, message=f"round {index + 1}")
-                try:
-                    taken = measurement.take_round(engine, self.feeds, self.record.protocol, index, cancel=self.cancel)
-                    self.store.put("round", f"{self._round_prefix(engine)}{index}", codec.to_json(taken))
-                    self._add_round(name, engine, taken)
-                except Cancelled:
+        seed = self.request.protocol.seed
+        for index, name in latency.turns(self._lacking, self.kept.next_turn, seed=seed, beside=self.request.baseline):
+            engine = self._result(name).engine
+            if engine is None or self._result(name).failure is not None:
+                continue
+            self._tick("measure", name, message=f"round {len(self._rounds(name)) + 1}")
+            try:
+                taken = latency.take_round(
+                    engine, self.feeds, self.request.protocol, index, cancel=self.handle.cancelled
+                )
+                self.kept.keep(engine, taken)
+                self._put_rounds(name, engine, (*self._rounds(name), taken))
+            except Cancelled:
+                raise
+            except WorkbenchError as error:
+                self._failed(name, "measure", error)
+                if name == self.request.baseline:
                     raise
-                except WorkbenchError as error:
-                    self._failed(name, "measure", error)
-                    if name == self.record.baseline:
-                        raise
-                self._tick("measure", name, 1)
+            self._tick("measure", name, 1)
 
     def _lacking(self) -> list[str]:
-        wanted = self.record.protocol.rounds
-        usable = [item for item in self.record.results if item.engine is not None and item.failure is None]
-        return [item.recipe.name for item in usable if len(self._rounds(item.recipe.name)) < wanted]
+        return [name for name, _ in self._usable() if len(self._rounds(name)) < self.request.protocol.rounds]
+
+    def _usable(self) -> list[tuple[str, Engine]]:
+        asked = {recipe.name for recipe in self.request.recipes}
+        return [
+            (item.recipe.name, item.engine)
+            for item in self.record.results
+            if item.recipe.name in asked and item.engine is not None and item.failure is None
+        ]
 
     def _rounds(self, name: str) -> tuple[Round, ...]:
         taken = self._result(name).measurement
         return () if taken is None else taken.rounds
 
-    def _add_round(self, name: str, engine: Engine, taken: Round) -> None:
-        so_far = self._result(name).measurement or Measurement(
+    def _take_over_rounds(self) -> None:
+        """Find the rounds that were measured before on the very same engines, and keep what this study has shown."""
+        usable = dict(self._usable())
+        pinned = {name: self._shown_before(name, engine) for name, engine in usable.items()}
+        measured = {name: self.kept.of(engine) for name, engine in usable.items()}
+        baseline = measured.pop(self.request.baseline, [])
+        chosen = selected(baseline, measured, self.request.protocol.rounds, pinned, self.request.baseline)
+        for name, rounds in chosen.items():
+            if rounds and name in usable:
+                self._put_rounds(name, usable[name], rounds)
+                self.done += min(len(rounds), self.request.protocol.rounds)
+
+    def _shown_before(self, name: str, engine: Engine) -> tuple[Round, ...]:
+        for item in () if self.earlier is None else self.earlier.results:
+            if item.recipe.name == name and item.measurement is not None and item.engine is not None:
+                return item.measurement.rounds if identity_of(item.engine) == identity_of(engine) else ()
+        return ()
+
+    def _put_rounds(self, name: str, engine: Engine, rounds: tuple[Round, ...]) -> None:
+        measurement = Measurement(
             variant=engine.variant,
             variant_sha256=engine.variant_sha256,
             backend=engine.backend,
             device=engine.device,
-            protocol=self.record.protocol,
+            protocol=self.request.protocol,
             shapes={key: tuple(array.shape) for key, array in self.feeds.items()},
-            rounds=(),
+            rounds=rounds,
             environment={**self.record.environment, "threads": engine.options.threads},
         )
-        self._put(name, measurement=replace(so_far, rounds=(*so_far.rounds, taken)))
+        self._put(name, measurement=measurement)
 
     def _feeds(self) -> dict[str, np.ndarray]:
-        inputs = self.stages.dataset.evaluation.inputs
-        count = len(self.stages.dataset.evaluation)
-        rows = np.arange(self.record.protocol.batch) % count
-        return {name: np.ascontiguousarray(array[rows]) for name, array in inputs.items()}
-
-    def _resume(self) -> None:
-        """Join an earlier run of the same name, or refuse to mix with a study on other terms."""
-        text = self.store.get("study", self.record.name)
-        if text is None:
-            return
-        try:
-            earlier = codec.from_json(StudyRecord, text)
-        except StoreError:
-            return  # a damaged record loses nothing: every stage and every round has a record of its own
-        if _terms(earlier) != _terms(self.record):
-            raise StoreError(
-                f"There is a study {self.record.name!r} already, of another model, data, backend, protocol or baseline. "
-                f"Give this one another name."
-            )
-        self.record = replace(self.record, created_at=earlier.created_at)
-
-    def _take_over_rounds(self) -> None:
-        """Find the rounds that an earlier run of this study measured on the very same engines."""
-        for item in self.record.results:
-            if item.engine is None or item.failure is not None:
-                continue
-            keys = self.store.keys("round", prefix=self._round_prefix(item.engine))
-            rounds = []
-            for key in keys:
-                try:
-                    rounds.append(codec.from_json(Round, self.store.get("round", key) or ""))
-                except StoreError:
-                    continue  # a damaged round is measured again
-            for taken in sorted(rounds, key=lambda taken: taken.index):
-                self._add_round(item.recipe.name, item.engine, taken)
-                self.done += 1
-
-    def _round_prefix(self, engine: Engine) -> str:
-        terms = [
-            engine.variant_sha256,
-            engine.fusion,
-            engine.backend_version,
-            engine.device,
-            codec.to_plain(engine.options),
-        ]
-        return f"{self.record.name}/{hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:16]}/"
+        evaluation = self.request.dataset.evaluation
+        rows = np.arange(self.request.protocol.batch) % len(evaluation)
+        return {name: np.ascontiguousarray(array[rows]) for name, array in evaluation.inputs.items()}
 
     def _failed(self, name: str, stage: str, error: WorkbenchError) -> None:
         log = str(getattr(error, "log", ""))
@@ -290,7 +265,7 @@ class _Run:
 
     def _put_samples(self) -> None:
         """Keep pictures or texts of the samples on which most variants disagree with the baseline."""
-        show = self.stages.dataset.show
+        show = self.request.dataset.show
         if show is None:
             return
         votes: dict[int, int] = {}
@@ -301,74 +276,42 @@ class _Run:
         self.record = replace(self.record, samples={str(index): show(index) for index in chosen})
 
     def _keep(self) -> None:
+        """Write the record; an earlier one with raw samples that this one no longer has gets a name of its own."""
+        if self.earlier is not None and _measured(self.earlier) - _measured(self.record):
+            when = datetime.fromtimestamp(self.earlier.created_at, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
+            aside = replace(self.earlier, name=f"{self.earlier.name} (of {when} UTC)")
+            self.store.put("study", aside.name, codec.to_json(aside))
         self.store.put("study", self.record.name, codec.to_json(self.record))
 
     def _tick(self, stage: str, variant: str, units: int = 0, message: str = "") -> None:
         self.done = min(self.done + units, self.units)
-        if self.cancel():
-            raise Cancelled("Stopped as asked. What was finished before is kept; run again to go on from there.")
-        self.show(Progress(stage, variant, self.done / self.units, message))
+        self.handle.check()
+        self.handle.progress(Progress(stage, variant, self.done / self.units, message))
 
 
-def _chosen(recipes: Sequence[str | Recipe], baseline: str) -> list[Recipe]:
-    chosen = [named(recipe) for recipe in recipes]
-    names = [recipe.name for recipe in chosen]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise RecipeError(f"The recipe names {', '.join(twice)} appear more than once. Give each recipe its own name.")
-    return chosen if baseline in names else [named(baseline), *chosen]
-
-
-def _fitting(protocol: Protocol, model: Model) -> tuple[Protocol, tuple[str, ...]]:
-    """Take the model's own batch size where its first axis is fixed."""
-    fixed = {spec.shape[0] for spec in model.inputs if spec.shape and spec.shape[0] is not None}
-    if not fixed or fixed == {protocol.batch}:
-        return protocol, ()
-    if len(fixed) > 1:
-        raise DataError(
-            f"The inputs of {model.name} have the fixed first axes {sorted(fixed)}; one batch cannot serve all."
+def _earlier(store: Store, request: Request) -> StudyRecord | None:
+    """Return the study of this name, or refuse to mix with one on other terms."""
+    text = store.get("study", request.name)
+    if text is None:
+        return None
+    try:
+        found = codec.from_json(StudyRecord, text)
+    except StoreError:
+        return None  # a damaged record loses nothing: every stage and every round has a record of its own
+    theirs = (found.model.sha256, found.backend, found.protocol, found.baseline, found.data.get("sha256"))
+    ours = (
+        request.model.sha256, request.backend, request.protocol, request.baseline, request.dataset.sha256,
+    )  # fmt: skip
+    same_options = found.schema_version < 2 or found.options == request.options
+    if theirs != ours or not same_options:
+        raise StoreError(
+            f"There is a study {request.name!r} already, of another model, data, backend, protocol, build options or "
+            f"baseline. Give this one another name."
         )
-    batch = int(next(iter(fixed)))
-    note = f"The model takes batches of {batch} only, so batch {batch} was measured instead of {protocol.batch}."
-    return replace(protocol, batch=batch), (note,)
+    return found
 
 
-def _with_profiles(options: BuildOptions, backend: str, dataset: Dataset, protocol: Protocol) -> BuildOptions:
-    """Give engines that compile for shapes the shapes that this study will feed, unless the caller named some."""
-    if backend != "tensorrt" or options.profiles:
-        return options
-    profile = {
-        name: ShapeProfile(
-            (1, *array.shape[1:]), (protocol.batch, *array.shape[1:]), (protocol.batch, *array.shape[1:])
-        )
-        for name, array in dataset.evaluation.inputs.items()
-    }
-    return replace(options, profiles=(profile,))
-
-
-def _name(
-    model: Model, dataset: Dataset, backend: str, protocol: Protocol, options: BuildOptions, baseline: str
-) -> str:
-    terms = [model.sha256, dataset.sha256, backend, codec.to_plain(protocol), codec.to_plain(options), baseline]
-    return f"{model.name}-{hashlib.sha256(json.dumps(terms, sort_keys=True).encode()).hexdigest()[:8]}"
-
-
-def _terms(record: StudyRecord) -> tuple[object, ...]:
-    return (record.model.sha256, record.backend, record.protocol, record.baseline, record.data.get("sha256"))
-
-
-def _summary(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "name": dataset.name,
-        "kind": dataset.kind,
-        "sha256": dataset.sha256,
-        "evaluation_samples": len(dataset.evaluation),
-        "calibration_samples": 0 if dataset.calibration is None else len(dataset.calibration),
-        "metric": None if dataset.metric is None else dataset.metric.name,
-    }
-
-
-def _data_notes(dataset: Dataset) -> tuple[str, ...]:
-    if dataset.kind != "random":
-        return ()
-    return ("The inputs are random numbers: latencies hold for these shapes, and no accuracy is claimed.",)
+def _measured(record: StudyRecord) -> set[tuple[str, float]]:
+    """Return which rounds a record holds: variant and moment."""
+    results = (item for item in record.results if item.measurement is not None)
+    return {(item.recipe.name, taken.started_at) for item in results for taken in item.measurement.rounds}  # type: ignore[union-attr]

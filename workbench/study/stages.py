@@ -7,7 +7,6 @@ remembered result whose artefact is gone or damaged is made again. Knows nothing
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from workbench import codec, engines
 from workbench.datasets import Dataset
 from workbench.datasets.metrics import identity
 from workbench.engines import jobs
+from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
 from workbench.measuring.answers import check
 from workbench.recipes import Quantize, Recipe
@@ -44,7 +44,7 @@ class Stages:
 
     Attributes:
         batch: samples a call while accuracy is checked.
-        cancel: asked now and then; True stops the stage with Cancelled.
+        handle: the caller's; hears the builders' lines, and may stop a stage.
     """
 
     store: Store
@@ -53,8 +53,7 @@ class Stages:
     backend: str
     options: BuildOptions
     batch: int
-    cancel: Callable[[], bool] = lambda: False
-    on_line: Callable[[str], None] = lambda line: None
+    handle: Handle = field(default_factory=Handle)
     _parent_folders: set[Path] = field(default_factory=set)
 
     @property
@@ -71,7 +70,7 @@ class Stages:
         if not recipe.needs_calibration:
             return Calibrated(self.dialect)
         return calibrate(
-            self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, cancel=self.cancel
+            self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, cancel=self.handle.cancelled
         )
 
     def variant(self, recipe: Recipe) -> Variant:
@@ -104,8 +103,8 @@ class Stages:
                     self.options,
                     store=self.store,
                     calibration=feeds,
-                    cancel=self.cancel,
-                    on_line=self.on_line,
+                    cancel=self.handle.cancelled,
+                    on_line=self.handle.on_line,
                 )
 
         return self.store.remember(Engine, parts, make, lambda made: Path(made.path).exists())
@@ -123,7 +122,9 @@ class Stages:
             folder = self.store.cache_folder("parent-outputs") / key_of(parent_parts)
             folder.mkdir(exist_ok=True)
             self._parent_folders.add(folder)
-            return check(engine, parent, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.cancel)
+            return check(
+                engine, parent, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.handle.cancelled
+            )
 
         # A metric that may have changed without our seeing it is computed anew.
         parts = (*identity_of(engine), *parent_parts, metric)
@@ -140,7 +141,7 @@ class Stages:
         def make() -> Alarm:
             known = self.calibrated(recipe)
             assert known.table is not None
-            how = Observation(samples=_MOST_WATCHED, cancel=self.cancel)
+            how = Observation(samples=_MOST_WATCHED, cancel=self.handle.cancelled)
             graph = observed_graph(self.model, recipe, known)
             return Alarm(alarmed(range_alarm(known.table, graph, self.dataset.evaluation.inputs, how)) or "")
 
@@ -167,4 +168,4 @@ def identity_of(engine: Engine) -> tuple[object, ...]:
     The file alone does not: builders take flags, and the same variant can be built for other shapes or threads.
     """
     built = (engine.variant, engine.variant_sha256, engine.fusion, codec.to_plain(engine.options))
-    return (*built, engine.backend, engine.backend_version, engine.device, getattr(engine, "sha256", ""))
+    return (*built, engine.backend, engine.backend_version, engine.device, engine.sha256)

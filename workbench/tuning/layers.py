@@ -60,7 +60,9 @@ def time_of(times: Sequence[LayerTime], groups: Mapping[str, Sequence[str]]) -> 
     for layer in times:
         # A node that was replaced lives on in nodes called after it, such as `MatMul_MatMulInteger`.
         known = (node if node in owner else node.rpartition("_")[0] for node in layer.nodes)
-        names = list(dict.fromkeys(owner[node] for node in known if node in owner))
+        # PyTorch's operations know no ONNX nodes, but the same modules.
+        paths = layer.modules if not layer.nodes else ()
+        names = list(dict.fromkeys([*(owner[node] for node in known if node in owner), *(set(paths) & set(groups))]))
         for name in names:
             sums[name] += layer.seconds / len(names)
         rest += 0.0 if names else layer.seconds

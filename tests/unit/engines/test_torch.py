@@ -241,3 +241,18 @@ def test_a_gpu_without_triton_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None if name == "triton" else object())
     assert "triton" in str(backend.missing("torch-compile"))
     assert backend.missing("torch-cudagraph") is None
+
+
+def test_operations_are_timed_under_their_modules(model: Model, store: Store) -> None:
+    found = backend.layer_times(built(model, "fp32", store), FEEDS, 3)
+    modules = {path for layer in found for path in layer.modules}
+    assert {"conv", "norm", "head"} <= modules
+    assert all(layer.seconds > 0 for layer in found) and any("conv" in layer.operator for layer in found)
+
+
+def test_compiled_kernels_are_not_taken_for_modules(model: Model, store: Store) -> None:
+    engine = built(model, "fp32", store)
+    with engines.open_runner(engine) as runner:
+        runner._call = lambda *tensors: tensors
+        with pytest.raises(EngineError, match="stand for no single module"):
+            runner.profile(replace(engine, backend="torch-compile"), FEEDS, 3)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
+from small_studies import QUICK, classifier
 
 import workbench as wb
 from workbench import codec, datasets, zoo
@@ -27,52 +29,10 @@ from workbench.errors import (
 )  # fmt: skip
 from workbench.machine import child
 from workbench.machine.store import Store
-from workbench.measuring import latency as measurement
+from workbench.measuring import latency
 from workbench.recipes import Quantize, Recipe, Sparsify
-from workbench.records import BuildOptions, Progress, Protocol, ShapeProfile
-from workbench.study import running
-
-QUICK = Protocol(batch=4, rounds=2, min_seconds=0.001, min_runs=5, warmup_seconds=0.0, warmup_runs=1)
-
-
-def classifier(folder: Path, batch: int | str = "N") -> Path:
-    """(N, 8) -> Gemm -> Relu -> Gemm -> logits (N, 3), with fixed random weights."""
-    rng = np.random.default_rng(0)
-    weights = {
-        "w1": rng.normal(size=(8, 16)), "b1": rng.normal(size=16), "w2": rng.normal(size=(16, 3)), "b2": np.zeros(3),
-    }  # fmt: skip
-    nodes = [
-        helper.make_node("Gemm", ["x", "w1", "b1"], ["h"], name="first"),
-        helper.make_node("Relu", ["h"], ["r"], name="relu"),
-        helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"], name="head"),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "classifier",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 8])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, 3])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    path = folder / "classifier.onnx"
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
-    return path
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory):
-    return wb.load(classifier(tmp_path_factory.mktemp("model")))
-
-
-@pytest.fixture(scope="module")
-def data():
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(60, 8)).astype(np.float32)
-    return datasets.arrays(x, rng.integers(0, 3, 60)).split_off(calibration=20)
+from workbench.records import BuildOptions, Progress, ShapeProfile
+from workbench.study import request
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +78,7 @@ def test_running_an_unchanged_study_again_only_reads(model, data, finished, monk
         raise AssertionError("nothing may be done again")
 
     monkeypatch.setattr(child, "call", forbidden)
-    monkeypatch.setattr(measurement, "take_round", forbidden)
+    monkeypatch.setattr(latency, "take_round", forbidden)
     again = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store, name="mine")
     assert again.record.results == study.record.results
 
@@ -132,7 +92,7 @@ def test_a_recipe_added_later_is_measured_beside_the_baseline_in_new_rounds(mode
     assert len(study.comparison().rows) == 3
 
 
-def test_an_interrupted_study_goes_on_where_it_stopped(model, data, store) -> None:
+def test_an_interrupted_study_goes_on_where_it_stopped(model, data, store, made_up_rounds) -> None:
     asked = 0
 
     def impatient(step: Progress) -> None:
@@ -152,7 +112,7 @@ def test_an_interrupted_study_goes_on_where_it_stopped(model, data, store) -> No
     assert len(shared) >= QUICK.rounds - 1
 
 
-def test_cancelling_stops_and_keeps_what_is_there(model, data, store) -> None:
+def test_cancelling_stops_and_keeps_what_is_there(model, data, store, made_up_rounds) -> None:
     steps: list[Progress] = []
     with pytest.raises(Cancelled, match="run again"):
         wb.run(
@@ -162,7 +122,7 @@ def test_cancelling_stops_and_keeps_what_is_there(model, data, store) -> None:
     assert wb.Study.open(store.keys("study")[0], store)["fp32"].engine is not None
 
 
-def test_progress_moves_forward_to_the_end(model, data, store) -> None:
+def test_progress_moves_forward_to_the_end(model, data, store, made_up_rounds) -> None:
     steps: list[Progress] = []
     wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store, progress=steps.append)
     fractions = [step.fraction for step in steps]
@@ -170,15 +130,15 @@ def test_progress_moves_forward_to_the_end(model, data, store) -> None:
     assert {"transform", "build", "check", "measure", "finished"} <= {step.stage for step in steps}
 
 
-def test_a_variant_that_fails_is_recorded_and_the_others_go_on(model, data, store, monkeypatch) -> None:
-    real = measurement.take_round
+def test_a_variant_that_fails_is_recorded_and_the_others_go_on(model, data, store, monkeypatch, made_up_rounds) -> None:
+    real = latency.take_round
 
     def crash(engine, *arguments, **options):
         if engine.variant == "int8-max":
             raise ChildKilled("The process was ended by SIGSEGV.", log="last words")
         return real(engine, *arguments, **options)
 
-    monkeypatch.setattr(measurement, "take_round", crash)
+    monkeypatch.setattr(latency, "take_round", crash)
     study = wb.run(model, data, ["fp32", "int8-max", "int8-kl"], protocol=QUICK, store=store)
     assert list(study.failures) == ["int8-max"]
     assert study["int8-max"].failure.stage == "measure" and study["int8-max"].failure.log == "last words"
@@ -195,34 +155,49 @@ def test_a_damaged_artefact_is_made_again(model, data, finished) -> None:
     onnx.load(again["int8-max"].variant.path)
 
 
-def test_damaged_records_cost_only_themselves(model, data, finished) -> None:
+@pytest.mark.parametrize("kind", ["study", "variant", "engine", "accuracy", "round", "kepttable", "alarm"])
+def test_damaged_records_cost_only_themselves(model, data, finished, made_up_rounds, kind) -> None:
     store, _ = finished
-    for kind in ("study", "variant", "engine", "accuracy", "round", "table"):
-        for key in store.keys(kind):
-            store.put(kind, key, "{damaged")
+    for key in store.keys(kind):
+        store.put(kind, key, "{damaged")
     study = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store, name="mine")
     assert not study.failures and len(study["fp32"].measurement.rounds) == QUICK.rounds
 
 
-def test_the_baseline_is_added_where_it_was_not_asked_for(model, data, store) -> None:
+def test_a_number_that_was_changed_in_the_store_is_not_believed(model, data, finished, made_up_rounds) -> None:
+    store, _ = finished
+    key = store.keys("round")[0]
+    with sqlite3.connect(store.root / "index.sqlite") as index:
+        index.execute("UPDATE records SET text = replace(text, '0.0', '9.0') WHERE kind = 'round' AND key = ?", (key,))
+        index.execute("DELETE FROM records WHERE kind = 'study'")
+    again = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store, name="mine")
+    latencies = [
+        each for item in again.record.results for one in item.measurement.rounds for each in one.latencies_seconds
+    ]
+    assert max(latencies) < 9 and made_up_rounds
+
+
+def test_the_baseline_is_added_where_it_was_not_asked_for(model, data, store, made_up_rounds) -> None:
     study = wb.run(model, data, ["fp16"], protocol=replace(QUICK, rounds=1), store=store)
     assert [item.recipe.name for item in study.record.results] == ["fp32", "fp16"]
 
 
-def test_without_data_inputs_are_random_and_no_accuracy_is_claimed(model, store) -> None:
+def test_without_data_inputs_are_random_and_no_accuracy_is_claimed(model, store, made_up_rounds) -> None:
     study = wb.run(model, None, ["fp32", "fp16"], protocol=replace(QUICK, rounds=1), store=store)
     assert study.record.data["kind"] == "random"
     assert any("random" in note for note in study.record.notes)
     assert study["fp16"].accuracy.metric is None and study["fp16"].accuracy.scores == ()
 
 
-def test_without_calibration_samples_static_quantization_fails_with_what_to_do(model, data, store) -> None:
+def test_without_calibration_samples_static_quantization_fails_with_what_to_do(
+    model, data, store, made_up_rounds
+) -> None:
     study = wb.run(model, replace(data, calibration=None), ["fp32", "int8-kl"], protocol=QUICK, store=store)
     assert study["int8-kl"].failure.error == CalibrationError.__name__
     assert "int8-dynamic" in study.failures["int8-kl"]
 
 
-def test_a_fixed_batch_size_is_taken_and_noted(tmp_path, store) -> None:
+def test_a_fixed_batch_size_is_taken_and_noted(tmp_path, store, made_up_rounds) -> None:
     seven = datasets.arrays(np.random.default_rng(0).normal(size=(7, 8)).astype(np.float32))
     study = wb.run(wb.load(classifier(tmp_path, batch=2)), seven, ["fp32"], protocol=QUICK, store=store)
     assert study["fp32"].accuracy.samples == 7
@@ -263,7 +238,7 @@ def test_a_name_is_not_shared_by_studies_on_other_terms(model, data, finished) -
         wb.run(model, data, ["fp32"], protocol=replace(QUICK, batch=2), store=store, name="mine")
 
 
-def test_a_metric_that_changed_under_its_name_is_computed_anew(model, data, store) -> None:
+def test_a_metric_that_changed_under_its_name_is_computed_anew(model, data, store, made_up_rounds) -> None:
     def constant(value: float) -> Metric:
         return Metric("mine", lambda outputs, labels: np.full(len(labels), value))
 
@@ -289,13 +264,13 @@ def test_studies_are_opened_by_name_or_file_and_missing_ones_are_named(finished,
     assert "mine" in repr(study)
 
 
-def test_fewer_calibration_samples_give_another_table(model, data, store) -> None:
+def test_fewer_calibration_samples_give_another_table(model, data, store, made_up_rounds) -> None:
     few = Recipe("few", (Quantize(calibrator="max", samples=3),))
     study = wb.run(model, data, ["fp32", "int8-max", few], protocol=replace(QUICK, rounds=1), store=store)
     assert study["few"].variant.calibration_sha256 != study["int8-max"].variant.calibration_sha256
 
 
-def test_the_shipped_network_keeps_its_accuracy_in_int8(store) -> None:
+def test_the_shipped_network_keeps_its_accuracy_in_int8(store, made_up_rounds) -> None:
     quick = replace(QUICK, rounds=1, batch=8)
     study = wb.run(wb.load("digits_resnet"), datasets.digits(), ["fp32", "int8-kl"], protocol=quick, store=store)
     scores = {item.recipe.name: np.mean(item.accuracy.scores) for item in study.record.results}
@@ -304,7 +279,7 @@ def test_the_shipped_network_keeps_its_accuracy_in_int8(store) -> None:
     assert abs(scores["int8-kl"] - scores["fp32"]) <= 0.01
 
 
-def test_smoothing_and_pruning_are_calibrated_on_the_graph_that_they_leave(model, data, store) -> None:
+def test_smoothing_and_pruning_are_calibrated_on_the_graph_that_they_leave(model, data, store, made_up_rounds) -> None:
     both = Recipe("sparse-int8", (Sparsify(), Quantize(calibrator="max")))
     study = wb.run(
         model, data, ["fp32", "int8-smooth", both, "int8-max"], protocol=replace(QUICK, rounds=1), store=store
@@ -317,8 +292,8 @@ def test_smoothing_and_pruning_are_calibrated_on_the_graph_that_they_leave(model
 def test_engines_that_compile_for_shapes_get_the_shapes_of_the_study(data) -> None:
     fed = replace(data, evaluation=data.evaluation.take(range(8)))
     (name,) = fed.evaluation.inputs
-    given = running._with_profiles(BuildOptions(), "tensorrt", fed, QUICK).profiles
+    given = request.with_profiles(BuildOptions(), "tensorrt", fed, QUICK).profiles
     assert given == ({name: ShapeProfile((1, 8), (4, 8), (4, 8))},)
-    assert running._with_profiles(BuildOptions(), "onnxruntime-cpu", fed, QUICK).profiles == ()
+    assert request.with_profiles(BuildOptions(), "onnxruntime-cpu", fed, QUICK).profiles == ()
     own = BuildOptions(profiles=({"x": ShapeProfile((1, 8), (2, 8), (3, 8))},))
-    assert running._with_profiles(own, "tensorrt", fed, QUICK) == own
+    assert request.with_profiles(own, "tensorrt", fed, QUICK) == own

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from workbench.datasets.metrics import top1
 from workbench.errors import CalibrationError, Cancelled, EngineError, RecipeError
 from workbench.machine.store import Store
 from workbench.recipes import NAMED
-from workbench.records import Accuracy
-from workbench.tuning.layers import LayerTime, layer_times, shared_tensors, tensor_errors, time_of
+from workbench.records import Accuracy, LayerTime
+from workbench.tuning.layers import layer_times, shared_tensors, tensor_errors, time_of
 from workbench.tuning.sensitivity import kept, lowered_layers, rank
 from workbench.tuning.simulation import Effect, Rehearsal
 
@@ -98,7 +99,7 @@ def test_layers_are_named_by_module_path_and_have_times(costs) -> None:
 def test_keeping_the_worst_layer_makes_a_recipe_that_loses_less(model, data, costs) -> None:
     mixed = costs.keeping(["head"], "int8-but-head")
     split = data.bound_to(model).calibration
-    rehearsal = Rehearsal(model, INT8, split, table=wb.calibrate(model, split), metric=data.metric)
+    rehearsal = Rehearsal(model, INT8, split, wb.calibrate(model, split), metric=data.metric)
     assert rehearsal.effect(mixed).lost < rehearsal.effect(INT8).lost
     with pytest.raises(RecipeError, match="No layer is called 'haed'"):
         costs.keeping(["haed"])
@@ -143,19 +144,32 @@ def test_a_layer_that_stands_for_two_groups_is_shared_and_the_rest_is_told() -> 
     assert time_of(times, {"first": ["a"], "second": ["b"]}) == ({"first": 4.0, "second": 2.0}, 1.0)
 
 
-def test_only_onnx_runtime_on_the_cpu_is_profiled(model, store) -> None:
-    from dataclasses import replace
+def test_operations_of_pytorch_are_found_by_their_modules() -> None:
+    times = [LayerTime("linear", "linear.default", 3.0, modules=("head",)), LayerTime("relu", "relu.default", 1.0)]
+    assert time_of(times, {"head": ["/head/MatMul"]}) == ({"head": 3.0}, 1.0)
 
-    engine = wb.build(wb.transform(model, "fp32", store=store), store=store)
-    with pytest.raises(EngineError, match="tensorrt"):
-        layer_times(replace(engine, backend="tensorrt"), {})
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "openvino"])
+def test_layers_are_timed_by_the_backends_own_profiler(model, data, store, backend) -> None:
+    if wb.backends()[backend] is not None:
+        pytest.skip(str(wb.backends()[backend]))
+    costs = wb.layer_costs(model, data, INT8, store=store, backend=backend)
+    assert costs.backend == backend and backend in costs.backend_reason
+    assert {row.name for row in costs.rows} == {"block.0", "block.1", "head"}
+    assert all(row.seconds is not None and row.seconds > 0 for row in costs.rows)
+
+
+def test_layers_of_what_cannot_be_profiled_are_refused(model, store) -> None:
+    engine = wb.build(wb.transform(model, "fp32", store=store), "onnxruntime-cpu", store=store)
+    with pytest.raises(EngineError, match="onnxruntime-cuda"):
+        layer_times(replace(engine, backend="onnxruntime-cuda"), {"x": np.ones((2, 8), np.float32)})
     with pytest.raises(EngineError, match="could not profile"):
         layer_times(engine, {"x": np.ones((2, 9), np.float32)})
 
 
 def test_errors_grow_along_the_layers(model, data) -> None:
     split = data.bound_to(model).calibration
-    rehearsal = Rehearsal(model, INT8, split, table=wb.calibrate(model, split))
+    rehearsal = Rehearsal(model, INT8, split, wb.calibrate(model, split))
     lowered, _ = rehearsal.lowered(INT8)
     tensors = shared_tensors(rehearsal.graph, lowered, [node.name for node in rehearsal.graph.graph.node])
     assert "logits" in tensors.values()

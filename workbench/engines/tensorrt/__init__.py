@@ -15,7 +15,7 @@ from workbench.engines.base import BuildRequest, Missing
 from workbench.engines.tensorrt import building, capabilities, cuda, layers, log, parsing, refitting, running, timing
 from workbench.engines.tensorrt.capabilities import INSTALL, Capabilities
 from workbench.errors import BackendMissing, WorkbenchError
-from workbench.records import Engine, Variant
+from workbench.records import Engine, LayerTime, Variant
 
 
 def missing(name: str) -> Missing | None:
@@ -110,6 +110,21 @@ def layer_table(
             found = layers.with_times(found, timing.profile(runner, feeds, runs))
         memory = layers.activation_memory(found, runner.activation_bytes)
     return layers.with_modules(found, modules or {}), memory
+
+
+def layer_times(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> list[LayerTime]:
+    """Return an engine's layers with their times, in runs with TensorRT's profiler; see `layer_table`."""
+    found, _ = layer_table(engine, feeds, runs=runs)
+    return [
+        LayerTime(
+            name=layer.name,
+            operator="reformat" if layer.is_reformat else layer.kind,
+            seconds=layer.seconds or 0.0,
+            nodes=layer.nodes,
+            precision=layer.precision or "",
+        )
+        for layer in found
+    ]
 
 
 def _capabilities() -> Capabilities:

@@ -8,12 +8,13 @@ from typing import Any
 import onnx
 from traitlets import Bytes, HasTraits, Instance, Tuple, Unicode
 
+from workbench import engines
 from workbench.calibration.table import CalibrationTable
 from workbench.errors import DataError, RecipeError
 from workbench.graph.fused_layers import FusionMap, fusion_map
 from workbench.recipes import NAMED
 from workbench.records import StudyRecord, VariantResult
-from workbench.study.stages import Stages
+from workbench.tuning.calibrating import calibrate
 from workbench.ui import pictures
 from workbench.ui.jobs import DRAWING, STUDIES, Job
 from workbench.ui.state.desk import Desk
@@ -66,11 +67,13 @@ class Inspection(HasTraits):
         model, data, plan = self.subject.model, self.subject.data, self.plan
         if model is None or data is None or data.calibration is None:
             raise DataError("Calibration needs a model and data with calibration samples. Choose both on page `Model`.")
-        backend, options, store = plan.backend, plan.options, self.desk.store
+        backend, store = plan.backend, self.desk.store
 
         def work(job: Job[CalibrationTable]) -> CalibrationTable:
-            stages = Stages(store, model, data.bound_to(model), backend, options, 1, job.cancelled)
-            return stages.table(_CALIBRATED)[0]
+            dialect = engines.backend(backend).dialect(backend)
+            known = calibrate(model, data, _CALIBRATED, dialect=dialect, store=store, cancel=job.cancelled)
+            assert known.table is not None
+            return known.table
 
         self.words = "Collecting …"
         self.desk.start(STUDIES, Job("calibration", work, key=("calibration", id(self))), self._take_table)

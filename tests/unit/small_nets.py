@@ -10,7 +10,7 @@ import pytest
 
 from workbench.engines import onnxruntime
 
-MODELS = Path(__file__).parents[3] / "data" / "models"
+MODELS = Path(__file__).parents[2] / "data" / "models"
 
 
 def net(text: str, opset: int = 17, **weights: np.ndarray) -> onnx.ModelProto:
