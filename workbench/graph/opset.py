@@ -12,6 +12,7 @@ import onnx
 from onnx import version_converter
 
 from workbench.errors import TransformError
+from workbench.graph.dialects import family
 from workbench.graph.editing import Graph, subgraphs
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 
@@ -32,6 +33,7 @@ def fit(model: onnx.ModelProto, dialect: str, recipe: Recipe) -> tuple[str, ...]
     Raises:
         TransformError: an operator of the model has no form in the opset needed.
     """
+    dialect = family(dialect)
     needed = _needed(recipe, dialect)
     if dialect != "trt-8.6":
         return raise_to(model, needed)

@@ -55,9 +55,9 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
     started = time.perf_counter()
     if step.to in _UNCHANGED:
         return StepReport("precision", time.perf_counter() - started, notes=(_UNCHANGED[step.to],))
-    if context.dialect == "trt-8.6":
+    if context.family == "trt-8.6":
         return _listed(model, step, context, started)
-    target, rehearsal = _TARGETS[step.to], step.to == "bf16" and context.dialect == "ort-cpu"
+    target, rehearsal = _TARGETS[step.to], step.to == "bf16" and context.family == "ort-cpu"
     notes = () if rehearsal else _raise_opset(model, step)
     casts = _casts(model)
     quantized = any(node.op_type in _Q_DQ for node in model.graph.node)
@@ -79,7 +79,7 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
         seconds=time.perf_counter() - started,
         changed=tuple(done.changed),
         skipped=_skipped(kept),
-        notes=notes + _notes(step, done, quantized and context.dialect == "ort-cpu" and not rehearsal),
+        notes=notes + _notes(step, done, quantized and context.family == "ort-cpu" and not rehearsal),
         details=details,
     )
 

@@ -21,6 +21,8 @@ from workbench.calibration.table import CalibrationTable, Provenance
 from workbench.datasets import Split
 from workbench.errors import TransformError
 from workbench.graph import dynamic, fusion, opset, precision, quantization, smooth, sparsity, weights
+from workbench.graph.cpu_fit import write_origin
+from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Step, named
@@ -52,7 +54,7 @@ def transform(
     model: Model,
     recipe: str | Recipe,
     *,
-    dialect: str = "ort-cpu",
+    dialect: str | None = None,
     table: CalibrationTable | None = None,
     calibrators: Mapping[str, str] | None = None,
     channel_maxima: Mapping[str, np.ndarray] | None = None,
@@ -62,7 +64,8 @@ def transform(
 
     Args:
         recipe: a Recipe, or the name of one.
-        dialect: what the engine that will run it reads: `ort-cpu`, `trt-8.6` or `strong`.
+        dialect: what the engine that will run it reads, from `workbench.graph.dialects.DIALECTS`; None takes ONNX
+            Runtime's for this CPU.
         table: calibration statistics, from `workbench.calibrate`; needed by recipes with static quantization.
         calibrators: tensor name -> calibrator, overriding the recipe's (what `auto` chose).
         channel_maxima: tensor name -> (channels,) largest |x|, needed by SmoothQuant.
@@ -72,7 +75,7 @@ def transform(
         RecipeError: there is no such recipe, or its steps need something that was not given.
         TransformError: a step cannot be applied to this model, or the model is quantized already.
     """
-    recipe = named(recipe)
+    recipe, dialect = named(recipe), dialect or of_this_cpu()
     if model.quantized_by is not None and len(recipe.steps) > 1:
         raise TransformError(
             f"{model.name} is quantized already (by {model.quantized_by}); the recipe {recipe.name!r} would lower it "
@@ -89,6 +92,8 @@ def transform(
     for step in recipe.steps:
         if step.kind != "fuse":
             reports.append(_applied(proto, step, context))
+    if isinstance(quantize := recipe.step("quantize"), Quantize) and quantize.to == "int8":
+        write_origin(proto, dialect)
     store = store or Store()
     with store.scratch() as scratch:
         path = save(proto, scratch / "model")

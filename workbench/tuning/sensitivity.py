@@ -19,6 +19,7 @@ from workbench.calibration.table import CalibrationTable
 from workbench.datasets import Dataset
 from workbench.engines import jobs
 from workbench.errors import CalibrationError, Cancelled, RecipeError
+from workbench.graph.dialects import of_this_cpu
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Recipe, named
 from workbench.records import BuildOptions, Model
@@ -138,7 +139,7 @@ def layer_costs(
     recipe: str | Recipe = "int8-max",
     *,
     by: Literal["layer", "block"] = "layer",
-    dialect: str = "ort-cpu",
+    dialect: str | None = None,
     times: bool = True,
     batch: int = 8,
     table: CalibrationTable | None = None,
@@ -165,6 +166,7 @@ def layer_costs(
         CalibrationError: there are no calibration samples.
     """
     recipe, store, data = named(recipe), store or Store(), data.bound_to(model)
+    dialect = dialect or of_this_cpu()
     split = data.calibration
     if split is None:
         raise CalibrationError(

@@ -21,6 +21,7 @@ from workbench.datasets import Split
 from workbench.datasets.metrics import Metric, Outputs
 from workbench.engines.onnxruntime import open_file
 from workbench.errors import CalibrationError, StoreError
+from workbench.graph.dialects import family, of_this_cpu
 from workbench.graph.editing import Context
 from workbench.judging import accuracy
 from workbench.judging.accuracy import Accumulator
@@ -104,7 +105,7 @@ class Rehearsal:
     model: Model
     base: Recipe
     judged: Split
-    dialect: str = "ort-cpu"
+    dialect: str = field(default_factory=of_this_cpu)
     table: CalibrationTable | None = None
     calibrators: Mapping[str, str] = field(default_factory=dict)
     channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -176,7 +177,7 @@ class Rehearsal:
         self.evaluations += 1
         start = 0
         # Other engines' Q/DQ pairs are run as they stand: what ONNX Runtime would make of them is not what they do there.
-        fusion = "all" if self.dialect == "ort-cpu" else "off"
+        fusion = "all" if family(self.dialect) == "ort-cpu" else "off"
         with open_file(proto.SerializeToString(), fusion, self.threads) as runner:
             for feeds in self.judged.batches(_fixed(self.graph) or _BATCH):
                 ours = {name: values for name, values in runner.infer(feeds).items() if name in self._parent}
