@@ -5,7 +5,7 @@
 For each shipped model the INT8 file is written with full 8-bit, 7-bit and unsigned weights, with unsigned and signed
 activations, static and dynamic, and run by ONNX Runtime and OpenVINO with one thread. Latencies are taken in turns in
 one process, so that drift meets all forms alike. Two signal-to-noise ratios against FP32 belong to each form: of the
-engine as it runs, and of the same file in exact arithmetic (onnx's reference evaluator, on fewer samples). Where they
+engine as it runs, and of the same file in exact arithmetic (`workbench.graph.exact`, on fewer samples). Where they
 differ the engine computes something else than the file says.
 """
 
@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from onnx.reference import ReferenceEvaluator
 
 import workbench as wb
+from workbench.engines.onnxruntime import open_file
+from workbench.graph.exact import exact_form
 from workbench.machine import device
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe
@@ -67,6 +68,13 @@ def with_onnxruntime(path: str) -> Run:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda feeds: np.asarray(session.run(None, feeds)[0])
+
+
+def in_exact_arithmetic(path: str, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    exact = exact_form(onnx.load(path))
+    assert exact is not None
+    with open_file(exact.SerializeToString(), "off", 1) as runner:
+        return next(iter(runner.infer(feeds).values()))
 
 
 def with_openvino(path: str) -> Run:
@@ -116,7 +124,7 @@ def compared(model: wb.Model, data: wb.Dataset, rounds: int, folder: Path) -> di
     right = with_onnxruntime(paths["fp32"])({name: images})
     for form, path in paths.items():
         if form != "fp32":
-            exact = np.asarray(ReferenceEvaluator(path).run(None, {name: images[:EXACT]})[0])
+            exact = in_exact_arithmetic(path, {name: images[:EXACT]})
             rows[form]["exact_sqnr_db"] = sqnr_db(right[:EXACT], exact)
         for engine, open_engine in ENGINES.items():
             try:

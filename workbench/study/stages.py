@@ -25,6 +25,7 @@ from workbench.engines import jobs
 from workbench.errors import CalibrationError, StoreError
 from workbench.machine.store import Store
 from workbench.measuring.answers import check
+from workbench.measuring.arithmetic import arithmetic_note
 from workbench.recipes import Quantize, Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Model, StepReport, Variant
 from workbench.transformation.intermediate_outputs import Observation
@@ -173,8 +174,20 @@ class Stages:
 
         # A metric that may have changed without our seeing it is computed anew.
         found = make() if metric is None else self._remembered(Accuracy, key, make, lambda made: True)
-        alarm = None if recipe is None else self.alarm(recipe)
-        return found if alarm is None else replace(found, notes=(*found.notes, alarm))
+        told = () if recipe is None else (self.alarm(recipe), self.arithmetic(recipe, engine))
+        notes = tuple(note for note in told if note is not None)
+        return replace(found, notes=(*found.notes, *notes)) if notes else found
+
+    def arithmetic(self, recipe: Recipe, engine: Engine) -> str | None:
+        """Say that the engine computes something else than its file in exact arithmetic; None where it does not."""
+        split = self.dataset.calibration or self.dataset.evaluation
+        variant = self.variant(recipe)
+        key = self._key("arithmetic", *_identity(engine), codec.to_plain(engine.options), variant.name, split.sha256)
+        text = self.store.get("arithmetic", key)
+        if text is None:
+            text = arithmetic_note(engine, variant, self.model, split, self.cancel) or ""
+            self.store.put("arithmetic", key, text)
+        return text or None
 
     def forget_parent(self) -> None:
         """Drop the parent's outputs that were kept on disk while variants were compared with them."""
