@@ -18,7 +18,7 @@ from workbench.machine.store import Store
 from workbench.models import eager_outputs, load, signature
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Engine, Model, Variant
-from workbench.transformation.steps import calibrate, channel_maxima, transform
+from workbench.transformation.steps import calibrate, channel_maxima, magnitudes, transform
 from workbench.tuning.calibrators import choose
 
 if TYPE_CHECKING:
@@ -79,9 +79,14 @@ def convert(
         table = calibrate(model, split, recipe, dialect=dialect, channel_maxima=maxima)
         if recipe.needs_choice:
             calibrators = choose(model, split, recipe, dialect=dialect, channel_maxima=maxima).calibrators
+    seen = None
+    if recipe.uses_magnitudes and calibration is not None:
+        split = _calibration_split(calibration, model, recipe)
+        seen = magnitudes(model, split, recipe, dialect=dialect, channel_maxima=maxima)
     variant = transform(
-        model, recipe, dialect=dialect, table=table, calibrators=calibrators, channel_maxima=maxima, store=store
-    )
+        model, recipe, dialect=dialect, table=table, calibrators=calibrators, channel_maxima=maxima, magnitudes=seen,
+        store=store,
+    )  # fmt: skip
     engine = jobs.build(variant, name, options, store=store)
     return Converted(model, variant, engine, _Form(module, example_inputs))
 

@@ -32,6 +32,8 @@ class Context:
         table: calibration statistics of the parent model's tensors, or None where nothing was calibrated.
         calibrators: tensor name -> calibrator chosen for it (what `auto` found); overrides the step's own.
         channel_maxima: tensor name -> (channels,) largest |x| along its last axis; what SmoothQuant needs.
+        magnitudes: tensor name -> largest |x| over calibration samples (inf where it was NaN or infinite), for FP16; None
+            where nothing was observed.
     """
 
     dialect: str = field(default_factory=of_this_cpu)
@@ -39,6 +41,7 @@ class Context:
     table: CalibrationTable | None = None
     calibrators: Mapping[str, str] = field(default_factory=dict)
     channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
+    magnitudes: Mapping[str, float] | None = None
 
     @property
     def family(self) -> str:

@@ -26,12 +26,20 @@ from workbench.errors import CalibrationError, StoreError
 from workbench.machine.store import Store
 from workbench.measuring.answers import check
 from workbench.measuring.arithmetic import arithmetic_note
+from workbench.measuring.own_arithmetic import judged
 from workbench.recipes import Quantize, Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Model, StepReport, Variant
 from workbench.transformation.intermediate_outputs import Observation
 from workbench.transformation.notes import alarmed, settled, troubles
 from workbench.transformation.observing import range_alarm
-from workbench.transformation.steps import BEFORE_QUANTIZATION, calibrate, channel_maxima, observed_graph, transform
+from workbench.transformation.steps import (
+    BEFORE_QUANTIZATION,
+    calibrate,
+    channel_maxima,
+    magnitudes,
+    observed_graph,
+    transform,
+)
 from workbench.tuning.calibrators import Choice, choose
 
 Made = TypeVar("Made")
@@ -81,9 +89,9 @@ class Stages:
     def variant(self, recipe: Recipe) -> Variant:
         """Apply a recipe, calibrating first where it needs that."""
         table, seconds = self.table(recipe) if recipe.needs_calibration else (None, None)
-        key = self._key(
-            "variant", self.model.sha256, codec.to_plain(recipe), self.dialect, None if table is None else table.sha256
-        )
+        largest = self.magnitudes(recipe)
+        sha256 = None if table is None else table.sha256
+        key = self._key("variant", self.model.sha256, codec.to_plain(recipe), self.dialect, sha256, largest)
 
         def make() -> Variant:
             maxima = self._channel_maxima(recipe)
@@ -95,6 +103,7 @@ class Stages:
                 table=table,
                 calibrators=None if choice is None else choice.calibrators,
                 channel_maxima=maxima,
+                magnitudes=largest,
                 store=self.store,
             )
             reports = tuple(_told(report, table, choice) for report in variant.reports)
@@ -113,6 +122,23 @@ class Stages:
             return choose(self.model, split, recipe, dialect=self.dialect, channel_maxima=maxima, cancel=self.cancel)
 
         return self._remembered(Choice, key, make, lambda made: True)
+
+    def magnitudes(self, recipe: Recipe) -> dict[str, float] | None:
+        """Return the largest magnitude of each activation, for FP16; None where the recipe or the data have no use for it."""
+        if not recipe.uses_magnitudes or self.dataset.calibration is None or not len(self.dataset.calibration):
+            return None
+        split = self._calibration_split(recipe)
+        before = [codec.to_plain(step) for step in recipe.steps if step.kind in BEFORE_QUANTIZATION]
+        key = self._key("magnitudes", self.model.sha256, recipe.fusion, before, self.dialect, split.sha256)
+        text = self.store.get("magnitudes", key)
+        if text is None:
+            maxima = self._channel_maxima(recipe)
+            found = magnitudes(
+                self.model, split, recipe, dialect=self.dialect, channel_maxima=maxima, cancel=self.cancel
+            )
+            text = json.dumps(found)
+            self.store.put("magnitudes", key, text)
+        return {name: float(value) for name, value in json.loads(text).items()}
 
     def alarm(self, recipe: Recipe) -> str | None:
         """Say how many evaluation samples leave the range that the recipe's calibration saw; None where none do."""
@@ -170,7 +196,11 @@ class Stages:
             folder = self.store.cache_folder("parent-outputs") / key_of_parent
             folder.mkdir(exist_ok=True)
             self._parent_folders.add(folder)
-            return check(engine, parent, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.cancel)
+            ours, note = judged(engine, self.store)
+            theirs = ours if engine == parent else judged(parent, self.store)[0]
+            made = check(ours, theirs, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.cancel)
+            notes = made.notes if note is None else (*made.notes, note)
+            return replace(made, variant_sha256=engine.variant_sha256, backend=engine.backend, notes=notes)
 
         # A metric that may have changed without our seeing it is computed anew.
         found = make() if metric is None else self._remembered(Accuracy, key, make, lambda made: True)

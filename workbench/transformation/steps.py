@@ -58,6 +58,7 @@ def transform(
     table: CalibrationTable | None = None,
     calibrators: Mapping[str, str] | None = None,
     channel_maxima: Mapping[str, np.ndarray] | None = None,
+    magnitudes: Mapping[str, float] | None = None,
     store: Store | None = None,
 ) -> Variant:
     """Apply a recipe to a model and keep the new ONNX file in the store.
@@ -69,6 +70,7 @@ def transform(
         table: calibration statistics, from `workbench.calibrate`; needed by recipes with static quantization.
         calibrators: tensor name -> calibrator, overriding the recipe's (what `auto` chose).
         channel_maxima: tensor name -> (channels,) largest |x|, needed by SmoothQuant.
+        magnitudes: tensor name -> largest |x|, by which FP16 leaves nodes in FP32; see `magnitudes`.
         store: None takes the default store.
 
     Raises:
@@ -87,6 +89,7 @@ def transform(
         table=table,
         calibrators=calibrators or {},
         channel_maxima=channel_maxima or {},
+        magnitudes=magnitudes,
     )
     proto, reports = _prepared(model, recipe, context)
     for step in recipe.steps:
@@ -193,6 +196,31 @@ def channel_maxima(
     proto = observed_graph(model, Recipe(recipe.name, before), dialect)
     tensors = smooth.smoothed_tensors(proto, step, Context(dialect=dialect, modules=model.modules))
     return calibration.channel_maxima(proto, tensors, split.inputs, calibration.Observation(cancel=cancel))
+
+
+def magnitudes(
+    model: Model,
+    split: Split,
+    recipe: str | Recipe = "fp16",
+    *,
+    dialect: str = "ort-cpu",
+    channel_maxima: Mapping[str, np.ndarray] | None = None,
+    cancel: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Observe the largest |x| of every activation in FP32, by which FP16 decides what stays in FP32.
+
+    Args:
+        split: calibration samples, under the model's input names.
+        recipe: only what it does before quantization matters.
+
+    Returns:
+        Tensor name -> largest magnitude; infinite where a value is NaN or infinite.
+
+    Raises:
+        CalibrationError: no samples, or they do not fit the graph.
+    """
+    graph = observed_graph(model, recipe, dialect, channel_maxima)
+    return calibration.magnitudes(graph, split.inputs, calibration.Observation(cancel=cancel))
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:
