@@ -9,6 +9,7 @@ from typing import Literal
 
 from workbench import engines, zoo
 from workbench.errors import WorkbenchError
+from workbench.graph.dialects import dialect, of_this_cpu
 from workbench.machine import device
 from workbench.machine.store import Store
 
@@ -59,6 +60,15 @@ def _cpu() -> Finding:
     text = f"{device.cpu_device()}, {' '.join(flags) or 'instruction sets unknown'}"
     if fast:
         return Finding("cpu", "ok", f"{text}: INT8 dot products in hardware")
+    arithmetic = device.int8()
+    if arithmetic.saturates:
+        written = dialect(of_this_cpu())
+        return Finding(
+            "cpu",
+            "note",
+            f"{text}: {arithmetic.reason}. INT8 files made here have weights of 7 bits, which do not (dialect "
+            f"{written.name}); INT8 gains less speed than on a CPU with VNNI.",
+        )
     return Finding("cpu", "note", f"{text}: no INT8 dot products, so INT8 may be no faster than FP32 here.")
 
 

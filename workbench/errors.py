@@ -65,6 +65,10 @@ class RunError(WorkbenchError):
     """Inference failed: feeds do not match the engine, or the backend reported an error."""
 
 
+class LostAnswers(WorkbenchError):
+    """A variant's answers are NaN or infinite where its parent's are not."""
+
+
 class ChildKilled(WorkbenchError):
     """A child process ended without an answer (killed, crashed); `log` holds its last words."""
 

@@ -225,6 +225,12 @@ class Recipe:
         return static or self.step("smooth_quant") is not None
 
     @property
+    def uses_magnitudes(self) -> bool:
+        """Whether a step decides by the magnitudes of activations, and assumes them small where there are no data."""
+        precision = self.step("precision")
+        return isinstance(precision, Precision) and precision.to == "fp16" and precision.auto_exclude
+
+    @property
     def needs_choice(self) -> bool:
         """Whether calibrators are to be chosen tensor by tensor (`auto`), which takes trials of the lowered model."""
         quantize = self.step("quantize")

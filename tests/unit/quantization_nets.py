@@ -10,6 +10,7 @@ from small_nets import copied, net, run, values
 
 from workbench.calibration.table import CalibrationTable, Provenance
 from workbench.graph import quantization
+from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
 from workbench.recipes import Quantize
 from workbench.records import StepReport
@@ -71,12 +72,12 @@ def table_of(model: onnx.ModelProto, feeds: dict[str, np.ndarray], **options: ob
 
 
 def quantized(
-    model: onnx.ModelProto, feeds: dict[str, np.ndarray], dialect: str = "ort-cpu", **options: object
+    model: onnx.ModelProto, feeds: dict[str, np.ndarray], dialect: str | None = None, **options: object
 ) -> tuple[onnx.ModelProto, StepReport]:
-    """A quantized and checked copy, with its report; the calibrator is `max` unless named."""
+    """A quantized and checked copy for this CPU, with its report; the calibrator is `max` unless named."""
     step = Quantize(**{"calibrator": "max", **options})  # type: ignore[arg-type]
     result = copied(model)
-    report = quantization.apply(result, step, Context(dialect=dialect, table=table_of(model, feeds)))
+    report = quantization.apply(result, step, Context(dialect=dialect or of_this_cpu(), table=table_of(model, feeds)))
     onnx.checker.check_model(result, full_check=True)
     return result, report
 

@@ -18,7 +18,9 @@ import numpy as np
 
 from workbench.engines import feeding, onnxruntime_profiling
 from workbench.engines.base import BuildRequest, Feeds, Missing
+from workbench.engines.cpu import fit_notes
 from workbench.errors import BuildError, EngineError, OutOfMemory, RunError, UnsupportedOperator
+from workbench.graph.dialects import of_this_cpu
 from workbench.machine import device as hardware
 from workbench.records import Boundary, BuildOptions, Engine, LayerTime, TensorSpec
 
@@ -72,8 +74,8 @@ def device(name: str) -> str:
 
 
 def dialect(name: str) -> str:
-    """Return the Q/DQ dialect: unsigned activations on the CPU, symmetric signed elsewhere."""
-    return "ort-cpu" if name == "onnxruntime-cpu" else "strong"
+    """Return the Q/DQ dialect: unsigned activations on the CPU, as this one multiplies them; symmetric signed elsewhere."""
+    return of_this_cpu() if name == "onnxruntime-cpu" else "strong"
 
 
 def lacks(name: str, onnx_path: Path) -> dict[str, str]:
@@ -303,6 +305,8 @@ def _notes(request: BuildRequest) -> tuple[str, ...]:
         notes.append(
             "With fusion off, Q/DQ nodes are run one by one in floating point: accuracy holds, speed does not."
         )
+    if request.backend == "onnxruntime-cpu":
+        notes += fit_notes(Path(request.variant.path))
     defaults = BuildOptions()
     for name in ("profiles", "workspace_bytes", "optimization_level", "extra"):
         if getattr(request.options, name) != getattr(defaults, name):

@@ -21,7 +21,9 @@ import numpy as np
 
 from workbench.engines import feeding
 from workbench.engines.base import BuildRequest, Feeds, Missing
+from workbench.engines.cpu import fit_notes
 from workbench.errors import BuildError, EngineError, RunError, UnsupportedOperator
+from workbench.graph.dialects import of_this_cpu
 from workbench.machine import device as hardware
 from workbench.recipes import Precision
 from workbench.records import Boundary, BuildOptions, Engine, LayerTime
@@ -48,8 +50,8 @@ def device(name: str) -> str:
 
 
 def dialect(name: str) -> str:
-    """Return the Q/DQ dialect: symmetric signed, with the types in the graph."""
-    return "strong"
+    """Return the Q/DQ dialect: symmetric signed, with the types in the graph, and weights as this CPU multiplies them."""
+    return of_this_cpu("strong")
 
 
 def lacks(name: str, onnx_path: Path) -> dict[str, str]:
@@ -294,6 +296,7 @@ def _notes(request: BuildRequest, given: str) -> tuple[str, ...]:
         notes.append("TF32 exists on NVIDIA GPUs only; on this CPU the variant is FP32.")
     if recipe.fusion != "all":
         notes.append(f"The recipe asks for fusion {recipe.fusion!r}; OpenVINO always fuses all it can.")
+    notes += fit_notes(Path(request.variant.path))
     defaults = BuildOptions()
     for name in ("profiles", "workspace_bytes", "optimization_level", "extra"):
         if getattr(request.options, name) != getattr(defaults, name):

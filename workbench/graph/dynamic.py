@@ -11,10 +11,10 @@ import onnx
 from numpy.typing import NDArray
 
 from workbench.errors import RecipeError, TransformError
-from workbench.graph.dialects import dialect
+from workbench.graph.dialects import Dialect, dialect
 from workbench.graph.editing import Context, Graph, attribute
 from workbench.graph.placement import label, output_axis, quantizable_nodes
-from workbench.graph.qdq import SIGNED, codes, scale_of_weight
+from workbench.graph.qdq import codes, scale_of_weight, weight_format
 from workbench.graph.quantized_by import quantized_by
 from workbench.recipes import Quantize
 from workbench.records import Skipped, StepReport
@@ -38,8 +38,8 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         RecipeError: the step asks for FP8 or for symmetric activations.
     """
     _check(model, step, context)
-    graph = Graph(model)
-    nodes, skipped = quantizable_nodes(graph, step, context, dialect(context.dialect))
+    graph, style = Graph(model), dialect(context.dialect)
+    nodes, skipped = quantizable_nodes(graph, step, context, style)
     lowered = []
     for node in nodes:
         reason = _obstacle(graph, node)
@@ -53,14 +53,18 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
     coded: dict[str, tuple[str, str, str]] = {}
     names = tuple(label(node) for node in lowered)
     for node in lowered:
-        _lower(graph, node, step.per_channel, coded)
+        _lower(graph, node, step.per_channel, style, coded)
     graph.finish()
-    details = {"dialect": context.dialect, "format": "uint8", "dynamic_inputs": list(coded)}
-    return StepReport(step.kind, 0.0, names, tuple(skipped), (_BATCH_NOTE,), details)
+    narrow = list(names) if style.saturating else []
+    details = {
+        "dialect": context.dialect, "format": "uint8", "seven_bit_weights": narrow, "dynamic_inputs": list(coded)
+    }  # fmt: skip
+    notes = (_BATCH_NOTE, style.weights) if narrow else (_BATCH_NOTE,)
+    return StepReport(step.kind, 0.0, names, tuple(skipped), notes, details)
 
 
 def _check(model: onnx.ModelProto, step: Quantize, context: Context) -> None:
-    if dialect(context.dialect).name != "ort-cpu":
+    if context.family != "ort-cpu":
         raise TransformError(
             f"{dialect(context.dialect).engine} has no INT8 with scales found at run time. "
             f"Take static quantization, such as the recipe 'int8-max', or the backend onnxruntime-cpu."
@@ -96,7 +100,9 @@ def _obstacle(graph: Graph, node: onnx.NodeProto) -> str | None:
     return None
 
 
-def _lower(graph: Graph, node: onnx.NodeProto, per_channel: bool, coded: dict[str, tuple[str, str, str]]) -> None:
+def _lower(
+    graph: Graph, node: onnx.NodeProto, per_channel: bool, style: Dialect, coded: dict[str, tuple[str, str, str]]
+) -> None:
     """Replace a MatMul or Gemm by DynamicQuantizeLinear, MatMulInteger, Cast, Mul (and Add)."""
     weight_name, name, output = node.input[1], label(node), node.output[0]
     bias = node.input[2] if len(node.input) > 2 else ""
@@ -105,9 +111,11 @@ def _lower(graph: Graph, node: onnx.NodeProto, per_channel: bool, coded: dict[st
         parts = ("codes", "scale", "zero_point")
         coded[source] = tuple(graph.unique(f"{source}_{part}") for part in parts)  # type: ignore[assignment]
         graph.add_node("DynamicQuantizeLinear", [source], list(coded[source]), f"{source}_DynamicQuantizeLinear")
-    array, scale, axis = _weight(graph, node, per_channel)
+    array, axis = _weight(graph, node, per_channel)
+    to = weight_format(node, array.shape, style)
+    scale, _ = scale_of_weight(array, axis, to)
     graph.remove_node(node)
-    stored = graph.add_initializer(f"{weight_name}_quantized", codes(array, scale, axis, SIGNED))
+    stored = graph.add_initializer(f"{weight_name}_quantized", codes(array, scale, axis, to))
     zero = graph.add_initializer(f"{weight_name}_zero_point", np.zeros(scale.shape, np.int8))
     scale = scale * np.float32(attribute(node, "alpha", 1.0))
     weight_scale = graph.add_initializer(f"{weight_name}_scale", scale)
@@ -122,13 +130,9 @@ def _lower(graph: Graph, node: onnx.NodeProto, per_channel: bool, coded: dict[st
         graph.add_node("Add", [product, bias], [output], f"{name}_Bias")
 
 
-def _weight(
-    graph: Graph, node: onnx.NodeProto, per_channel: bool
-) -> tuple[NDArray[np.float32], NDArray[np.float32], int | None]:
-    """Return the weight as (inputs, outputs), its scales, and the axis they run along."""
+def _weight(graph: Graph, node: onnx.NodeProto, per_channel: bool) -> tuple[NDArray[np.float32], int | None]:
+    """Return the weight as (inputs, outputs), and the axis that its scales run along."""
     array = np.asarray(graph.array(node.input[1]))
     if node.op_type == "Gemm" and output_axis(node, 2) == 0:
         array = array.T
-    axis = 1 if per_channel and array.ndim == 2 else None
-    scale, _ = scale_of_weight(array, axis, SIGNED)
-    return array, scale, axis
+    return array, 1 if per_channel and array.ndim == 2 else None

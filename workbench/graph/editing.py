@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from workbench.graph.dialects import family, of_this_cpu
+
 if TYPE_CHECKING:
     from workbench.calibration.table import CalibrationTable
 
@@ -25,18 +27,26 @@ class Context:
     """What a step may need besides the graph and its own config.
 
     Attributes:
-        dialect: `ort-cpu`, `trt-8.6` or `strong`.
+        dialect: one of `dialects.DIALECTS`; ONNX Runtime's for this CPU unless given.
         modules: ONNX node name -> PyTorch module path; may be empty.
         table: calibration statistics of the parent model's tensors, or None where nothing was calibrated.
         calibrators: tensor name -> calibrator chosen for it (what `auto` found); overrides the step's own.
         channel_maxima: tensor name -> (channels,) largest |x| along its last axis; what SmoothQuant needs.
+        magnitudes: tensor name -> largest |x| over calibration samples (inf where it was NaN or infinite), for FP16; None
+            where nothing was observed.
     """
 
-    dialect: str = "ort-cpu"
+    dialect: str = field(default_factory=of_this_cpu)
     modules: Mapping[str, str] = field(default_factory=dict)
     table: CalibrationTable | None = None
     calibrators: Mapping[str, str] = field(default_factory=dict)
     channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
+    magnitudes: Mapping[str, float] | None = None
+
+    @property
+    def family(self) -> str:
+        """The dialect without its range of weights: `ort-cpu`, `trt-8.6` or `strong`."""
+        return family(self.dialect)
 
     def excluded_by(self, node: onnx.NodeProto, patterns: Iterable[str]) -> str | None:
         """Return the first pattern found in the node's name or module path, or None."""

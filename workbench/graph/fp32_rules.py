@@ -148,6 +148,9 @@ def _risky(graph: Graph, node: onnx.NodeProto, context: Context, types: TensorTy
         if largest > LARGEST_FP16:
             return f"its constant {name!r} reaches {largest:g}, beyond FP16's {LARGEST_FP16:g}"
     for name in [*node.input, *node.output]:
+        largest = (context.magnitudes or {}).get(_before_quantization(graph, name), 0.0)
+        if largest > LARGEST_TRUSTED_ACTIVATION:
+            return f"{name!r} reached {largest:.4g} during calibration, above {LARGEST_TRUSTED_ACTIVATION:g}"
         histogram = None if context.table is None else context.table.get(_before_quantization(graph, name))
         if histogram is None:
             continue

@@ -6,19 +6,22 @@ weights, so weights stay outside and metadata is put back.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import onnx
 from onnx import version_converter
 
 from workbench.errors import TransformError
-from workbench.graph.editing import Graph, subgraphs
+from workbench.graph.dialects import family
+from workbench.graph.editing import Graph, attribute, subgraphs
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 
 # Adapters read small constants (axes, shapes); larger ones are weights, which they must not touch.
 _WEIGHT_BYTES = 4096
 # Q/DQ with a scale a channel came with 13, FP8 and FP16 scales with 19, INT4 and blocks with 21, BF16 Conv with 22.
 _PER_CHANNEL, _LOW_FLOAT, _BLOCKS, _BF16 = 13, 19, 21, 22
+# From here on Resize can sample in several ways, and says which.
+_RESIZE_MODES = 11
 _TENSORRT_8_LARGEST = 17
 _TENSORRT_8_IR = 8
 
@@ -32,6 +35,7 @@ def fit(model: onnx.ModelProto, dialect: str, recipe: Recipe) -> tuple[str, ...]
     Raises:
         TransformError: an operator of the model has no form in the opset needed.
     """
+    dialect = family(dialect)
     needed = _needed(recipe, dialect)
     if dialect != "trt-8.6":
         return raise_to(model, needed)
@@ -87,6 +91,8 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
     # Older converters have no adapter for Constant nodes; as initializers they need none.
     graph.lift_constants()
     _refuse_foreign(model, old, version)
+    resized = [node for node in graph.nodes if node.op_type == "Resize"] if old < _RESIZE_MODES <= version else []
+    grid = {node.name: _nearest_mode(graph, node, where) for node in resized}
     light, weights = _without_weights(graph)
     try:
         converted = version_converter.convert_version(light, version)
@@ -96,6 +102,7 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
             f"Export it with opset {version}, or take a recipe or backend that does not need it."
         ) from error
     _drop_defaults(converted, old, version)
+    _keep_sampling_grid(converted, grid)
     try:
         onnx.checker.check_model(converted)
     except onnx.checker.ValidationError as error:
@@ -106,6 +113,36 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
     _check_names(graph, converted, where)
     _put_back(model, converted, weights)
     return (f"The graph was converted from {where}.",)
+
+
+def _nearest_mode(graph: Graph, node: onnx.NodeProto, where: str) -> str:
+    """Return how a Resize of opset 10 rounds where it samples: down where it enlarges, up where it shrinks.
+
+    The operator's text leaves that open; so does ONNX Runtime (1.32), whose answers are taken for what was meant.
+    """
+    if attribute(node, "mode", b"nearest") != b"nearest":
+        return "floor"
+    scales = graph.array(node.input[1])
+    if scales is not None and (scales >= 1).all():
+        return "floor"
+    if scales is not None and (scales <= 1).all():
+        return "ceil"
+    raise TransformError(
+        f"The model cannot be brought from {where}: {node.name} is a nearest Resize that enlarges along one axis and "
+        f"shrinks along another, or whose scales are computed, which later opsets cannot express. Export it with a newer "
+        f"opset."
+    )
+
+
+def _keep_sampling_grid(model: onnx.ModelProto, nearest: Mapping[str, str]) -> None:
+    """Write out where a Resize of opset 10 samples: its one way is not the default of later ones, and no adapter says so."""
+    for node in model.graph.node:
+        if node.op_type == "Resize" and node.name in nearest:
+            modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": nearest[node.name]}
+            kept = [item for item in node.attribute if item.name not in modes]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+            node.attribute.extend(onnx.helper.make_attribute(name, mode) for name, mode in modes.items())
 
 
 def _said(error: Exception) -> str:

@@ -98,6 +98,7 @@ def quantizable_nodes(
         pattern = context.excluded_by(node, step.exclude)
         reason = None if pattern is None else f"excluded by the pattern {pattern!r}"
         reason = reason or _type_obstacle(node, types) or _weight_obstacle(graph, node, types)
+        reason = reason or _saturation(graph, node, step, dialect)
         if dialect.integer_chains and step.to == "int8":
             reason = reason or _kernel_obstacle(graph, node, step, types)
         reason = reason or _unusable(node, unusable or {})
@@ -113,7 +114,7 @@ def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     graph = Graph(model)
     types = tensor_types(model)
     found: set[str] = set()
-    for dialect in DIALECTS.values():
+    for dialect in (item for item in DIALECTS.values() if item.name == item.family):
         placement = place(graph, Quantize(op_types=QUANTIZABLE), Context(dialect.name), dialect)
         found.update(placement.readers)
         found.update(name for names in placement.ranges.values() for name in names)
@@ -151,6 +152,14 @@ def _weight_obstacle(graph: Graph, node: onnx.NodeProto, types: TensorTypes) -> 
     if vector or 0 in shape:
         return f"its weight has shape {shape}; a product with a vector gains nothing in 8 bits"
     return None
+
+
+def _saturation(graph: Graph, node: onnx.NodeProto, step: Quantize, dialect: Dialect) -> str | None:
+    """Return why a product of two activations would saturate: signed codes have no narrower form to be written in."""
+    symmetric = dialect.symmetric if step.symmetric is None else step.symmetric
+    if not (dialect.products_saturate and symmetric and step.to == "int8") or graph.is_constant(node.input[1]):
+        return None
+    return f"both its inputs are signed activations, whose products saturate with {dialect.engine}"
 
 
 def _kernel_obstacle(graph: Graph, node: onnx.NodeProto, step: Quantize, types: TensorTypes) -> str | None:

@@ -55,9 +55,9 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
     started = time.perf_counter()
     if step.to in _UNCHANGED:
         return StepReport("precision", time.perf_counter() - started, notes=(_UNCHANGED[step.to],))
-    if context.dialect == "trt-8.6":
+    if context.family == "trt-8.6":
         return _listed(model, step, context, started)
-    target, rehearsal = _TARGETS[step.to], step.to == "bf16" and context.dialect == "ort-cpu"
+    target, rehearsal = _TARGETS[step.to], step.to == "bf16" and context.family == "ort-cpu"
     notes = () if rehearsal else _raise_opset(model, step)
     casts = _casts(model)
     quantized = any(node.op_type in _Q_DQ for node in model.graph.node)
@@ -79,7 +79,9 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
         seconds=time.perf_counter() - started,
         changed=tuple(done.changed),
         skipped=_skipped(kept),
-        notes=notes + _notes(step, done, quantized and context.dialect == "ort-cpu" and not rehearsal),
+        notes=notes
+        + _assumed(step, context, done.changed)
+        + _notes(step, done, quantized and context.family == "ort-cpu" and not rehearsal),
         details=details,
     )
 
@@ -105,7 +107,7 @@ def _listed(model: onnx.ModelProto, step: Precision, context: Context, started: 
         seconds=time.perf_counter() - started,
         changed=tuple(name for name in changed if name not in quantizing),
         skipped=_skipped({name: kept[name] for name in pinned}),
-        notes=(note,),
+        notes=(note, *_assumed(step, context, changed)),
         details={"keep_fp32": pinned},
     )
 
@@ -133,6 +135,17 @@ def _shares(done: Conversion) -> dict[str, Any]:
         "underflowed": done.underflowed / constants,
         "overflowed": done.overflowed / constants,
     }
+
+
+def _assumed(step: Precision, context: Context, changed: list[str]) -> tuple[str, ...]:
+    """Say what FP16 takes for granted where no activations were observed; BF16 has the range of FP32."""
+    observed = context.magnitudes is not None or context.table is not None
+    if step.to != "fp16" or not step.auto_exclude or observed or not changed:
+        return ()
+    return (
+        "Activations were assumed to stay within FP16's range, because there were no calibration samples to see them on: "
+        "with some, nodes whose values go beyond 512 stay in FP32.",
+    )
 
 
 def _notes(step: Precision, done: Conversion, slow: bool) -> tuple[str, ...]:

@@ -10,9 +10,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
-from workbench.graph.editing import Graph
+from workbench.graph.dialects import SEVEN_BITS, Dialect
+from workbench.graph.editing import Graph, attribute
 
 # Below this a product of two scales would come near to the denormal numbers.
 SMALLEST_SCALE = 2.0**-60
@@ -31,6 +33,8 @@ class Format:
 
 # -128 is left out, so that the codes are symmetric.
 SIGNED = Format(np.dtype(np.int8), -127.0, 127.0)
+# What full 8-bit weights become where the sum of two products must stay within 16 bits (see `dialects`).
+SEVEN_BIT = Format(np.dtype(np.int8), float(-SEVEN_BITS), float(SEVEN_BITS))
 UNSIGNED = Format(np.dtype(np.uint8), 0.0, 255.0)
 FLOAT8 = Format(np.dtype(ml_dtypes.float8_e4m3fn), -448.0, 448.0)
 
@@ -48,6 +52,18 @@ def write_pair(graph: Graph, name: str, scale: float, zero_point: int, to: Forma
     """Put QuantizeLinear and DequantizeLinear behind a tensor; return the dequantized one, which nobody reads yet."""
     constants = _constants(graph, name, np.float32(scale), np.array(zero_point, to.dtype))
     return _write_nodes(graph, name, constants)
+
+
+def weight_format(node: onnx.NodeProto, shape: tuple[int, ...], style: Dialect) -> Format:
+    """Return the INT8 format of a node's weight: as many bits as its kernel adds up without saturating.
+
+    Kernels of depthwise convolutions widen each byte before they multiply; ConvTranspose has no integer kernel here.
+
+    Args:
+        shape: of the weight.
+    """
+    depthwise = node.op_type == "Conv" and shape[0] == attribute(node, "group", 1) and shape[1] == 1
+    return SIGNED if not style.saturating or depthwise or node.op_type == "ConvTranspose" else SEVEN_BIT
 
 
 def scale_of_weight(
@@ -74,23 +90,23 @@ class WeightWriter:
     """Puts weights behind their scales; nodes that share a weight and its scales share its codes.
 
     Attributes:
-        to: the format of the codes.
         integer: store codes behind a DequantizeLinear, instead of the weight as it is behind a Q/DQ pair.
     """
 
     graph: Graph
-    to: Format
     integer: bool
     written: dict[tuple[object, ...], str] = field(default_factory=dict)
 
-    def write(self, name: str, array: NDArray[np.float32], scale: NDArray[np.float32], axis: int | None) -> str:
-        """Return the dequantized tensor of a weight."""
-        key = (name, axis, scale.tobytes())
+    def write(
+        self, name: str, array: NDArray[np.float32], scale: NDArray[np.float32], axis: int | None, to: Format
+    ) -> str:
+        """Return the dequantized tensor of a weight in a format."""
+        key = (name, axis, to, scale.tobytes())
         if key not in self.written:
             attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-            constants = _constants(self.graph, name, scale, np.zeros(scale.shape, self.to.dtype))
+            constants = _constants(self.graph, name, scale, np.zeros(scale.shape, to.dtype))
             if self.integer:
-                stored = self.graph.add_initializer(f"{name}_quantized", codes(array, scale, axis, self.to))
+                stored = self.graph.add_initializer(f"{name}_quantized", codes(array, scale, axis, to))
                 self.written[key] = _dequantize(self.graph, name, [stored, *constants], attributes)
             else:
                 self.written[key] = _write_nodes(self.graph, name, constants, attributes)

@@ -22,6 +22,7 @@ from workbench.graph.editing import Context, Graph, attribute
 from workbench.graph.placement import Placement, label, place
 from workbench.graph.qdq import (
     FLOAT8,
+    SEVEN_BIT,
     SIGNED,
     SMALLEST_SCALE,
     UNSIGNED,
@@ -29,6 +30,7 @@ from workbench.graph.qdq import (
     Format,
     WeightWriter,
     scale_of_weight,
+    weight_format,
     write_bias,
     write_pair,
 )
@@ -90,7 +92,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         raise TransformError(f"Nothing in this model can be quantized ({reasons}). Leave the Quantize step out.")
     scales = _scales(graph, placement, step, context, to)
     rewritten = _protect_relus(graph, placement) if to is FLOAT8 and style.integer_chains else 0
-    dead_channels = _lower(graph, placement, scales, step, style)
+    narrow, dead_channels = _lower(graph, placement, scales, step, style)
     for name, readers in placement.readers.items():
         restored = write_pair(graph, name, scales[name].scale, scales[name].zero_point, to)
         graph.rewire(name, restored, readers)
@@ -100,10 +102,11 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         seconds=0.0,
         changed=tuple(label(node) for node in placement.lowered),
         skipped=placement.skipped,
-        notes=_notes(scales, dead_channels, rewritten, step, style),
+        notes=(*_weight_notes(narrow, placement, style), *_notes(scales, dead_channels, rewritten, step, style)),
         details={
             "dialect": style.name,
             "format": to.dtype.name,
+            "seven_bit_weights": narrow,
             "thresholds": {name: asdict(scale) for name, scale in scales.items()},
             "also_reading_codes": _followers(placement),
             "dead_weight_channels": dead_channels,
@@ -220,21 +223,28 @@ def _calibrator(graph: Graph, names: tuple[str, ...], step: Quantize, context: C
     return step.calibrator
 
 
-def _lower(graph: Graph, placement: Placement, scales: Mapping[str, Scale], step: Quantize, style: Dialect) -> int:
-    """Quantize weights, and biases where the dialect wants that; return how many weight channels are zero throughout."""
-    to = FLOAT8 if step.to == "fp8" else SIGNED
-    writer, dead = WeightWriter(graph, to, style.integer_constants), 0
+def _lower(
+    graph: Graph, placement: Placement, scales: Mapping[str, Scale], step: Quantize, style: Dialect
+) -> tuple[list[str], int]:
+    """Quantize weights, and biases where the dialect wants that.
+
+    Returns:
+        The nodes whose weights have 7 bits, and how many weight channels are zero throughout.
+    """
+    writer, dead, narrow = WeightWriter(graph, style.integer_constants), 0, []
     for weight in placement.weights:
         node = weight.node
-        bias = _bias(graph, node, scales) if style.integer_constants and to is SIGNED else None
         array = _constant(graph, node.input[1])
+        to = FLOAT8 if step.to == "fp8" else weight_format(node, array.shape, style)
+        narrow += [label(node)] if to is SEVEN_BIT else []
+        bias = _bias(graph, node, scales) if style.integer_constants and to is not FLOAT8 else None
         scale, dead_here = scale_of_weight(array, weight.axis, to, bias)
         dead += dead_here
         if bias is not None:
             node.input[2] = write_bias(graph, bias, scale)
-        node.input[1] = writer.write(node.input[1], array, scale, weight.axis)
+        node.input[1] = writer.write(node.input[1], array, scale, weight.axis, to)
     graph.refresh()
-    return dead
+    return narrow, dead
 
 
 def _protect_relus(graph: Graph, placement: Placement) -> int:
@@ -275,6 +285,14 @@ def _followers(placement: Placement) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def _weight_notes(narrow: list[str], placement: Placement, style: Dialect) -> tuple[str, ...]:
+    if not narrow:
+        return ()
+    full = len(placement.weights) - len(narrow)
+    rest = f" {full} others keep 8 bits: their kernels do not." if full else ""
+    return (f"{style.weights}{rest}",)
+
+
 def _notes(
     scales: Mapping[str, Scale], dead_channels: int, rewritten: int, step: Quantize, style: Dialect
 ) -> tuple[str, ...]:
@@ -287,12 +305,12 @@ def _notes(
         )
     if dead_channels:
         notes.append(f"{dead_channels} weight channels are zero throughout; their scale is arbitrary and not zero.")
-    if style.name == "ort-cpu" and step.to == "fp8":
+    if style.family == "ort-cpu" and step.to == "fp8":
         notes.append("FP8 on a CPU is a rehearsal of accuracy: values are rounded to FP8 and computed in FP32, slowly.")
     if rewritten:
         notes.append(
             f"{rewritten} Relu nodes are written as Max(x, 0), because ONNX Runtime's optimizer drops a Relu before FP8."
         )
-    if style.name == "ort-cpu" and step.to == "int8" and step.symmetric:
+    if style.family == "ort-cpu" and step.to == "int8" and step.symmetric:
         notes.append("Signed activations are slow on ONNX Runtime's CPU; leave `symmetric` out for speed.")
     return tuple(notes)

@@ -66,7 +66,7 @@ def apply(model: onnx.ModelProto, step: QuantizeWeights, context: Context) -> St
         TransformError: blocks need opset 21 and the model has less (`workbench.graph.opset.raise_to` mends it).
     """
     started = time.perf_counter()
-    block = _block(step, context.dialect)
+    block = _block(step, context.family)
     graph = Graph(model)
     if block is not None and graph.opset < _BLOCKS_OPSET:
         raise TransformError(
@@ -85,7 +85,7 @@ def apply(model: onnx.ModelProto, step: QuantizeWeights, context: Context) -> St
         key, weight = _as_matmul(graph, layer)
         coded = quantize(weight, step.to, block)
         if key not in written:
-            written[key] = _write(graph, layer.node.input[1], weight, coded, context.dialect)
+            written[key] = _write(graph, layer.node.input[1], weight, coded, context.family)
             size[0] += weight.nbytes
             size[1] += coded.codes.size * (4 if step.to == "int4" else 8) // 8 + coded.scale.nbytes
         graph.set_input(layer.node, 1, written[key])
@@ -143,7 +143,7 @@ def _block(step: QuantizeWeights, dialect: str) -> int | None:
 def _refusal(
     graph: Graph, layer: WeightLayer, step: QuantizeWeights, context: Context, block: int | None
 ) -> str | None:
-    if context.dialect == "trt-8.6" and step.to == "int4":
+    if context.family == "trt-8.6" and step.to == "int4":
         return _NO_INT4
     if attribute(layer.node, "transA", 0):
         return "its first input is transposed"
@@ -153,7 +153,7 @@ def _refusal(
     if any(reader.op_type.startswith("Gather") for reader in graph.consumers[layer.node.input[1]]):
         return f"{layer.node.input[1]!r} is an embedding too, and would be stored twice"
     inputs = layer.weight.shape[layer.input_axis]
-    if block is not None and context.dialect == "strong" and inputs % block:
+    if block is not None and context.family == "strong" and inputs % block:
         return f"its {inputs} inputs are no multiple of the block size {block}"
     output = None if step.head else _reached_output(graph, layer.node)
     return None if output is None else f"it is the last projection before the output {output!r}; head=True includes it"
@@ -232,7 +232,7 @@ def _relative_error(weight: np.ndarray, coded: Codes) -> float:
 def _notes(step: QuantizeWeights, context: Context, block: int | None, any_layer: bool) -> tuple[str, ...]:
     if not any_layer:
         return ("No weights were quantized; see what was skipped and why.",)
-    notes = {"ort-cpu": [_CPU_NOTE], "trt-8.6": [_WEAK_NOTE]}.get(context.dialect, [])
+    notes = {"ort-cpu": [_CPU_NOTE], "trt-8.6": [_WEAK_NOTE]}.get(context.family, [])
     if block is not None and block != step.block_size:
         notes = [*notes, f"TensorRT takes INT4 blocks of 64 or 128: {block} was used instead of {step.block_size}."]
     if block is None:

@@ -95,6 +95,43 @@ def cpu_flags() -> tuple[str, ...]:
     return ()
 
 
+@dataclass(frozen=True)
+class Int8:
+    """How integer kernels multiply unsigned activations by signed weights on a CPU.
+
+    Attributes:
+        saturates: whether pairs of products are added in 16 bits, so that full 8-bit weights are cut off.
+        reason: in a sentence, from what the system says of the CPU.
+    """
+
+    saturates: bool
+    reason: str
+
+
+# x86 instructions that add products of bytes in 32 bits at once. ONNX Runtime's kernels and oneDNN's, which OpenVINO
+# uses, choose by these flags; with AVX2 or AVX-512 alone both use VPMADDUBSW, which adds pairs in 16 bits and saturates.
+_EXACT_INT8_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8")
+_X86 = ("x86_64", "amd64", "i386", "i686", "x86")
+
+
+def int8(flags: tuple[str, ...] | None = None, machine: str | None = None) -> Int8:
+    """Return how this CPU, or one of these flags and this machine type, multiplies unsigned by signed bytes.
+
+    Where an x86 system does not tell its instruction sets the careful answer is given: what is written for
+    saturating arithmetic is exact on every CPU. ARM's kernels add pairs of signed products in 16 bits where there is no
+    dot product, which cannot overflow as long as no weight is -128; none is written.
+    """
+    flags = cpu_flags() if flags is None else flags
+    machine = (platform.machine() if machine is None else machine).lower()
+    if machine not in _X86:
+        return Int8(False, f"{machine} CPUs do not saturate where no weight is -128")
+    exact = [flag for flag in _EXACT_INT8_FLAGS if flag in flags]
+    if exact:
+        return Int8(False, f"this CPU has {' and '.join(exact)}, which add products of 8-bit numbers in 32 bits")
+    what = "this x86 CPU has no VNNI" if flags else "whether this x86 CPU has VNNI is unknown, and none is assumed"
+    return Int8(True, f"{what}, so its INT8 kernels add pairs of products in 16 bits and saturate")
+
+
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from workbench.datasets import Dataset
 from workbench.engines import jobs
+from workbench.errors import LostAnswers
 from workbench.judging import accuracy
 from workbench.records import Accuracy, Engine
 
@@ -43,12 +44,14 @@ def check(
     Raises:
         DataError: outputs and labels do not fit the metric.
         RunError, ChildKilled: an engine failed.
+        LostAnswers: the variant gives NaN or infinity where its parent does not.
     """
     evaluation = data.evaluation
     accumulator = accuracy.Accumulator(data.metric)
     size = _chunk_size(engine, evaluation.inputs, batch, len(evaluation))
     for rows, ours in _chunks(engine, evaluation.inputs, batch, size, cancel):
         theirs = ours if engine == parent else _parent_outputs(parent, data, rows, batch, keep_parent, cancel)
+        _refuse_lost(engine, ours, theirs)
         accumulator.update(ours, theirs, None if evaluation.labels is None else evaluation.labels[rows])
     return accumulator.result(
         variant=engine.variant,
@@ -58,6 +61,28 @@ def check(
         data_kind=data.kind,
         data_sha256=evaluation.sha256,
     )
+
+
+def _refuse_lost(engine: Engine, ours: Outputs, theirs: Outputs) -> None:
+    """Refuse answers that are lost: no distance over the others would tell how wrong they are."""
+    for name, values in ours.items():
+        if values.shape != theirs[name].shape:
+            continue  # the comparison itself says so
+        lost = np.atleast_1d(_finite(theirs[name]) & ~_finite(values))
+        if lost.any():
+            samples = int(lost.reshape(len(lost), -1).any(axis=1).sum())
+            raise LostAnswers(
+                f"Output {name!r} of {engine.variant!r} is NaN or infinite in {samples} of {len(lost)} samples where its "
+                f"parent's is finite: there is no accuracy to speak of. If it computes in FP16, numbers beyond 65504 "
+                f"became infinite: keep those layers in FP32 (give calibration samples, so that auto_exclude finds them, or "
+                f"name them in Precision(exclude=...)), or take bf16."
+            )
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    if values.dtype.name == "bfloat16":  # no kind that numpy's isfinite knows
+        values = values.astype(np.float32)
+    return np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
 
 
 def _parent_outputs(

@@ -19,6 +19,8 @@ from workbench.engines import jobs
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
 from workbench.measuring.answers import check
+from workbench.measuring.arithmetic import arithmetic_note
+from workbench.measuring.own_arithmetic import judged
 from workbench.recipes import Quantize, Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Model, Variant
 from workbench.transformation.intermediate_outputs import Observation
@@ -32,8 +34,8 @@ _MOST_WATCHED = 1024
 
 
 @dataclass(frozen=True)
-class Alarm:
-    """What is to be said of evaluation samples that leave the calibrated range; empty where none do."""
+class Note:
+    """What a check has to say, in a sentence; empty where all is well."""
 
     text: str
 
@@ -67,7 +69,7 @@ class Stages:
         Raises:
             CalibrationError: there are no calibration data, or activations are not finite.
         """
-        if not recipe.needs_calibration:
+        if self._samples(recipe) is None:
             return Calibrated(self.dialect)
         return calibrate(
             self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, cancel=self.handle.cancelled
@@ -75,10 +77,9 @@ class Stages:
 
     def variant(self, recipe: Recipe) -> Variant:
         """Apply a recipe, calibrating first where it needs that."""
-        samples = samples_of(self.dataset, recipe).sha256 if recipe.needs_calibration else None
         made = self.store.remember(
             Variant,
-            ("study", self.model.sha256, recipe, self.dialect, samples),
+            ("study", self.model.sha256, recipe, self.dialect, self._samples(recipe)),
             lambda: transform(self.model, recipe, table=self.calibrated(recipe), store=self.store),
             lambda made: self.store.holds(made.sha256, Path(made.path).parent),
         )
@@ -122,15 +123,29 @@ class Stages:
             folder = self.store.cache_folder("parent-outputs") / key_of(parent_parts)
             folder.mkdir(exist_ok=True)
             self._parent_folders.add(folder)
-            return check(
-                engine, parent, self.dataset, batch=self.batch, keep_parent=folder, cancel=self.handle.cancelled
-            )
+            ours, note = judged(engine, self.store)
+            theirs = ours if engine == parent else judged(parent, self.store)[0]
+            cancel = self.handle.cancelled
+            made = check(ours, theirs, self.dataset, batch=self.batch, keep_parent=folder, cancel=cancel)
+            notes = made.notes if note is None else (*made.notes, note)
+            return replace(made, variant_sha256=engine.variant_sha256, backend=engine.backend, notes=notes)
 
         # A metric that may have changed without our seeing it is computed anew.
         parts = (*identity_of(engine), *parent_parts, metric)
         found = make() if metric is None else self.store.remember(Accuracy, parts, make)
-        alarm = None if recipe is None else self.alarm(recipe)
-        return found if alarm is None else replace(found, notes=(*found.notes, alarm))
+        told = () if recipe is None else (self.alarm(recipe), self.arithmetic(recipe, engine))
+        notes = tuple(note for note in told if note is not None)
+        return replace(found, notes=(*found.notes, *notes)) if notes else found
+
+    def arithmetic(self, recipe: Recipe, engine: Engine) -> str | None:
+        """Say that the engine computes something else than its file in exact arithmetic; None where it does not."""
+        split = self.dataset.calibration or self.dataset.evaluation
+
+        def make() -> Note:
+            variant = self.variant(recipe)
+            return Note(arithmetic_note(engine, variant, self.model, split, self.handle.cancelled) or "")
+
+        return self.store.remember(Note, ("arithmetic", *identity_of(engine), split.sha256), make).text or None
 
     def alarm(self, recipe: Recipe) -> str | None:
         """Say how many evaluation samples leave the range that the recipe's calibration saw; None where none do."""
@@ -138,22 +153,29 @@ class Stages:
         if not isinstance(quantize, Quantize) or quantize.activations != "static":
             return None
 
-        def make() -> Alarm:
+        def make() -> Note:
             known = self.calibrated(recipe)
             assert known.table is not None
             how = Observation(samples=_MOST_WATCHED, cancel=self.handle.cancelled)
             graph = observed_graph(self.model, recipe, known)
-            return Alarm(alarmed(range_alarm(known.table, graph, self.dataset.evaluation.inputs, how)) or "")
+            return Note(alarmed(range_alarm(known.table, graph, self.dataset.evaluation.inputs, how)) or "")
 
         samples = samples_of(self.dataset, recipe).sha256
-        parts = (self.model.sha256, recipe, self.dialect, samples, self.dataset.evaluation.sha256)
-        return self.store.remember(Alarm, parts, make).text or None
+        parts = ("range", self.model.sha256, recipe, self.dialect, samples, self.dataset.evaluation.sha256)
+        return self.store.remember(Note, parts, make).text or None
 
     def forget_parent(self) -> None:
         """Drop the parent's outputs that were kept on disk while variants were compared with them."""
         for folder in self._parent_folders:
             shutil.rmtree(folder, ignore_errors=True)
         self._parent_folders.clear()
+
+    def _samples(self, recipe: Recipe) -> str | None:
+        """The calibration samples that a recipe takes; None where it takes none, or could do with some and there are none."""
+        has_some = self.dataset.calibration is not None and len(self.dataset.calibration) > 0
+        if recipe.needs_calibration or (recipe.uses_magnitudes and has_some):
+            return samples_of(self.dataset, recipe).sha256
+        return None
 
     def _native_samples(self) -> str | None:
         """The calibration samples that the builder's own calibrator gets; they are part of what its engine depends on."""

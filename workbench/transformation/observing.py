@@ -114,6 +114,16 @@ def channel_maxima(
     return found
 
 
+def magnitudes(proto: onnx.ModelProto, inputs: Samples, how: Observation | None = None) -> dict[str, float]:
+    """Return the largest magnitude of every floating-point activation over all samples; infinite where one is not finite."""
+    found: dict[str, float] = {}
+    for batch in batches(proto, _chosen(proto, "all"), inputs, how or Observation()):
+        for name, array in batch.arrays.items():
+            largest = float(np.abs(array.astype(np.float64)).max(initial=0.0))
+            found[name] = max(found.get(name, 0.0), largest if np.isfinite(largest) else np.inf)
+    return found
+
+
 def range_alarm(
     table: Mapping[str, Any], proto: onnx.ModelProto, inputs: Samples, how: Observation | None = None
 ) -> RangeAlarm:

@@ -21,6 +21,8 @@ from workbench.calibration.table import CalibrationTable, Provenance
 from workbench.datasets import Split
 from workbench.errors import TransformError
 from workbench.graph import dynamic, fusion, opset, precision, quantization, smooth, sparsity, weights
+from workbench.graph.cpu_fit import write_origin
+from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Step, named
@@ -40,19 +42,21 @@ class Calibrated:
     """What was found out about a model before a recipe can be applied to it; `workbench.calibrate` makes it.
 
     Attributes:
-        dialect: what the engine that will run the file reads: `ort-cpu`, `trt-8.6` or `strong`.
+        dialect: what the engine that will run the file reads, one of `workbench.graph.dialects.DIALECTS`.
         table: statistics of the activations, or None where the recipe needs none.
         calibrators: tensor name -> calibrator, overriding the recipe's own (what `auto` chose).
         channel_maxima: tensor name -> (channels,) largest |x|, which SmoothQuant needs.
+        magnitudes: tensor name -> largest |x|, by which FP16 leaves nodes in FP32; None where nothing was observed.
         notes: what a reader of the report must know of the choices above.
         details: the same as plain data, for the report of the quantizing step.
         seconds: it took to observe the activations, or None where none were observed.
     """
 
-    dialect: str = "ort-cpu"
+    dialect: str = field(default_factory=of_this_cpu)
     table: CalibrationTable | None = None
     calibrators: Mapping[str, str] = field(default_factory=dict)
     channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
+    magnitudes: Mapping[str, float] | None = None
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
@@ -65,6 +69,7 @@ class Calibrated:
             table=self.table,
             calibrators=self.calibrators,
             channel_maxima=self.channel_maxima,
+            magnitudes=self.magnitudes,
         )
 
 
@@ -95,8 +100,8 @@ def transform(
 
     Args:
         recipe: a Recipe, or the name of one.
-        dialect: what the engine that will run it reads: `ort-cpu`, `trt-8.6` or `strong`; None takes the one that was
-            calibrated for, else `ort-cpu`.
+        dialect: what the engine that will run it reads, from `workbench.graph.dialects.DIALECTS`; None takes the one that
+            was calibrated for, else ONNX Runtime's for this CPU.
         table: what `workbench.calibrate` gave; needed by recipes with static quantization.
         store: None takes the default store.
 
@@ -104,13 +109,13 @@ def transform(
         RecipeError: there is no such recipe, or its steps need something that was not given.
         TransformError: a step cannot be applied to this model, or the model is quantized already.
     """
-    recipe = named(recipe)
+    recipe, dialect = named(recipe), dialect or of_this_cpu()
     if model.quantized_by is not None and len(recipe.steps) > 1:
         raise TransformError(
             f"{model.name} is quantized already (by {model.quantized_by}); the recipe {recipe.name!r} would lower it "
             f"twice. Run it as it is with the recipe 'fp32', or load the unquantized model."
         )
-    calibrated = table if isinstance(table, Calibrated) else Calibrated(dialect or "ort-cpu", table)
+    calibrated = table if isinstance(table, Calibrated) else Calibrated(dialect or of_this_cpu(), table)
     if dialect is not None and dialect != calibrated.dialect:
         calibrated = replace(calibrated, dialect=dialect)
     context = calibrated.context(model)
@@ -119,6 +124,8 @@ def transform(
         if step.kind != "fuse":
             report = _applied(proto, step, context)
             reports.append(_told(report, calibrated) if step.kind == "quantize" else report)
+    if isinstance(quantize := recipe.step("quantize"), Quantize) and quantize.to == "int8":
+        write_origin(proto, calibrated.dialect)
     store = store or Store()
     with store.scratch() as scratch:
         path = save(proto, scratch / "model")
@@ -191,7 +198,7 @@ def channel_maxima(
     model: Model,
     split: Split,
     recipe: Recipe,
-    dialect: str = "ort-cpu",
+    dialect: str,
     *,
     cancel: Callable[[], bool] = lambda: False,
 ) -> dict[str, np.ndarray]:
@@ -213,6 +220,30 @@ def channel_maxima(
     proto = observed_graph(model, Recipe(recipe.name, before), Calibrated(dialect))
     tensors = smooth.smoothed_tensors(proto, step, Calibrated(dialect).context(model))
     return observing.channel_maxima(proto, tensors, split.inputs, Observation(cancel=cancel))
+
+
+def magnitudes(
+    model: Model,
+    split: Split,
+    recipe: Recipe,
+    calibrated: Calibrated,
+    *,
+    cancel: Callable[[], bool] = lambda: False,
+) -> dict[str, float]:
+    """Observe the largest |x| of every activation in FP32, by which FP16 decides what stays in FP32.
+
+    Args:
+        split: calibration samples, under the model's input names.
+        recipe: only what it does before quantization matters.
+        calibrated: the dialect, and the channel maxima where the recipe smooths.
+
+    Returns:
+        Tensor name -> largest magnitude; infinite where a value is NaN or infinite.
+
+    Raises:
+        CalibrationError: no samples, or they do not fit the graph.
+    """
+    return observing.magnitudes(observed_graph(model, recipe, calibrated), split.inputs, Observation(cancel=cancel))
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:

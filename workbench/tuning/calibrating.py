@@ -14,10 +14,11 @@ from workbench import codec
 from workbench.calibration.table import CalibrationTable
 from workbench.datasets import Dataset, Split
 from workbench.errors import CalibrationError
+from workbench.graph.dialects import of_this_cpu
 from workbench.machine.store import Store
 from workbench.recipes import Quantize, Recipe, named
 from workbench.records import Model
-from workbench.transformation.steps import BEFORE_QUANTIZATION, Calibrated, channel_maxima, observed
+from workbench.transformation.steps import BEFORE_QUANTIZATION, Calibrated, channel_maxima, magnitudes, observed
 from workbench.tuning.calibrators import Choice, choose
 
 
@@ -30,12 +31,19 @@ class KeptTable:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Magnitudes:
+    """Tensor name -> the largest |x| that was seen."""
+
+    of: dict[str, float]
+
+
 def calibrate(
     model: Model,
     data: Split | Dataset,
     recipe: str | Recipe = "int8-kl",
     *,
-    dialect: str = "ort-cpu",
+    dialect: str | None = None,
     store: Store | None = None,
     cancel: Callable[[], bool] = lambda: False,
 ) -> Calibrated:
@@ -45,21 +53,37 @@ def calibrate(
         data: calibration samples under the model's input names, or a dataset, of which the calibration samples are taken.
         recipe: a Recipe, or the name of one. What is found serves every recipe with the same steps before quantization;
             the calibrators that `auto` chooses serve this one alone.
-        dialect: what the engine that will run the file reads.
+        dialect: what the engine that will run the file reads; None takes ONNX Runtime's for this CPU.
         store: remembers what was collected; None remembers nothing.
         cancel: asked now and then; True stops with Cancelled.
 
     Raises:
         CalibrationError: no samples, or activations that are not finite.
     """
-    recipe = named(recipe)
+    recipe, dialect = named(recipe), dialect or of_this_cpu()
     if isinstance(data, Dataset):
         split, data_name = samples_of(data.bound_to(model), recipe), data.name
     else:
         split, data_name = _first(data, recipe), ""
     maxima = channel_maxima(model, split, recipe, dialect, cancel=cancel)
     found = Calibrated(dialect, channel_maxima=maxima)
-    table, seconds = _table(model, split, recipe, found, store, data_name, cancel)
+    before = (model.sha256, recipe.fusion, _before(recipe), dialect, split.sha256)
+    if recipe.uses_magnitudes:
+
+        def observe() -> Magnitudes:
+            return Magnitudes(magnitudes(model, split, recipe, found, cancel=cancel))
+
+        largest = observe() if store is None else store.remember(Magnitudes, before, observe)
+        found = replace(found, magnitudes=largest.of)
+    if recipe.uses_magnitudes and not recipe.needs_calibration:
+        return found
+
+    def collect() -> tuple[CalibrationTable, float]:
+        started = time.perf_counter()
+        table = observed(model, split, recipe, found, data_name=data_name, cancel=cancel)
+        return table, time.perf_counter() - started
+
+    table, seconds = collect() if store is None else _kept(store, before, collect)
     found = replace(found, table=table, seconds=seconds)
     if not recipe.needs_choice:
         return found
@@ -94,32 +118,22 @@ def _first(split: Split, recipe: Recipe) -> Split:
     return split if samples is None else split.take(range(min(samples, len(split))))
 
 
-def _table(
-    model: Model,
-    split: Split,
-    recipe: Recipe,
-    found: Calibrated,
-    store: Store | None,
-    data_name: str,
-    cancel: Callable[[], bool],
-) -> tuple[CalibrationTable, float]:
-    def collected() -> tuple[CalibrationTable, float]:
-        started = time.perf_counter()
-        table = observed(model, split, recipe, found, data_name=data_name, cancel=cancel)
-        return table, time.perf_counter() - started
+def _before(recipe: Recipe) -> list[object]:
+    return [codec.to_plain(step) for step in recipe.steps if step.kind in BEFORE_QUANTIZATION]
 
-    if store is None:
-        return collected()
+
+def _kept(
+    store: Store, parts: tuple[object, ...], collect: Callable[[], tuple[CalibrationTable, float]]
+) -> tuple[CalibrationTable, float]:
+    """Return the table that was collected of the same parts before; else collect it, and keep it as a file."""
 
     def make() -> KeptTable:
-        table, seconds = collected()
+        table, seconds = collect()
         with store.scratch() as scratch:
             path = scratch / "table.npz"
             table.save(path)
             sha256, place = store.add(path)
         return KeptTable(sha256, str(place), seconds)
 
-    before = [codec.to_plain(step) for step in recipe.steps if step.kind in BEFORE_QUANTIZATION]
-    parts = (model.sha256, recipe.fusion, before, found.dialect, split.sha256)
     kept = store.remember(KeptTable, parts, make, lambda kept: store.holds(kept.sha256, kept.path))
     return CalibrationTable.load(kept.path), kept.seconds

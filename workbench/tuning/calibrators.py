@@ -24,6 +24,7 @@ from workbench.calibration.thresholds import METHODS, ThresholdRecord, sqnr_db, 
 from workbench.datasets import Dataset, Split
 from workbench.errors import CalibrationError, Cancelled, RecipeError
 from workbench.graph.dialects import dialect as dialect_named
+from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context, Graph
 from workbench.graph.placement import place
 from workbench.graph.quantization import Scale, activation_format, encode
@@ -194,7 +195,7 @@ def side_by_side(
     calibrators: Sequence[str] = tuple(METHODS),
     recipe: str | Recipe = "int8-max",
     *,
-    dialect: str = "ort-cpu",
+    dialect: str | None = None,
 ) -> SideBySide:
     """Compare calibrators on one calibration pass: thresholds, what they clip, and what that costs at the outputs.
 
@@ -208,7 +209,7 @@ def side_by_side(
         CalibrationError: there are no calibration samples.
         RecipeError: the recipe has no static Quantize step, or a calibrator is unknown.
     """
-    recipe, data = named(recipe), data.bound_to(model)
+    recipe, data, dialect = named(recipe), data.bound_to(model), dialect or of_this_cpu()
     if not _is_static(recipe):
         raise RecipeError(
             f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to compare."

@@ -19,6 +19,7 @@ from workbench.datasets import Split
 from workbench.datasets.metrics import Metric, Outputs, identity
 from workbench.engines.onnxruntime import open_file
 from workbench.errors import CalibrationError
+from workbench.graph.dialects import family
 from workbench.judging import accuracy
 from workbench.judging.accuracy import Accumulator
 from workbench.machine.store import Store
@@ -161,7 +162,7 @@ class Rehearsal:
         self.evaluations += 1
         start = 0
         # Other engines' Q/DQ pairs are run as they stand: what ONNX Runtime would make of them is not what they do there.
-        fusion = "all" if self.calibrated.dialect == "ort-cpu" else "off"
+        fusion = "all" if family(self.calibrated.dialect) == "ort-cpu" else "off"
         with open_file(proto.SerializeToString(), fusion, self.threads) as runner:
             for feeds in self.judged.batches(_fixed(self.graph) or _BATCH):
                 ours = {name: values for name, values in runner.infer(feeds).items() if name in self._parent}

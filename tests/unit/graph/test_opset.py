@@ -161,3 +161,32 @@ def test_the_shipped_nets_reach_opset_22(name: str) -> None:
     opset.raise_to(model, 22)
     # Another version of an operator may have another kernel, which sums in another order.
     assert relative_error(next(iter(run(model, feeds).values())), want) < 1e-5
+
+
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+@pytest.mark.parametrize("scales", [(2.0, 2.0), (1.5, 2.5), (0.5, 0.75)])
+def test_a_resize_of_opset_10_keeps_its_sampling_grid(mode: str, scales: tuple[float, float]) -> None:
+    parent = net(
+        f'(float[N,3,12,12] x) => (float[N,3,H,W] y) {{ y = Resize<mode = "{mode}">(x, s) }}',
+        opset=10,
+        s=np.array([1, 1, *scales], np.float32),
+    )
+    feeds = {"x": values((2, 3, 12, 12))}
+    for target in (11, 13, 19):
+        model = copied(parent)
+        opset.raise_to(model, target)
+        assert version(model) == target
+        np.testing.assert_allclose(run(model, feeds)["y"], run(parent, feeds)["y"], atol=1e-6)
+
+
+@pytest.mark.parametrize("scales", ["constant", "computed"])
+def test_a_nearest_resize_that_no_later_opset_expresses_is_refused(scales: str) -> None:
+    constant = {"s": np.array([1, 1, 0.5, 2], np.float32)} if scales == "constant" else {}
+    given = "" if constant else ", float[4] s"
+    model = net(
+        f'(float[N,3,12,12] x{given}) => (float[N,3,H,W] y) {{ y = Resize<mode = "nearest">(x, s) }}',
+        opset=10,
+        **constant,
+    )
+    with pytest.raises(TransformError, match="nearest Resize"):
+        opset.raise_to(model, 13)
