@@ -3,7 +3,8 @@
 Two halves, because TensorRT 8.6 and a recent PyTorch want different Pythons; they meet in one folder, each goes on where
 it was stopped, and each ends with a table of all that is there:
 
-    python3.12 benchmarks/h200.py torch  FOLDER      exports the models, measures PyTorch
+    python3.12 benchmarks/h200.py export FOLDER      exports the models, no more
+    python3.12 benchmarks/h200.py torch  FOLDER      exports what is not there yet, measures PyTorch
     python3.10 benchmarks/h200.py engine FOLDER      measures TensorRT on the exported files
     python benchmarks/h200.py table FOLDER
 
@@ -25,7 +26,7 @@ import numpy as np
 import onnx
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(ROOT / "data" / "training")]
 
 import h200_cases as models  # noqa: E402
 
@@ -47,11 +48,11 @@ PAIRS = 300
 
 def run_study(
     folder: Path, case: models.Case, batch: int, label: str, recipes: Sequence[str | wb.Recipe], **how
-) -> None:
-    """Run one study, or read it where it is finished, and keep it as JSON; a failure is printed and the next goes on."""
+) -> wb.Study | None:
+    """Run one study and keep it as JSON; None where it was finished before, or failed, which is printed."""
     name = f"{case.name}-b{batch}-{label}"
     if (folder / f"{name}.json").exists():
-        return
+        return None
     started = time.perf_counter()
     try:
         study = wb.run(
@@ -59,10 +60,11 @@ def run_study(
         )
     except WorkbenchError as error:
         print(f"{name}: {type(error).__name__}: {error}", flush=True)
-        return
+        return None
     study.save(folder / f"{name}.json")
     failed = "".join(f"; {key} failed: {why[:200]}" for key, why in study.failures.items())
     print(f"{name}: {time.perf_counter() - started:.0f} s{failed}", flush=True)
+    return study
 
 
 def protocol(batch: int, graph: bool, rehearse: bool) -> wb.Protocol:
@@ -126,22 +128,24 @@ def engine_half(folder: Path, chosen: list[models.Case], batches: list[int], reh
             for graph in (False,) if rehearse else (False, True):
                 label = f"{backend}{'-graph' if graph else ''}"
                 how = {"model": model, "backend": backend, "protocol": protocol(batch, graph, rehearse)}
-                run_study(folder, case, batch, label, recipes, options=options, **how)
+                study = run_study(folder, case, batch, label, recipes, options=options, **how)
+                if study is not None and not graph:
+                    bare(folder, case, batch, study)
                 if not rehearse:
                     native = replace(options, extra={"native_calibrator": "entropy"})
                     how |= {"options": native, "baseline": NATIVE.name}
                     run_study(folder, case, batch, f"{label}-native", [NATIVE], **how)
-            bare(folder, case, batch, backend)
 
 
-def bare(folder: Path, case: models.Case, batch: int, backend: str) -> None:
-    """Alternate our stopwatch with a loop that does nothing but launch the same engine; keep both medians."""
+def bare(folder: Path, case: models.Case, batch: int, study: wb.Study) -> None:
+    """Alternate our stopwatch with a loop that does nothing but launch the same engine; keep both medians.
+
+    The study is one that was run here: a saved one keeps no places of this machine.
+    """
     kept = folder / f"{case.name}-b{batch}-bare.txt"
-    source = folder / f"{case.name}-b{batch}-{backend}.json"
-    if kept.exists() or not source.exists():
-        return
-    record = codec.from_json(StudyRecord, source.read_text())
+    record = study.record
     engine = next(item.engine for item in record.results if item.engine is not None and item.failure is None)
+    backend = record.backend
     inputs = case.data().bound_to(record.model).evaluation.inputs
     feeds = {name: np.ascontiguousarray(array[:batch]) for name, array in inputs.items()}
     with engines.open_runner(engine) as runner:
@@ -260,7 +264,7 @@ def goals(rows, eager) -> list[str]:  # type: ignore[no-untyped-def]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("half", choices=("torch", "engine", "table"))
+    parser.add_argument("half", choices=("export", "torch", "engine", "table"))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rehearse", action="store_true", help="tiny models on a CPU")
     parser.add_argument("--cases", help="such as resnet50,bert; all where left out")
@@ -270,6 +274,10 @@ def main() -> None:
     known = models.cases("tiny" if options.rehearse else "full")
     chosen = [case for case in known if options.cases is None or case.name in options.cases.split(",")]
     batches = [int(word) for word in (options.batches or ("1,4" if options.rehearse else "1,32")).split(",")]
+    if options.half == "export":
+        for case in chosen:
+            exported(options.folder, case)
+        return
     if options.half != "table":
         half = torch_half if options.half == "torch" else engine_half
         half(options.folder, chosen, batches, options.rehearse)

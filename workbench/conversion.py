@@ -210,7 +210,7 @@ def _infer_on_gpu(runner: Any, given: Mapping[str, torch.Tensor]) -> tuple[torch
     }
     outputs = runner.infer_device(feeds, stream=_current_stream(next(iter(feeds.values()))))
     wanted = {spec.name: getattr(torch, spec.dtype) for spec in runner.outputs}
-    return tuple(torch.from_dlpack(value).to(wanted[name]) for name, value in outputs.items())
+    return tuple(value.to(wanted[name]) for name, value in outputs.items())
 
 
 def _checked(runner: Any, given: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:

@@ -82,6 +82,37 @@ def test_imports_point_only_to_the_same_or_a_lower_layer(path: Path) -> None:
     assert not upward, f"{path.name} (layer {LEVEL[own]}) imports {upward} from above"
 
 
+def circles() -> list[set[str]]:
+    """Files that import each other in a loop."""
+    files = {path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".").removesuffix(".__init__"): path
+             for path in modules()}  # fmt: skip
+    ahead = {name: _imported_files(path, files) - {name} for name, path in files.items() if name != "__init__"}
+    reach: dict[str, set[str]] = {name: set(near) for name, near in ahead.items()}
+    grew = True
+    while grew:
+        grew = False
+        for seen in reach.values():
+            more = set().union(*(reach.get(other, set()) for other in seen)) - seen
+            seen |= more
+            grew = grew or bool(more)
+    return sorted(({other for other in seen if name in reach.get(other, set())} for name, seen in reach.items()
+                   if name in seen), key=sorted)  # fmt: skip
+
+
+def _imported_files(path: Path, files: dict[str, Path]) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("workbench"):
+            home = node.module.removeprefix("workbench").removeprefix(".")
+            names = [f"{home}.{alias.name}".removeprefix(".") for alias in node.names]
+            found |= {name if name in files else home for name in names}
+    return found & set(files)
+
+
+def test_no_file_imports_itself_through_others() -> None:
+    assert circles() == []
+
+
 def test_no_module_is_called_like_a_verb() -> None:
     rooms = {room(path) for path in modules()} - set(workbench._MODULES)
     assert not rooms & set(workbench._HOMES), "importing such a module would hide the verb of the same name"

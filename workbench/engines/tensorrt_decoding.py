@@ -19,9 +19,8 @@ from workbench.engines.decoding import LOGITS, MASK, POSITIONS, TOKENS, CacheLay
 from workbench.engines.tensorrt import cuda as cuda_runtime
 from workbench.engines.tensorrt import tensors
 from workbench.engines.tensorrt.capabilities import Capabilities, library
-from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Event, Graph, HostMemory
-from workbench.engines.tensorrt.device_tensors import Pool
-from workbench.engines.tensorrt.running import TensorRTRunner
+from workbench.engines.tensorrt.context import Context
+from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Event, Graph, HostMemory, Pool
 from workbench.records import Engine
 
 # A graph is captured anew when the cache outgrows its room; more room makes attention read more hidden columns.
@@ -80,8 +79,8 @@ class _Block:
     pitch: int
 
 
-class _Context(TensorRTRunner):
-    """A runner whose outputs go where the decoder says; it keeps no room for them itself.
+class _Context(Context):
+    """An open engine whose outputs go where the decoder says; it keeps no room for them itself.
 
     Each one loads the plan by itself: contexts of one engine would need an optimization profile each on TensorRT 8.6.
     """

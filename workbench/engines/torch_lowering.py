@@ -28,7 +28,7 @@ def lower(module: torch.fx.GraphModule, dtype: torch.dtype) -> int:
         dtype: `torch.float16` or `torch.bfloat16`.
 
     Returns:
-        The number of casts that were put in; each costs nothing where the type is right already.
+        The number of casts that were put in.
     """
     import torch
 
@@ -52,9 +52,33 @@ def lower(module: torch.fx.GraphModule, dtype: torch.dtype) -> int:
             cast_inputs(node, dtype)
         elif node.op == "output":
             cast_inputs(node, torch.float32)
+    needless = _drop_needless(module, list(casts.values()))
     graph.lint()
     module.recompile()
-    return len(casts)
+    return len(casts) - needless
+
+
+def _drop_needless(module: torch.fx.GraphModule, casts: list[torch.fx.Node]) -> int:
+    """Take out the casts of what has the type already; a call of each costs microseconds in eager mode.
+
+    Types are found by running the changed graph on fake tensors: the graph's own notes are from before the change.
+    """
+    import torch
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    inputs = [node.meta["val"] for node in module.graph.nodes if node.op == "placeholder"]
+    fake = next((value for value in inputs if isinstance(value, torch._subclasses.FakeTensor)), None)
+    if fake is None:
+        return 0
+    device = next((tensor.device for tensor in (*module.parameters(), *module.buffers())), fake.device)
+    with fake.fake_mode:
+        there = [value.to(device) if isinstance(value, torch.Tensor) else value for value in inputs]
+    FakeTensorProp(module, fake.fake_mode).propagate(*there)
+    needless = [node for node in casts if node.args[0].meta["val"].dtype == node.meta["val"].dtype]  # type: ignore[union-attr]
+    for node in needless:
+        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        module.graph.erase_node(node)
+    return len(needless)
 
 
 def _store_low(module: torch.fx.GraphModule, dtype: torch.dtype) -> set[str]:

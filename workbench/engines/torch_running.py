@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -161,32 +161,28 @@ class TorchRunner:
         return run
 
     def _resident(self, feeds: Feeds) -> list[torch.Tensor]:
-        import torch
-
         if not self._open:
             raise RunError("This runner was closed. Open the engine again with workbench.open_runner(engine).")
         feeding.check(self.inputs, feeds)
-        tensors = []
-        for name in self._sidecar.inputs:
-            # PyTorch has no read-only tensors, and warns.
-            tensor = torch.from_numpy(np.require(feeds[name], requirements=("C", "W"))).to(self._device)
-            if self._sidecar.channels_last and tensor.ndim == 4:
-                tensor = tensor.contiguous(memory_format=torch.channels_last)
-            tensors.append(tensor)
-        return tensors
+        with _explained():
+            return [self._moved(feeds[name]) for name in self._sidecar.inputs]
+
+    def _moved(self, array: np.ndarray) -> torch.Tensor:
+        import torch
+
+        # PyTorch has no read-only tensors, and warns.
+        tensor = torch.from_numpy(np.require(array, requirements=("C", "W"))).to(self._device)
+        if self._sidecar.channels_last and tensor.ndim == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
 
     def _launch(self, tensors: list[torch.Tensor], graph: bool | None = None) -> Any:
         import torch
 
-        try:
-            with torch.inference_mode():
-                if self._always_graph if graph is None else graph:
-                    return self._replayed(tensors)
-                return self._call(*tensors)
-        except torch.OutOfMemoryError as error:
-            raise OutOfMemory(f"PyTorch ran out of memory: {error}. Use a smaller batch.") from error
-        except Exception as error:
-            raise RunError(f"PyTorch failed while running: {type(error).__name__}: {error}") from error
+        with _explained(), torch.inference_mode():
+            if self._always_graph if graph is None else graph:
+                return self._replayed(tensors)
+            return self._call(*tensors)
 
     def _replayed(self, tensors: list[torch.Tensor]) -> Any:
         shapes = [tensor.shape for tensor in tensors]
@@ -223,6 +219,19 @@ class _Graph:
 
     def replay(self) -> None:
         self._graph.replay()
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """Raise what PyTorch raises as the errors of this package."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(f"PyTorch ran out of memory: {error}. Use a smaller batch.") from error
+    except Exception as error:
+        raise RunError(f"PyTorch failed while running: {type(error).__name__}: {error}") from error
 
 
 def _timed(call: Callable[[], object]) -> float:

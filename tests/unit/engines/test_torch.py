@@ -10,6 +10,7 @@ import pytest
 import workbench as wb
 from workbench import engines
 from workbench.engines import torch as backend
+from workbench.engines.torch_lowering import lower
 from workbench.errors import BuildError, EngineError, RunError
 from workbench.machine.store import Store, digest
 from workbench.measuring.latency import take_round
@@ -76,6 +77,30 @@ def test_a_program_answers_like_its_module_in_each_precision(
     assert list(outputs) == [spec.name for spec in model.outputs]
     assert all(value.dtype == np.float32 for value in outputs.values())
     assert low <= relative_error(outputs) <= high
+
+
+class Chain(torch.nn.Module):
+    """Convolutions, norms and a residual sum: all of it can stay in one type from the first operator to the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Conv2d(3, 3, 3, padding=1), torch.nn.Conv2d(3, 3, 3, padding=1)
+        self.norm, self.head = torch.nn.BatchNorm2d(3), torch.nn.Linear(3, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.norm(self.first(image)))
+        return self.head((hidden + self.second(hidden)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_lowered_program_casts_where_it_begins_and_ends_alone(dtype: torch.dtype) -> None:
+    program = torch.export.export(Chain().eval(), (torch.randn(2, 3, 8, 8),)).module(check_guards=False)
+    assert lower(program, dtype) == 2
+    casts = [node for node in program.graph.nodes if node.target is torch.ops.aten.to.dtype]
+    assert [(node.args[0].op, node.args[1]) for node in casts] == [
+        ("placeholder", dtype),
+        ("call_function", torch.float32),
+    ]
 
 
 def test_a_compiled_program_answers_like_its_module(store: Store) -> None:

@@ -105,9 +105,14 @@ def layer_table(
         EngineError: the engine cannot be opened or tells nothing of its layers.
     """
     with open_runner(engine, None) as runner:
-        found = layers.parse(layers.information(runner.caps, runner.engine))
-        if feeds is not None:
-            found = layers.with_times(found, timing.profile(runner, feeds, runs))
+        if feeds is None:
+            context = layers.typical_context(runner.engine, [spec.name for spec in engine.inputs])
+            found = layers.parse(layers.information(runner.caps, runner.engine, context))
+            del context
+        else:
+            seconds = timing.profile(runner, feeds, runs)  # and the context has the shapes of the feeds
+            found = layers.parse(layers.information(runner.caps, runner.engine, runner.context))
+            found = layers.with_times(found, seconds)
         memory = layers.activation_memory(found, runner.activation_bytes)
     return layers.with_modules(found, modules or {}), memory
 

@@ -287,8 +287,9 @@ def _keep(session: Session, data: Any) -> None:
     except EngineError as error:
         session.notes.append(f"The layers of the new engine could not be read: {error}")
         return
-    (session.folder / layers.FILE_NAME).write_text(layers.information(caps, engine), encoding="utf-8")
-    del engine, runtime
+    context = layers.typical_context(engine, [spec.name for spec in session.request.variant.inputs])
+    (session.folder / layers.FILE_NAME).write_text(layers.information(caps, engine, context), encoding="utf-8")
+    del context, engine, runtime
 
 
 def _record(session: Session, size_bytes: int, seconds: float) -> Engine:

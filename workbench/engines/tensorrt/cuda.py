@@ -113,6 +113,37 @@ class DeviceMemory:
             self._cuda.call("cudaFree", address)
 
 
+class Pool:
+    """Device memory that is handed out, comes back and is handed out again: cudaMalloc would stall the device."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._free: list[DeviceMemory] = []
+        self._closed = False
+
+    def take(self, size_bytes: int) -> DeviceMemory:
+        """Return a block of at least so many bytes."""
+        fitting = [memory for memory in self._free if memory.size_bytes >= size_bytes]
+        if fitting:
+            best = min(fitting, key=lambda memory: memory.size_bytes)
+            self._free.remove(best)
+            return best
+        return DeviceMemory(self._cuda, size_bytes)
+
+    def give(self, memory: DeviceMemory) -> None:
+        """Take a block back."""
+        if self._closed:
+            memory.free()
+        else:
+            self._free.append(memory)
+
+    def close(self) -> None:
+        """Free what is here; blocks that are out are freed when they come back."""
+        self._closed = True
+        while self._free:
+            self._free.pop().free()
+
+
 class HostMemory:
     """A block of pinned host memory that grows and never shrinks: the only kind that is copied asynchronously."""
 

@@ -123,10 +123,28 @@ class ActivationMemory:
         return self.planned_bytes / self.sum_bytes if self.sum_bytes else None
 
 
-def information(caps: Capabilities, engine: Any) -> str:
-    """Return TensorRT's description of an engine as JSON text, as it is (see `parse`)."""
+def information(caps: Capabilities, engine: Any, context: Any = None) -> str:
+    """Return TensorRT's description of an engine as JSON text, as it is (see `parse`).
+
+    Args:
+        context: an execution context with the shapes of all inputs. Without one, an engine with dynamic shapes tells
+            neither types nor layouts ("N/A due to dynamic shapes").
+    """
     inspector = engine.create_engine_inspector()
+    if context is not None:
+        inspector.execution_context = context
     return str(inspector.get_engine_information(caps.trt.LayerInformationFormat.JSON))
+
+
+def typical_context(engine: Any, inputs: Iterable[str]) -> Any:
+    """Return an execution context with the typical shapes of the first profile, or None where TensorRT makes none."""
+    context = engine.create_execution_context()
+    if context is not None:
+        for name in inputs:
+            if any(size < 0 for size in engine.get_tensor_shape(name)):
+                _, typical, _ = engine.get_tensor_profile_shape(name, 0)
+                context.set_input_shape(name, tuple(typical))
+    return context
 
 
 def read(path: Path) -> tuple[LayerInfo, ...]:

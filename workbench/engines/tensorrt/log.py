@@ -77,9 +77,9 @@ class Digest:
 def digest(lines: Iterable[str]) -> Digest:
     """Read a verbose build log, one message an item, without severity marks."""
     fusions, skipped, memory, counts = [], [], {}, {}
-    node, without, short_of_memory = "", None, False
+    node, without, out_of_memory = "", None, False
     for line in lines:
-        short_of_memory = short_of_memory or bool(_MEMORY_WORDS.search(line))
+        out_of_memory = out_of_memory or short_of_memory(line)
         if found := _RUNNER.search(line):
             node = found[1]
         elif found := _FUSION.match(line):
@@ -101,8 +101,13 @@ def digest(lines: Iterable[str]) -> Digest:
         layers_before=counts.get("Original"),
         layers_after=counts.get("After final dead-layer removal"),
         without_implementation=without,
-        out_of_memory=short_of_memory,
+        out_of_memory=out_of_memory,
     )
+
+
+def short_of_memory(words: str) -> bool:
+    """Return whether a message of TensorRT complains of too little memory."""
+    return _MEMORY_WORDS.search(words) is not None
 
 
 def failure(found: Digest, errors: Iterable[str], log: str, workspace_bytes: int | None) -> BuildError:

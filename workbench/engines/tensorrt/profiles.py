@@ -12,16 +12,17 @@ Profile = Mapping[str, ShapeProfile]
 
 
 def choose(inputs: Sequence[TensorSpec], options: BuildOptions, batch: tuple[int, int, int]) -> tuple[Profile, ...]:
-    """Return the profiles to build for; empty where every input is static.
+    """Return the profiles to build for, at least one.
 
-    Without profiles in the options, a dynamic axis 0 is taken for the batch and gets `batch`.
+    Without profiles in the options, a dynamic axis 0 is taken for the batch and gets `batch`, and a static input its one
+    shape: without any profile TensorRT 8.6 makes no execution context where an output's shape depends on data.
 
     Raises:
         BuildError: a profile does not fit an input, or another axis is dynamic and no profile says how far.
     """
     dynamic = {spec.name: spec for spec in inputs if None in spec.shape}
     if not options.profiles:
-        return ({name: _default(spec, batch) for name, spec in dynamic.items()},) if dynamic else ()
+        return ({spec.name: _default(spec, batch) for spec in inputs if spec.shape},)
     known = {spec.name: spec for spec in inputs}
     for number, profile in enumerate(options.profiles):
         unknown = sorted(set(profile) - set(known))
@@ -45,9 +46,16 @@ def _default(spec: TensorSpec, batch: tuple[int, int, int]) -> ShapeProfile:
             f"batch without asking. Say how far they reach: BuildOptions(profiles=({{{spec.name!r}: "
             f"ShapeProfile(smallest=..., typical=..., largest=...)}},))."
         )
+    if spec.shape[0] is not None:
+        return _only(spec.shape)
     rest = tuple(size for size in spec.shape[1:] if size is not None)
     smallest, typical, largest = ((size, *rest) for size in batch)
     return ShapeProfile(smallest, typical, largest)
+
+
+def _only(shape: Sequence[int | None]) -> ShapeProfile:
+    fixed = tuple(size for size in shape if size is not None)
+    return ShapeProfile(fixed, fixed, fixed)
 
 
 def _check(spec: TensorSpec, shapes: ShapeProfile, number: int) -> None:

@@ -58,8 +58,9 @@ def refit(
         runtime, opened = plan.deserialize(caps, logger, data, version_compatible=sidecar.version_compatible)
         _exchange(caps, opened, logger, source, journal)
         fresh = bytes(memoryview(opened.serialize()))
-        (folder / layers.FILE_NAME).write_text(layers.information(caps, opened), encoding="utf-8")
-        del opened, runtime
+        context = layers.typical_context(opened, [spec.name for spec in engine.inputs])
+        (folder / layers.FILE_NAME).write_text(layers.information(caps, opened, context), encoding="utf-8")
+        del context, opened, runtime
     finally:
         journal.close()
     kept = {name: value for name, value in vars(sidecar).items() if name != "sha256"}

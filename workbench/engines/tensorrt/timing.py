@@ -6,68 +6,65 @@ Knows nothing of statistics or protocols.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from workbench.engines.base import Feeds
 from workbench.engines.tensorrt import layers
+from workbench.engines.tensorrt.context import Context
 from workbench.engines.tensorrt.cuda import Event, Graph
 from workbench.errors import EngineError
 
-if TYPE_CHECKING:
-    from workbench.engines.tensorrt.running import TensorRTRunner
-
 
 class Stopwatch:
-    """Repeats one call of a runner and times it; captures the launch again where the runner was used otherwise."""
+    """Repeats one call of an engine and times it; captures the launch again where the engine was used otherwise."""
 
-    def __init__(self, runner: TensorRTRunner, feeds: Feeds, cuda_graph: bool) -> None:
-        self._runner, self._feeds, self._wants_graph = runner, dict(feeds), cuda_graph
+    def __init__(self, context: Context, feeds: Feeds, cuda_graph: bool) -> None:
+        self._context, self._feeds, self._wants_graph = context, dict(feeds), cuda_graph
         self._graph: Graph | None = None
         self._layout = -1
-        self._start, self._end = Event(runner.cuda), Event(runner.cuda)
+        self._start, self._end = Event(context.cuda), Event(context.cuda)
         self._ready()
 
     def compute(self) -> float:
         """Run once; seconds between device events around the launch."""
-        if self._layout != self._runner.layout:
+        if self._layout != self._context.layout:
             self._ready()
-        self._start.record(self._runner.stream.raw)
+        self._start.record(self._context.stream.raw)
         self._launch()
-        self._end.record(self._runner.stream.raw)
+        self._end.record(self._context.stream.raw)
         self._end.synchronize()
         return self._end.seconds_since(self._start)
 
     def end_to_end(self) -> float:
         """Run once; seconds of the host's clock from the caller's arrays to new arrays."""
-        if self._layout != self._runner.layout:
+        if self._layout != self._context.layout:
             self._ready()
-        runner = self._runner
+        context = self._context
         started = time.perf_counter()
-        runner.bind(self._feeds)
+        context.bind(self._feeds)
         self._launch()
-        shapes = runner.download()
-        runner.stream.synchronize()
-        runner.collect(shapes)
+        shapes = context.download()
+        context.stream.synchronize()
+        context.collect(shapes)
         return time.perf_counter() - started
 
     def _launch(self) -> None:
         if self._graph is not None:
             self._graph.launch()
         else:
-            self._runner.enqueue()
+            self._context.enqueue()
 
     def _ready(self) -> None:
         """Make inputs resident, and capture where that is wanted."""
         if self._graph is not None:
             self._graph.free()
             self._graph = None
-        self._runner.bind(self._feeds)
+        self._context.bind(self._feeds)
         if self._wants_graph:
-            self._graph = self._runner.capture()
-        self._runner.stream.synchronize()
-        self._layout = self._runner.layout
+            self._graph = self._context.capture()
+        self._context.stream.synchronize()
+        self._layout = self._context.layout
 
     def free(self) -> None:
         """Give events and graph back."""
@@ -77,21 +74,27 @@ class Stopwatch:
         self._end.free()
 
 
-def profile(runner: TensorRTRunner, feeds: Feeds, runs: int = 20) -> dict[str, float]:
+def profile(context: Context, feeds: Feeds, runs: int = 20) -> dict[str, float]:
     """Return layer name -> median seconds, from runs of their own with TensorRT's profiler.
 
-    Profiling slows the launch down, so these are no part of any latency; close the runner afterwards.
+    Profiling slows the launch down, so these are no part of any latency; close the engine afterwards.
 
     Raises:
         RunError: the feeds do not fit; EngineError: the engine reports no layers.
     """
-    collected = layers.profiler(runner.caps.trt)
+    collected = layers.profiler(context.caps.trt)
     for _ in range(3):  # first launches set things up and would distort the medians
-        runner.infer(feeds)
-    runner.context.profiler = collected
-    runner.context.enqueue_emits_profile = True
+        _once(context, feeds)
+    context.context.profiler = collected
+    context.context.enqueue_emits_profile = True
     for _ in range(runs):
-        runner.infer(feeds)
+        _once(context, feeds)
     if not collected.times:
         raise EngineError("TensorRT reported no layer times. Build with the option verbosity='detailed'.")
     return {name: float(np.median(values)) for name, values in collected.times.items()}
+
+
+def _once(context: Context, feeds: Feeds) -> None:
+    context.bind(feeds)
+    context.enqueue()
+    context.stream.synchronize()

@@ -17,6 +17,9 @@ from onnx.reference import ReferenceEvaluator
 class EngineBehaviour:
     """Mixed into the world; a context reads and writes the addresses it was given when its stream is waited for."""
 
+    def do_Runtime___init__(self, runtime: Any, logger: Any) -> None:
+        runtime.state.logger = logger
+
     def do_Runtime_deserialize_cuda_engine(self, runtime: Any, data: Any) -> Any:
         if self.refuses_plan:
             return None
@@ -24,7 +27,7 @@ class EngineBehaviour:
         model = onnx.load(plan["onnx"])
         values = [*model.graph.input, *model.graph.output]
         return self.new("ICudaEngine", plan=plan, model=model, values={value.name: value for value in values},
-                        names=[value.name for value in values], weights={})  # fmt: skip
+                        names=[value.name for value in values], weights={}, logger=runtime.state.logger)  # fmt: skip
 
     def do_ICudaEngine_num_io_tensors(self, engine: Any) -> int:
         return len(engine.state.names)
@@ -57,15 +60,29 @@ class EngineBehaviour:
     def do_ICudaEngine_create_engine_inspector(self, engine: Any) -> Any:
         return self.new("EngineInspector", engine=engine)
 
+    def do_ICudaEngine_get_tensor_shape(self, engine: Any, name: str) -> Any:
+        sizes = engine.state.values[name].type.tensor_type.shape.dim
+        return tuple(size.dim_value if size.HasField("dim_value") else -1 for size in sizes)
+
     def do_EngineInspector_get_engine_information(self, inspector: Any, format: Any) -> str:
-        tensor = {"Name": "h", "Dimensions": [1, 3], "Format/Datatype": "Row major linear FP32"}
+        engine, context = inspector.state.engine, getattr(inspector.state, "execution_context", None)
+        inputs = [value.name for value in engine.state.model.graph.input]
+        given = {} if context is None else context.state.shapes
+        known = all(name in given or -1 not in self.do_ICudaEngine_get_tensor_shape(engine, name) for name in inputs)
+        kind = "Row major linear FP32" if known else "N/A due to dynamic shapes"
+        tensor = {"Name": "h", "Dimensions": [1, 3], "Format/Datatype": kind}
         layer = {"Name": "/fc/MatMul + /relu/Relu", "LayerType": "gemm", "Inputs": [tensor], "Outputs": [tensor],
                  "Metadata": "[ONNX Layer: /fc/MatMul]\x1e[ONNX Layer: /relu/Relu]"}  # fmt: skip
         return json.dumps({"Layers": [layer]}).replace("\\u001e", "\x1e")  # raw, as 8.6 writes it
 
     def do_ICudaEngine_create_execution_context(self, engine: Any) -> Any:
+        logger = engine.state.logger
         if self.context_fails:
+            logger.log(logger.Severity.ERROR, self.context_fails)
             return None
+        if self.data_dependent and not engine.state.plan["profiles"] and self.module.__version__.startswith("8."):
+            logger.log(logger.Severity.ERROR, "1: Unexpected exception vector<bool>::_M_range_check: __n (which is 0)")
+            return None  # seen on a GPU with 8.6.0
         return self.new(
             "IExecutionContext", engine=engine, shapes={}, addresses={}, allocators={}, profiler=None, profile=0
         )

@@ -47,8 +47,9 @@ def test_a_dynamic_batch_gets_a_default_profile(machine, tmp_path: Path) -> None
     assert profiles_of(engine) == [{"x": [[2, 4], [4, 4], [6, 4]]}]
 
 
-def test_a_static_model_gets_no_profile(machine, tmp_path: Path) -> None:
-    assert profiles_of(machine.build(variant(tmp_path, model=network(batch=2)))) == []
+def test_a_static_model_gets_a_profile_of_its_one_shape(machine, tmp_path: Path) -> None:
+    engine = machine.build(variant(tmp_path, model=network(batch=2)))
+    assert profiles_of(engine) == [{"x": [[2, 4], [2, 4], [2, 4]]}]
 
 
 def test_profiles_of_the_options_are_taken_in_order(machine, tmp_path: Path) -> None:

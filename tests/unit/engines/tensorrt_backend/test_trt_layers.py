@@ -105,6 +105,14 @@ def test_layers_that_a_build_left_are_read_from_its_folder(machine, tmp_path: Pa
         layers.read(tmp_path / "huge.json")
 
 
+def test_types_are_told_for_dynamic_shapes_too(machine, tmp_path: Path) -> None:
+    engine = machine.build(variant(tmp_path))
+    assert engine.inputs[0].shape == (None, 4)
+    tables = [layers.read(Path(engine.folder or "") / layers.FILE_NAME)]
+    tables += [backend.layer_table(engine, given)[0] for given in (None, feeds(2))]
+    assert [table[0].precision for table in tables] == ["fp32"] * 3
+
+
 def test_modules_are_found_through_the_nodes() -> None:
     found = layers.with_modules(layers.parse(OLD), {"/conv1/Conv": "stem.conv", "/relu/Relu": "stem.relu"})
     assert found[1].modules == ("stem.conv", "stem.relu") and found[0].modules == ()

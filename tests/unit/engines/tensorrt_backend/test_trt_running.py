@@ -249,9 +249,29 @@ def test_a_profile_that_cannot_be_changed_to_is_a_run_error(machine, tmp_path: P
 
 def test_a_context_without_memory_is_out_of_memory(machine, tmp_path: Path) -> None:
     engine = machine.build(variant(tmp_path))
-    machine.world.context_fails = True
+    machine.world.context_fails = "2: [executionContext.cpp] Error Code 2: OutOfMemory (no further information)"
     with pytest.raises(OutOfMemory, match="needs 4,096 bytes"):
         backend.open_runner(engine, None)
+
+
+def test_a_context_that_cannot_be_made_for_another_reason_is_not_called_out_of_memory(machine, tmp_path: Path) -> None:
+    engine = machine.build(variant(tmp_path))
+    machine.world.context_fails = (
+        "1: Unexpected exception vector<bool>::_M_range_check: __n (which is 0) >= this->size()"
+    )
+    with pytest.raises(EngineError, match=r"makes no execution context.*_M_range_check") as caught:
+        backend.open_runner(engine, None)
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+def test_a_static_engine_gets_a_profile_without_which_8_6_runs_no_data_dependent_output(
+    machine, tmp_path: Path
+) -> None:
+    made = variant(tmp_path, model=network(batch=2))
+    engine = machine.build(made)
+    machine.world.data_dependent = {"y"}
+    with backend.open_runner(engine, None) as runner:
+        np.testing.assert_array_equal(runner.infer(feeds(2))["y"], answer(made.path, feeds(2)))
 
 
 def test_device_memory_that_is_full_is_out_of_memory_and_nothing_leaks(machine, tmp_path: Path) -> None:

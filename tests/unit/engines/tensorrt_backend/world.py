@@ -24,7 +24,8 @@ class World(NetworkBehaviour, EngineBehaviour):
         self.cuda, self.module, self.inside = cuda, None, False
         self.parser_errors: list[tuple[str, int, str]] = []
         self.build_lines: list[tuple[str, str]] = []
-        self.build_fails = self.context_fails = self.run_fails = self.refuses_plan = self.builder_fails = False
+        self.build_fails = self.run_fails = self.refuses_plan = self.builder_fails = False
+        self.context_fails = ""  # what TensorRT says when it makes no context
         self.unsupported: set[str] = set()
         self.refused: set[str] = set()  # methods of the config that answer False
         self.data_dependent: set[str] = set()
