@@ -40,6 +40,7 @@ _HOMES = {
     "Sparsify": "workbench.recipes",
     "BuildOptions": "workbench.records",
     "Protocol": "workbench.records",
+    "ShapeProfile": "workbench.records",
 }
 _MODULES = {
     "accuracy": "workbench.judging.accuracy",
@@ -63,7 +64,7 @@ if TYPE_CHECKING:
     from workbench.measuring.latency import measure
     from workbench.models import load
     from workbench.recipes import Fuse, Precision, Quantize, QuantizeWeights, Recipe, SmoothQuant, Sparsify
-    from workbench.records import BuildOptions, Protocol
+    from workbench.records import BuildOptions, Protocol, ShapeProfile
     from workbench.reports import report
     from workbench.study import Study, run
     from workbench.study.search import optimize

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import pytest
 import synthetic_study
 import tiny
 
-import workbench as wb
-from workbench.recipes import NAMED, Fuse, Quantize, Recipe
-from workbench.records import BuildOptions, Protocol, ShapeProfile
-from workbench.ui import code, offers
+from workbench.ui import offers
 from workbench.ui.disagreements import disagreements
 
 
@@ -74,42 +70,3 @@ def test_a_quantized_model_takes_no_more_precision_steps(tmp_path: Path) -> None
     found = offers.reasons("onnxruntime-cpu", model, tiny.samples())
     assert "modelopt" in found["quantization", "int8"] and "modelopt" in found["precision", "fp16"]
     assert ("precision", "fp32") not in found and ("quantization", "none") not in found
-
-
-def test_the_cell_runs_the_very_same_study(monkeypatch: pytest.MonkeyPatch) -> None:
-    custom = Recipe("int8-mine", (Fuse("basic"), Quantize(calibrator="mse", samples=64, exclude=("^/head$",))))
-    profile = {"x": ShapeProfile((1, 8), (4, 8), (16, 8))}
-    protocol, options = Protocol(rounds=2, batch=4), BuildOptions(threads=2, profiles=(profile,))
-    text = code.cell(
-        "'the model'",
-        "'the data'",
-        (NAMED["fp32"], custom),
-        backend="onnxruntime-cpu",
-        protocol=protocol,
-        options=options,
-        name="mine",
-    )
-    seen: dict[str, Any] = {}
-
-    class FakeStudy:
-        def table(self) -> None: ...
-
-    def fake_run(model: Any, data: Any, **options: Any) -> FakeStudy:
-        seen.update(options, model=model, data=data)
-        return FakeStudy()
-
-    monkeypatch.setattr(wb, "run", fake_run)
-    exec(text, {})
-    recipes = [NAMED.get(recipe, recipe) if isinstance(recipe, str) else recipe for recipe in seen.pop("recipes")]
-    assert recipes == [NAMED["fp32"], custom]
-    assert seen == {
-        "model": "the model", "data": "the data", "backend": "onnxruntime-cpu", "protocol": protocol,
-        "options": options, "name": "mine",
-    }  # fmt: skip
-
-
-def test_a_cell_names_only_what_differs_from_the_defaults() -> None:
-    text = code.cell(
-        "model", "data", (NAMED["fp32"],), backend="onnxruntime-cpu", protocol=Protocol(), options=BuildOptions()
-    )
-    assert "protocol" not in text and "options" not in text and "model = " not in text

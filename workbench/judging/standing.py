@@ -5,6 +5,7 @@ Chooses what stands for "how right": the task metric, else agreement with the pa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +44,11 @@ class Place:
 
 @dataclass(frozen=True)
 class Point:
-    """One variant: seconds a call, times faster than the baseline, and quality in the unit in which it is shown."""
+    """One variant: seconds a call, times faster than the baseline, and quality in the unit in which it is shown.
+
+    Attributes:
+        is_faster, is_worse: distinguishably, than the baseline.
+    """
 
     name: str
     seconds: Place
@@ -51,6 +56,8 @@ class Point:
     quality: Place
     on_front: bool
     like_baseline: bool
+    is_faster: bool = False
+    is_worse: bool = False
 
 
 def compared(record: StudyRecord, *, front: bool = True) -> tuple[Comparison | None, str]:
@@ -98,9 +105,24 @@ def points(record: StudyRecord, comparison: Comparison, shown: Quality) -> tuple
                 quality=place,
                 on_front=bool(row.on_front),
                 like_baseline=_like_baseline(row),
+                is_faster=row.ratio is not None and row.ratio.verdict == "faster",
+                is_worse=row.change is not None and row.change.verdict == "worse",
             )
         )
     return found, lacking
+
+
+def alike_in_speed(record: StudyRecord) -> Callable[[str, str], bool]:
+    """Return whether the speed of two variants of a study cannot be told apart."""
+    measured = {item.recipe.name: item.measurement for item in record.results if item.failure is None}
+
+    def alike(one: str, other: str) -> bool:
+        first, second = measured.get(one), measured.get(other)
+        if first is None or second is None:
+            return False
+        return statistics.ratio(first, second).verdict == "not distinguishable"
+
+    return alike
 
 
 def sqnr_db(accuracy: Accuracy) -> float | None:

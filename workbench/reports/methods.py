@@ -1,18 +1,12 @@
-"""How it was measured, in words, and how to do it again, as code; both generated from the record.
+"""How it was measured, in words, generated from the record.
 
 Knows nothing of layout and of results.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from pathlib import Path
-from typing import Any
-
 from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, required_samples
-from workbench.recipes import NAMED, Recipe
-from workbench.records import BuildOptions, Protocol, StudyRecord
+from workbench.records import Protocol, StudyRecord
 from workbench.reports import formats
 
 _BOUNDARIES = {
@@ -30,28 +24,6 @@ def methods(record: StudyRecord) -> list[str]:
     """Return the paragraphs that say how the numbers came about."""
     protocol = record.protocol
     return [_timing(protocol), _taking_turns(protocol), _intervals(), *_answers(record), _place(record)]
-
-
-def reproduce(record: StudyRecord) -> str:
-    """Return Python code that runs this study again, with the public verbs."""
-    arguments = [f"recipes=[{', '.join(_recipe(result.recipe) for result in record.results)}]"]
-    arguments.append(f"backend={_quoted(record.backend)}")
-    if record.protocol != Protocol():
-        arguments.append(f"protocol={_call('wb.Protocol', record.protocol, Protocol())}")
-    options = next((result.engine.options for result in record.results if result.engine is not None), BuildOptions())
-    if options != BuildOptions():
-        arguments.append(f"options={_call('wb.BuildOptions', options, BuildOptions())}")
-    lines = [
-        "import workbench as wb",
-        "",
-        *_model(record),
-        *_data(record),
-        "study = wb.run(",
-        "    model,",
-        "    data,",
-    ]
-    lines += [f"    {argument}," for argument in arguments]
-    return "\n".join([*lines, ")", "study.table()", 'study.report("report.html")'])
 
 
 def _timing(protocol: Protocol) -> str:
@@ -113,55 +85,3 @@ def _place(record: StudyRecord) -> str:
     devices = sorted({result.measurement.device for result in record.results if result.measurement is not None})
     where = f" on {formats.listed(devices)}" if devices else ""
     return f"Everything ran{where} with {record.backend}, chosen because: {record.backend_reason.rstrip('.')}."
-
-
-def _model(record: StudyRecord) -> list[str]:
-    origin, name = record.model.origin, Path(record.model.path.replace("\\", "/")).name
-    if origin.kind == "torch":
-        return [
-            f"# {_comment(origin.reference)}: your torch.nn.Module, and example inputs for one call",
-            "model = wb.load(module, example_inputs)",
-        ]
-    prefix = {"torchvision": "torchvision:", "timm": "timm:"}.get(origin.kind, "")
-    reference = origin.reference if prefix == "" or origin.reference.startswith(prefix) else prefix + origin.reference
-    source = name if origin.kind == "onnx" else reference
-    return [f"model = wb.load({_quoted(source)})  # sha256 {_comment(record.model.sha256[:12])}"]
-
-
-def _data(record: StudyRecord) -> list[str]:
-    name, kind = str(record.data.get("name", "")), record.data.get("kind")
-    if not record.data:
-        return ["data = None"]
-    if kind == "shipped" and name.isidentifier():
-        return [f"data = wb.datasets.{name}()"]
-    if kind == "random":
-        return ["data = wb.datasets.random(model)"]
-    return [f"data = ...  # your own data, here {_comment(name)!r}; see wb.datasets.arrays, .npz, .image_folder, .text"]
-
-
-def _recipe(recipe: Recipe) -> str:
-    if NAMED.get(recipe.name) == recipe:
-        return _quoted(recipe.name)
-    steps = "".join(f"{_call('wb.' + type(step).__name__, step, type(step)())}, " for step in recipe.steps)
-    return f"wb.Recipe({_quoted(recipe.name)}, ({steps.strip()}))"
-
-
-def _call(name: str, value: Any, default: Any) -> str:
-    """Write the construction of a dataclass with those fields alone that differ from the default's."""
-    changed = {
-        item.name: getattr(value, item.name)
-        for item in dataclasses.fields(value)
-        if getattr(value, item.name) != getattr(default, item.name)
-    }
-    arguments = [f"{key}={_quoted(item) if isinstance(item, str) else repr(item)}" for key, item in changed.items()]
-    return f"{name}({', '.join(arguments)})"
-
-
-def _quoted(text: str) -> str:
-    """Write a string literal with double quotes; JSON's escapes are Python's too."""
-    return json.dumps(text)
-
-
-def _comment(text: str) -> str:
-    """Keep text from outside within its comment: one line, and not a long one."""
-    return " ".join(text.split())[:80]

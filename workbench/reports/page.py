@@ -23,8 +23,9 @@ from workbench.judging.comparison import Comparison
 from workbench.judging.standing import compared
 from workbench.records import StudyRecord
 from workbench.reports import details, formats
+from workbench.reports.code import reproduce
 from workbench.reports.examples import Examples, examples
-from workbench.reports.methods import methods, reproduce
+from workbench.reports.methods import methods
 from workbench.reports.rows import Table, main_table
 from workbench.reports.verdict import verdict
 

@@ -15,8 +15,9 @@ from workbench.judging.comparison import Comparison, Row
 from workbench.judging.standing import compared, sqnr_db
 from workbench.plots.distributions import size_bytes
 from workbench.records import StudyRecord, VariantResult
+from workbench.reports.code import reproduce
 from workbench.reports.details import environment_rows, facts, notes, title
-from workbench.reports.methods import methods, reproduce
+from workbench.reports.methods import methods
 from workbench.reports.rows import main_table
 from workbench.reports.verdict import verdict
 

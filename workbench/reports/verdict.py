@@ -5,9 +5,11 @@ Takes verdicts from the comparison; a difference that cannot be told from none i
 
 from __future__ import annotations
 
+from workbench.judging import standing
+from workbench.judging.best import recommended
 from workbench.judging.comparison import Comparison, Row
 from workbench.judging.standing import sqnr_db
-from workbench.judging.statistics import Change, ratio
+from workbench.judging.statistics import Change
 from workbench.records import Accuracy, StudyRecord
 from workbench.reports import formats
 from workbench.reports.rows import speed_words
@@ -18,7 +20,7 @@ def verdict(record: StudyRecord, comparison: Comparison | None, refusal: str = "
     if comparison is None:
         return [refusal, *_failures(record)]
     candidates = [row for row in comparison.rows if row.ratio is not None]
-    best = _best(record, candidates)
+    best = _best(record, comparison)
     if not candidates:
         first = f"There is nothing to compare: only {record.baseline} was measured."
     elif best is not None:
@@ -34,41 +36,20 @@ def verdict(record: StudyRecord, comparison: Comparison | None, refusal: str = "
     return [first, *_others(comparison, candidates, best), *_failures(record)]
 
 
-def _best(record: StudyRecord, candidates: list[Row]) -> Row | None:
-    """The most accurate of those on the front that are as fast as the fastest, faster than the baseline and not worse."""
-    good = [
-        row
-        for row in candidates
-        if row.ratio is not None
-        and row.ratio.verdict == "faster"
-        and row.on_front
-        and (row.change is None or row.change.verdict != "worse")
-    ]
-    if not good:
-        return None
-    fastest = max(good, key=_times)
-    equals = [row for row in good if row is fastest or _as_fast(record, fastest, row)]
-    return max(equals, key=lambda row: (_quality(record, row), _times(row)))
+def _best(record: StudyRecord, comparison: Comparison) -> Row | None:
+    shown = standing.quality(record, comparison)
+    if shown is None:
+        faster = [
+            row for row in comparison.rows if row.ratio is not None and row.ratio.verdict == "faster" and row.on_front
+        ]
+        return max(faster, key=_times, default=None)
+    points, _ = standing.points(record, comparison, shown)
+    choice = recommended(points, shown, standing.alike_in_speed(record))
+    return None if choice.best is None else comparison[choice.best]
 
 
 def _times(row: Row) -> float:
     return 0.0 if row.ratio is None else row.ratio.value
-
-
-def _as_fast(record: StudyRecord, one: Row, other: Row) -> bool:
-    results = {result.recipe.name: result.measurement for result in record.results}
-    first, second = results[one.variant], results[other.variant]
-    return first is not None and second is not None and ratio(first, second).verdict == "not distinguishable"
-
-
-def _quality(record: StudyRecord, row: Row) -> float:
-    check = _check(record, row.variant)
-    if row.change is not None and row.change.difference is not None and check is not None:
-        return row.change.difference if check.higher_is_better else -row.change.difference
-    if row.agreement is not None:
-        return row.agreement.value
-    decibels = None if check is None else sqnr_db(check)
-    return float("inf") if decibels is None else decibels
 
 
 def _speed(row: Row) -> str:

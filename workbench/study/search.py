@@ -15,8 +15,10 @@ from typing import Any, Literal
 from workbench import engines
 from workbench.datasets import Dataset
 from workbench.errors import CalibrationError, RecipeError
+from workbench.judging import standing
+from workbench.judging.best import Budget, choose
 from workbench.judging.statistics import summary
-from workbench.machine.store import Store
+from workbench.machine.store import Store, key_of
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Model, Protocol
 from workbench.study import Study, run
@@ -141,12 +143,13 @@ def optimize(
     if not chosen:
         raise RecipeError("The search got no recipe to mix with FP32. Name one, such as candidates=['int8-max'].")
     backend, _ = engines.choose(backend)
+    terms = key_of([model.sha256, data.sha256, backend, protocol, options, chosen, at_most_lost, at_most_seconds, by])
     how = {
         "backend": backend,
         "protocol": protocol,
         "options": options,
         "store": store or Store(),
-        "name": name,
+        "name": name or f"{model.name}-search-{terms[:8]}",
         "progress": progress,
         "cancel": cancel,
     }
@@ -205,7 +208,7 @@ class _Search:
                 break
             recipes += fresh
             study = self._studied(recipes)
-        best, reason = self._best()
+        best, reason = self._best(study)
         return Found(study, best, reason, self.bound, self._unit(study), tuple(self.path), self.costs)
 
     def _studied(self, recipes: list[str | Recipe]) -> Study:
@@ -297,19 +300,18 @@ class _Search:
             return worse is not None and worse <= self.bound.lost
         return seconds is not None and self.bound.seconds is not None and seconds <= self.bound.seconds
 
-    def _best(self) -> tuple[str, str]:
+    def _best(self, study: Study) -> tuple[str, str]:
+        record, comparison = study.record, study.comparison()
+        shown = standing.quality(record, comparison)
+        points = [] if shown is None else standing.points(record, comparison, shown)[0]
+        if shown is not None:
+            limits = Budget(self.bound.seconds, self.bound.lost)
+            found = choose(points, shown, record.baseline, limits, standing.alike_in_speed(record))
+            if found.best is not None:
+                return found.best, found.words
         measured = [one for one in self.path if one.measured]
-        meeting = [one for one in measured if one.meets]
-        if not meeting:
-            fastest = min(measured, key=lambda one: one.seconds or math.inf)
-            return fastest.recipe, "nothing that was tried meets the bound; this is the fastest of all"
-        if self.bound.lost is not None:
-            best = min(meeting, key=lambda one: one.seconds or math.inf)
-            why = f"the fastest of {len(meeting)} mixes that lose at most {self.bound.lost:g} on the evaluation data"
-        else:
-            best = min(meeting, key=lambda one: (one.lost or 0.0, -(math.inf if one.sqnr_db is None else one.sqnr_db)))
-            why = f"the most accurate of {len(meeting)} mixes within {1e3 * (self.bound.seconds or 0):g} ms"
-        return best.recipe, f"{why}; {sum(not one.meets for one in measured)} others were measured and missed the bound"
+        fastest = min(measured, key=lambda one: one.seconds or math.inf)
+        return fastest.recipe, "Nothing that was tried meets the bound; this is the fastest of all."
 
     def _unit(self, study: Study) -> str:
         record = study["fp32"].accuracy

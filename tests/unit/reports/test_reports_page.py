@@ -165,7 +165,7 @@ def test_the_page_says_where_how_and_how_again(read: Reader) -> None:
 
 
 def test_the_snippet_that_reproduces_the_study_is_python(page: str, record: StudyRecord) -> None:
-    from workbench.reports.methods import reproduce
+    from workbench.reports.code import reproduce
 
     compile(reproduce(record), "snippet", "exec")
     compile(reproduce(replace(record, backend=HOSTILE, name=HOSTILE)), "snippet", "exec")

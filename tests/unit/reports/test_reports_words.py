@@ -15,11 +15,11 @@ import workbench as wb
 from workbench import codec, reports
 from workbench.errors import StoreError
 from workbench.judging.standing import compared
-from workbench.recipes import Fuse, Quantize, Recipe
-from workbench.records import BuildOptions, Failure, Origin, Protocol, StudyRecord
+from workbench.recipes import Recipe
+from workbench.records import Failure, Protocol, StudyRecord
 from workbench.reports import details, formats
 from workbench.reports.examples import examples
-from workbench.reports.methods import methods, reproduce
+from workbench.reports.methods import methods
 from workbench.reports.rows import main_table
 from workbench.reports.verdict import verdict
 
@@ -202,49 +202,6 @@ def test_methods_name_and_explain_the_boundary(record: StudyRecord, boundary: st
     text = " ".join(methods(replace(record, protocol=protocol)))
     assert f"“{boundary}”" in text
     assert words in text
-
-
-def test_the_snippet_repeats_own_recipes_protocol_and_options(record: StudyRecord) -> None:
-    own = Recipe("mine", (Fuse("basic"), Quantize(calibrator="mse", samples=64)))
-    first, second, *_ = record.results
-    assert first.engine is not None
-    first = replace(first, engine=replace(first.engine, options=BuildOptions(threads=2)))
-    changed = replace(record, results=(first, replace(second, recipe=own)), protocol=Protocol(batch=4))
-    code = reproduce(changed)
-    assert 'wb.Recipe("mine", (wb.Fuse(level="basic"), wb.Quantize(calibrator="mse", samples=64),))' in code
-    assert "protocol=wb.Protocol(batch=4)" in code
-    assert "options=wb.BuildOptions(threads=2)" in code
-    # The names in it are public, and the recipe that it writes is the recipe that was run.
-    assert eval(code[code.index("wb.Recipe(") : code.index("],\n")], {"wb": wb}) == own
-
-
-@pytest.mark.parametrize(
-    ("kind", "reference", "line"),
-    [
-        ("torchvision", "resnet50", 'wb.load("torchvision:resnet50")'),
-        ("timm", "timm:vit_tiny", 'wb.load("timm:vit_tiny")'),
-        ("onnx", "ignored", 'wb.load("digits_resnet.onnx")'),
-        ("torch", "MyNet\nimport os", "# MyNet import os: your torch.nn.Module"),
-    ],
-)
-def test_the_snippet_loads_the_model_as_its_origin_was(
-    record: StudyRecord, kind: str, reference: str, line: str
-) -> None:
-    model = replace(record.model, origin=Origin(kind, reference), path="C:\\me\\digits_resnet.onnx")
-    assert line in reproduce(replace(record, model=model))
-
-
-@pytest.mark.parametrize(
-    ("data", "line"),
-    [
-        ({}, "data = None"),
-        ({"name": "noise", "kind": "random"}, "data = wb.datasets.random(model)"),
-        ({"name": "cats", "kind": "user"}, "data = ...  # your own data, here 'cats'"),
-        ({"name": "digits(); x", "kind": "shipped"}, "data = ...  # your own data"),
-    ],
-)
-def test_the_snippet_names_the_data(record: StudyRecord, data: dict[str, str], line: str) -> None:
-    assert line in reproduce(replace(record, data=data))
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from traitlets import HasTraits, Instance, Tuple, Unicode
 from workbench.errors import CompareError, StoreError
 from workbench.judging.comparison import Comparison, compare_studies
 from workbench.records import StudyRecord
-from workbench.reports import formats
+from workbench.reports import code, formats
 from workbench.study import Study
-from workbench.ui import code
 from workbench.ui.jobs import DRAWING, Job
 from workbench.ui.state.desk import Desk
 from workbench.ui.state.plan import Plan
@@ -50,13 +49,15 @@ class HandOff(HasTraits):
         """
         plan = self.plan
         self.code = code.cell(
-            self._model(),
-            self._data(),
-            plan.recipes,
-            backend=plan.backend,
-            protocol=plan.protocol,
-            options=plan.options,
-            name=self._name,
+            code.Asked(
+                model=self._model(),
+                data=self._data(),
+                recipes=tuple(plan.recipes),
+                backend=plan.backend,
+                protocol=plan.protocol,
+                options=plan.options,
+                name=self._name,
+            )
         )
 
     def export(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 from traitlets import Bool, Bytes, HasTraits, Instance, Tuple, Unicode
 
 from workbench.errors import RecipeError, nearest
-from workbench.judging import budget
-from workbench.judging.budget import Budget
+from workbench.judging import best, standing
+from workbench.judging.best import Budget
 from workbench.plots.theme import ThemeName
 from workbench.records import StudyRecord
 from workbench.ui import pictures
@@ -133,7 +133,8 @@ class Results(HasTraits):
         if summary is None or summary.quality is None:
             self.best, self.budget_words = "", ""
             return
-        choice = budget.choose(list(summary.points), summary.quality, summary.record.baseline, limits)
+        alike = standing.alike_in_speed(summary.record)
+        choice = best.choose(summary.points, summary.quality, summary.record.baseline, limits, alike)
         self.best, self.budget_words = choice.best or "", choice.words
 
     def _draw_plot(self) -> None:

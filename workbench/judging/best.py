@@ -1,10 +1,11 @@
-"""The best variant within a latency or an accuracy budget, and which limit keeps a better one out.
+"""The one rule of which variant is best: within a budget, or where none is set; and which limit keeps a better one out.
 
-Takes points with their intervals as the plot has them; knows nothing of widgets.
+Reports, the app and the search ask here. Takes points with their intervals as the plot has them; knows nothing of widgets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workbench.judging.standing import Point, Quality
@@ -30,17 +31,31 @@ class Budget:
 
 @dataclass(frozen=True)
 class Choice:
-    """The best variant under a budget (None where none fits), and why, in sentences."""
+    """The best variant (None where none fits), and why, in sentences.
+
+    Attributes:
+        equals: others that would do and whose speed cannot be told apart from the best's.
+    """
 
     best: str | None
     words: str
+    equals: tuple[str, ...] = ()
 
 
-def choose(points: list[Point], quality: Quality, baseline: str, budget: Budget) -> Choice:
+Alike = Callable[[str, str], bool]
+
+
+def choose(
+    points: Sequence[Point], quality: Quality, baseline: str, budget: Budget, alike: Alike = lambda one, other: False
+) -> Choice:
     """Return the best variant that keeps a budget.
 
-    With an accuracy budget the fastest that keeps it is best; with a latency budget alone, the most accurate. A value
-    within the limit whose interval reaches beyond it counts, and is said.
+    With an accuracy budget the fastest that keeps it is best, and among those whose speed cannot be told apart from its
+    the most accurate; with a latency budget alone, the most accurate. A value within the limit whose interval reaches
+    beyond it counts, and is said.
+
+    Args:
+        alike: whether the speed of two variants cannot be told apart (see `standing.alike_in_speed`).
     """
     base = next((point for point in points if point.name == baseline), None)
     if budget.is_empty or not points:
@@ -50,12 +65,42 @@ def choose(points: list[Point], quality: Quality, baseline: str, budget: Budget)
     fitting = [point for point in points if _fits(point, base, quality, budget)]
     if not fitting:
         return Choice(None, f"No variant keeps the budget. {_nearest(points, base, quality, budget)}")
-    sign = 1.0 if quality.higher_is_better else -1.0
     if budget.loss is None:
-        best = max(fitting, key=lambda point: (sign * point.quality.value, -point.seconds.value))
+        best = max(fitting, key=lambda point: (_worth(point, quality), -point.seconds.value))
     else:
-        best = min(fitting, key=lambda point: (point.seconds.value, -sign * point.quality.value))
-    return Choice(best.name, " ".join([_praise(best, quality), *_binding(points, best, base, quality, budget)]))
+        best = _fastest(fitting, quality, alike)
+    equals = tuple(point.name for point in fitting if point is not best and alike(best.name, point.name))
+    words = [_praise(best, quality), *_binding(points, best, base, quality, budget), *_ties(best, equals)]
+    return Choice(best.name, " ".join(words), equals)
+
+
+def recommended(points: Sequence[Point], quality: Quality, alike: Alike = lambda one, other: False) -> Choice:
+    """Return what to take where no budget is set: distinguishably faster than the baseline, not distinguishably worse.
+
+    Of these the fastest, and among those whose speed cannot be told apart from its the most accurate.
+    """
+    good = [point for point in points if point.is_faster and not point.is_worse and point.on_front]
+    if not good:
+        return Choice(None, "No variant is distinguishably faster without answering distinguishably worse.")
+    best = _fastest(good, quality, alike)
+    equals = tuple(point.name for point in good if point is not best and alike(best.name, point.name))
+    return Choice(best.name, " ".join([_praise(best, quality), *_ties(best, equals)]), equals)
+
+
+def _fastest(points: Sequence[Point], quality: Quality, alike: Alike) -> Point:
+    first = min(points, key=lambda point: (point.seconds.value, -_worth(point, quality)))
+    equals = [point for point in points if point is first or alike(first.name, point.name)]
+    return max(equals, key=lambda point: (_worth(point, quality), -point.seconds.value))
+
+
+def _worth(point: Point, quality: Quality) -> float:
+    return point.quality.value if quality.higher_is_better else -point.quality.value
+
+
+def _ties(best: Point, equals: Sequence[str]) -> list[str]:
+    if not equals:
+        return []
+    return [f"In speed it cannot be told apart from {', '.join(equals)}: more rounds would separate them."]
 
 
 def _fits(point: Point, base: Point, quality: Quality, budget: Budget) -> bool:
@@ -81,7 +126,7 @@ def _praise(best: Point, quality: Quality) -> str:
     return f"Best: {best.name}, {best.seconds.value * 1e3:.3g} ms, {score}."
 
 
-def _binding(points: list[Point], best: Point, base: Point, quality: Quality, budget: Budget) -> list[str]:
+def _binding(points: Sequence[Point], best: Point, base: Point, quality: Quality, budget: Budget) -> list[str]:
     """Say which limit keeps a better variant out, and where an interval reaches over a limit."""
     words = []
     better_lost = [
@@ -109,7 +154,7 @@ def _binding(points: list[Point], best: Point, base: Point, quality: Quality, bu
     return words
 
 
-def _nearest(points: list[Point], base: Point, quality: Quality, budget: Budget) -> str:
+def _nearest(points: Sequence[Point], base: Point, quality: Quality, budget: Budget) -> str:
     fastest = min(points, key=lambda point: point.seconds.value)
     slow = [point for point in points if not _fast_enough(point, budget)]
     if len(slow) == len(points):

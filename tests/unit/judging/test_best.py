@@ -1,10 +1,12 @@
-"""The best variant within a budget, and which limit binds."""
+"""The one rule of what is best: within a budget and without one, ties named, and which limit binds."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from workbench.judging.budget import Budget, choose
+from workbench.judging.best import Budget, choose, recommended
 from workbench.judging.standing import Place, Point, Quality
 
 ACCURACY = Quality("score", "top-1", 100, "%", True)
@@ -66,3 +68,19 @@ def test_an_interval_that_reaches_over_the_limit_is_said() -> None:
 def test_without_a_budget_nothing_is_said_and_without_a_baseline_no_loss_is_judged() -> None:
     assert choose(POINTS, ACCURACY, "fp32", Budget()).words == ""
     assert "cannot be judged" in choose(POINTS[1:], ACCURACY, "fp32", Budget(loss=1.0)).words
+
+
+def test_variants_whose_speed_cannot_be_told_apart_are_named_and_the_most_accurate_of_them_is_best() -> None:
+    points = [point("fp32", 10.0, 99.0), point("a", 4.0, 98.8), point("b", 4.1, 98.9), point("c", 6.0, 99.0)]
+    alike = {frozenset({"a", "b"})}
+    choice = choose(points, ACCURACY, "fp32", Budget(loss=0.5), lambda one, other: frozenset({one, other}) in alike)
+    assert choice.best == "b" and choice.equals == ("a",)
+    assert "cannot be told apart from a" in choice.words
+
+
+def test_without_a_budget_the_fastest_that_is_not_worse_is_recommended() -> None:
+    flags = {"fp16": (True, False), "int8": (True, False), "int4": (True, True), "fp32": (False, False)}
+    points = [replace(one, is_faster=flags[one.name][0], is_worse=flags[one.name][1]) for one in POINTS]
+    assert recommended(points, ACCURACY).best == "int8"
+    assert recommended(points, ACCURACY, lambda one, other: {one, other} == {"int8", "fp16"}).best == "fp16"
+    assert recommended([replace(one, is_worse=True) for one in points], ACCURACY).best is None
