@@ -80,7 +80,7 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
         changed=tuple(done.changed),
         skipped=_skipped(kept),
         notes=notes
-        + _assumed(step, context)
+        + _assumed(step, context, done.changed)
         + _notes(step, done, quantized and context.family == "ort-cpu" and not rehearsal),
         details=details,
     )
