@@ -123,7 +123,7 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(target, tmp_path: Path
     import sys
 
     path = tmp_path / "pid"
-    code = f"from workbench import child; child.call({target('sleep')!r}, {{'path': {str(path)!r}}})"
+    code = f"from workbench.machine import child; child.call({target('sleep')!r}, {{'path': {str(path)!r}}})"
     parent = subprocess.Popen([sys.executable, "-c", code])
     reached = threading.Event()
     while not (path.exists() and path.read_text()):

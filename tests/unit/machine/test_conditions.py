@@ -51,7 +51,7 @@ def test_a_real_snapshot_counts_real_work() -> None:
 def test_peak_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
     held = bytearray(200 << 20)
     held[::4096] = b"x" * len(held[::4096])
-    code = "from workbench import conditions; print(conditions.peak_memory_bytes())"
+    code = "from workbench.machine import conditions; print(conditions.peak_memory_bytes())"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     del held
     assert int(printed) < 150 << 20
