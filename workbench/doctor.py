@@ -67,7 +67,7 @@ def _cpu() -> Finding:
             "cpu",
             "note",
             f"{text}: {arithmetic.reason}. INT8 files made here have weights of 7 bits, which do not (dialect "
-            f"{written.name}); INT8 gains less speed than on a CPU with VNNI.",
+            f"{written.name}). Without dot products INT8 may be no faster than FP32 here.",
         )
     return Finding("cpu", "note", f"{text}: no INT8 dot products, so INT8 may be no faster than FP32 here.")
 

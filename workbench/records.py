@@ -70,11 +70,12 @@ class Model:
         sha256: over the file and its external data.
         size_bytes: file and external data.
         opset: of the default domain, as read from the file.
-        parameters: number of elements in all initialisers of floating-point type.
+        parameters: of the network, quantized ones among them; scales and zero points are none.
         operators: operator type -> count.
         modules: ONNX node name -> PyTorch module path, where the exporter left it; may be empty.
-        quantized_by: `onnxruntime`, `modelopt` or `unknown` where Q/DQ nodes were there already; None where none.
+        quantized_by: `workbench`, `onnxruntime`, `modelopt` or `unknown` where Q/DQ nodes were there already, else None.
         program: the PyTorch module it was exported from, for the torch backends; None where there is none.
+        stored_as: the format of most parameters: `fp32`, `fp16`, `bf16`, `int8` and so on.
     """
 
     name: str
@@ -90,6 +91,14 @@ class Model:
     modules: dict[str, str] = field(default_factory=dict)
     quantized_by: str | None = None
     program: Program | None = None
+    stored_as: str = "fp32"
+
+    @property
+    def lowered_before(self) -> str | None:
+        """What the file was when it was loaded, in words such as `int8, by onnxruntime`; None where it is plain FP32."""
+        if self.quantized_by is not None:
+            return f"{self.stored_as}, by {self.quantized_by}"
+        return None if self.stored_as == "fp32" else self.stored_as
 
 
 @dataclass(frozen=True)

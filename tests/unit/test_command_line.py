@@ -145,6 +145,27 @@ def test_the_doctor_finds_what_is_missing_and_what_mends_it(monkeypatch: pytest.
     assert found["store"].state == "wrong"
 
 
+@pytest.mark.parametrize(
+    ("flags", "machine", "state", "said"),
+    [
+        (("avx2",), "x86_64", "note", "ort-cpu-7bit"),
+        (("avx2", "avx512f"), "x86_64", "note", "saturate"),
+        (("avx2", "avx512_vnni"), "x86_64", "ok", "in hardware"),
+        (("avx2", "avx_vnni"), "x86_64", "ok", "in hardware"),
+        (("asimddp", "i8mm"), "aarch64", "ok", "in hardware"),
+        ((), "aarch64", "note", "no faster"),
+    ],
+)
+def test_the_doctor_says_how_int8_is_computed_here(
+    monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], machine: str, state: str, said: str
+) -> None:
+    monkeypatch.setattr(device, "cpu_flags", lambda: flags)
+    monkeypatch.setattr(device.platform, "machine", lambda: machine)
+    found = next(finding for finding in doctor.examine() if finding.topic == "cpu")
+    assert found.state == state and said in found.text
+    assert ("7 bits" in found.text) is (machine == "x86_64" and state == "note")
+
+
 def test_a_notebook_is_executed_with_its_output_shown_as_it_comes(home: Path) -> None:
     book = nbformat.v4.new_notebook()
     book.cells = [nbformat.v4.new_markdown_cell("# A title"), nbformat.v4.new_code_cell("print(6 * 7)")]

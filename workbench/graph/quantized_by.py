@@ -14,7 +14,7 @@ _QUANTIZED = re.compile(
 
 
 def quantized_by(proto: onnx.ModelProto) -> str | None:
-    """Return `modelopt`, `onnxruntime` or `unknown` where the graph is quantized already, else None.
+    """Return `workbench`, `modelopt`, `onnxruntime` or `unknown` where the graph is quantized already, else None.
 
     Told by the producer's name, TensorRT's own operators, and the names that the tools give: ModelOpt's torch export
     has `.../input_quantizer/QuantizeLinear`. A file that ModelOpt made through ONNX Runtime's quantizer and that keeps
@@ -25,6 +25,8 @@ def quantized_by(proto: onnx.ModelProto) -> str | None:
     if not quantized:
         return None
     written = " ".join([proto.producer_name, *(f"{entry.key} {entry.value}" for entry in proto.metadata_props)]).lower()
+    if any(entry.key.startswith("workbench.") for entry in proto.metadata_props):
+        return "workbench"
     if "modelopt" in written or any("_quantizer/" in node.name or node.domain == "trt" for node in quantized):
         return "modelopt"
     own = any(node.domain == "com.microsoft" or node.op_type.startswith("QLinear") for node in quantized)

@@ -6,7 +6,6 @@ Weights in files beside it are looked for, kept inside the folder, and never loa
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from google.protobuf.message import DecodeError
 from onnx import helper
 
 from workbench.errors import LoadError
+from workbench.graph.contents import parameters, stored_as
 from workbench.graph.editing import graphs
 from workbench.graph.quantized_by import quantized_by
 from workbench.models import naming
@@ -25,7 +25,6 @@ from workbench.records import Model, Origin, TensorSpec
 
 LARGEST_PROTOBUF_BYTES = (2 << 30) - 1
 _HASH_CHUNK_BYTES = 1 << 20
-_FLOATS = ("FLOAT", "BFLOAT", "DOUBLE")
 
 
 def read(path: Path, *, name: str | None = None, origin: Origin | None = None, place: Place | None = None) -> Model:
@@ -56,7 +55,8 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
         external = _external_files(onnx.load(str(file), load_external_data=False), file)
         notes.append("These changes were made in a copy of the file.")
     origin = origin or Origin("onnx", path.name)
-    origin = replace(origin, notes=(*origin.notes, *notes))
+    origin_tool, stored = quantized_by(proto), stored_as(proto)
+    origin = replace(origin, notes=(*origin.notes, *notes, *_lowered_before(stored, origin_tool)))
     return Model(
         name=name or path.stem,
         path=str(file),
@@ -66,10 +66,11 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
         inputs=tuple(_spec(value, file) for value in inputs(proto)),
         outputs=tuple(_spec(value, file) for value in proto.graph.output),
         origin=origin,
-        parameters=_parameters(proto),
+        parameters=parameters(proto),
         operators=dict(Counter(node.op_type for graph in graphs(proto.graph) for node in graph.node)),
         modules=naming.modules(proto),
-        quantized_by=quantized_by(proto),
+        quantized_by=origin_tool,
+        stored_as=stored,
     )
 
 
@@ -239,13 +240,19 @@ def _dtype_name(element: int) -> str:
     return str(helper.tensor_dtype_to_np_dtype(element).name)
 
 
-def _parameters(proto: onnx.ModelProto) -> int:
-    return sum(
-        math.prod(tensor.dims)
-        for graph in graphs(proto.graph)
-        for tensor in graph.initializer
-        if onnx.TensorProto.DataType.Name(tensor.data_type).startswith(_FLOATS)
-    )
+def _lowered_before(stored: str, tool: str | None) -> tuple[str, ...]:
+    """Say that a file is no FP32 model, so that nobody takes it for one."""
+    if tool is not None:
+        return (
+            f"The file was quantized before it was loaded (by {tool}; most parameters are {stored}). Run as it is, its row "
+            f"is what others are compared with, and no FP32 model.",
+        )
+    if stored != "fp32":
+        return (
+            f"The file is {stored.upper()} already: most of its parameters are stored so. The recipe 'fp32' runs it as it "
+            f"is and does not make it FP32; load the FP32 model to compare with that.",
+        )
+    return ()
 
 
 def _sha256(files: Sequence[Path]) -> str:

@@ -109,7 +109,7 @@ def _columns(record: StudyRecord) -> list[tuple[Column, _Maker]]:
     unit = "%" if is_share else (check.unit if check is not None else "")
     throughput = record.protocol.boundary == "throughput"
     return [
-        (Column("Variant"), lambda result, row: Cell(result.recipe.name)),
+        (Column("Variant"), lambda result, row: _name(result, record)),
         (Column("Status"), status),
         (Column("Latency", "ms", "Speed"), _latency),
         (Column("Speed-up", f"vs {record.baseline}", "Speed"), lambda result, row: _speedup(row)),
@@ -119,7 +119,7 @@ def _columns(record: StudyRecord) -> list[tuple[Column, _Maker]]:
         (Column(metric, unit, "Answers"), lambda result, row: _score(result, is_share)),
         (Column("Change", "points" if is_share else unit, "Answers"), lambda result, row: _change(row, is_share)),
         (Column("Agreement", "%", "Answers"), lambda result, row: _agreement(result)),
-        (Column("SQNR", "dB", "Answers"), lambda result, row: _sqnr(result)),
+        (Column("SQNR", "dB", "Answers"), lambda result, row: _sqnr(result, record)),
         (Column("Size", "", "Cost"), lambda result, row: _size(result, row)),
         (Column("Memory", "peak", "Cost"), lambda result, row: _memory(result)),
         (Column("Build", "", "Cost"), lambda result, row: _build(result)),
@@ -157,6 +157,13 @@ def status(result: VariantResult, row: Row | None) -> Cell:
     if missing:
         return Cell(f"no {formats.listed(missing, 'or')}", mood="same")
     return Cell("on the front" if row is not None and row.on_front else "done")
+
+
+def _name(result: VariantResult, record: StudyRecord) -> Cell:
+    """The recipe's name; with it what the file was before, where the recipe left it so and that is not FP32."""
+    before = record.model.lowered_before
+    as_it_was = all(step.kind == "fuse" for step in result.recipe.steps)
+    return Cell(f"{result.recipe.name} (file: {before})" if before and as_it_was else result.recipe.name)
 
 
 def _latency(result: VariantResult, row: Row | None) -> Cell:
@@ -214,10 +221,12 @@ def _agreement(result: VariantResult) -> Cell:
     return Cell() if share is None else Cell(f"{share.value * 100:.2f}", order=share.value)
 
 
-def _sqnr(result: VariantResult) -> Cell:
+def _sqnr(result: VariantResult, record: StudyRecord) -> Cell:
     check: Accuracy | None = result.accuracy
     if check is None or not check.sqnr_db:
         return Cell()
+    if result.recipe.name == record.baseline and record.model.lowered_before:
+        return Cell("reference", order=1e9)  # compared with itself, which says nothing of FP32
     decibels = sqnr_db(check)
     return Cell("exact", order=1e9) if decibels is None else Cell(f"{decibels:.1f}", order=decibels)
 

@@ -90,6 +90,50 @@ def test_every_choice_has_its_reason_and_costs_few_trials(choice) -> None:
     assert "auto took" in choice.note
 
 
+def test_the_choice_is_never_below_the_best_single_calibrator_by_its_own_judgement(model, data, choice) -> None:
+    assert choice.auto_db >= max(choice.single_db.values()) == choice.single_db[choice.best_single]
+    few = choose(model, data.bound_to(model).calibration.take(range(12)), AUTO)
+    assert few.auto_db >= max(few.single_db.values())
+    assert "few" in few.note and "few" not in choice.note
+
+
+def test_one_sample_far_out_does_not_choose_for_all_others(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    weights = {"w1": rng.normal(size=(16, 32)), "w2": rng.normal(size=(32, 32)), "w3": rng.normal(size=(32, 6))}
+    nodes, name = [], "x"
+    for index in (1, 2, 3):
+        nodes.append(helper.make_node("MatMul", [name, f"w{index}"], [f"a{index}"], name=f"layer{index}"))
+        nodes.append(helper.make_node("Relu", [f"a{index}"], [f"r{index}"], name=f"relu{index}"))
+        name = f"r{index}"
+    nodes[-2].output[0] = "y"
+    graph = helper.make_graph(
+        nodes[:-1], "deep",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 16])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 6])],
+        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
+    )  # fmt: skip
+    path = tmp_path / "deep.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(path))
+    model = wb.load(path)
+    x = rng.normal(size=(400, 16)).astype(np.float32)
+    x[5] *= 12.0  # one of the 200 calibration samples; judged by the mean noise, it alone decides for "max"
+    step = Quantize(calibrator="auto", clip_inputs=True)
+    recipe = Recipe("auto", (step,))
+    calibration = Split({"x": x[:200]})
+    found = choose(model, calibration, recipe)
+    table = wb.calibrate(model, calibration, recipe)
+    from workbench.tuning.simulation import Rehearsal
+
+    def typical(calibrators: dict[str, str], calibrator: str) -> float:
+        rehearsal = Rehearsal(model, recipe, Split({"x": x[200:]}), table=table, calibrators=calibrators)
+        proto, _ = rehearsal.lowered(Recipe("one", (replace(step, calibrator=calibrator),)))
+        return float(-10 * np.log10(np.median(rehearsal.noise(proto))))
+
+    singles = {method: typical({}, method) for method in METHODS}
+    assert max(singles.values()) > singles["max"] + 6  # it matters
+    assert typical(found.calibrators, "max") > max(singles.values()) - 1.0  # other samples than it chose on
+
+
 def test_the_same_samples_give_the_same_choice(model, data, choice) -> None:
     again = choose(model, data.bound_to(model).calibration, AUTO)
     assert (again.calibrators, again.auto_db) == (choice.calibrators, choice.auto_db)
