@@ -72,7 +72,7 @@ def reproduce(record: StudyRecord) -> str:
             baseline=record.baseline,
             report="report.html",
         )
-    )
+    ).rstrip()
 
 
 def recipe_code(recipe: Recipe) -> str:

@@ -214,9 +214,10 @@ class _Search:
     def _studied(self, recipes: list[str | Recipe]) -> Study:
         """Run the study, and put what it newly shows on the path."""
         study = run(self.model, self.data, recipes, **self.how)
+        asked = {named(one).name for one in recipes}  # an earlier search of the same name left more
         for item in study.record.results:
             name, record = item.recipe.name, item.accuracy
-            if record is None or item.measurement is None or name in {one.recipe for one in self.path if one.measured}:
+            if name not in asked or record is None or item.measurement is None or name in {one.recipe for one in self.path if one.measured}:
                 continue
             known = [value for value in record.sqnr_db.values() if value is not None]
             worse, seconds = lost(record), summary(item.measurement).median

@@ -77,7 +77,7 @@ def test_the_snippet_repeats_own_recipes_protocol_and_options(record: StudyRecor
     first = replace(first, engine=replace(first.engine, options=BuildOptions(threads=2)))
     changed = replace(record, results=(first, replace(second, recipe=own)), protocol=Protocol(batch=4))
     code = reproduce(changed)
-    assert 'wb.Recipe("mine", (wb.Fuse(level="basic"), wb.Quantize(calibrator="mse", samples=64),))' in code
+    assert 'wb.Recipe("mine", (wb.Fuse(level="basic"), wb.Quantize(calibrator="mse", samples=64)))' in code
     assert "protocol=wb.Protocol(batch=4)" in code
     assert "options=wb.BuildOptions(threads=2)" in code
     # The names in it are public, and the recipe that it writes is the recipe that was run.

@@ -121,11 +121,11 @@ def test_one_sample_far_out_does_not_choose_for_all_others(tmp_path: Path) -> No
     recipe = Recipe("auto", (step,))
     calibration = Split({"x": x[:200]})
     found = choose(model, calibration, recipe)
-    table = wb.calibrate(model, calibration, recipe)
+    known = wb.calibrate(model, calibration, Recipe("plain", (replace(step, calibrator="max"),)))
     from workbench.tuning.simulation import Rehearsal
 
     def typical(calibrators: dict[str, str], calibrator: str) -> float:
-        rehearsal = Rehearsal(model, recipe, Split({"x": x[200:]}), table=table, calibrators=calibrators)
+        rehearsal = Rehearsal(model, recipe, Split({"x": x[200:]}), replace(known, calibrators=calibrators))
         proto, _ = rehearsal.lowered(Recipe("one", (replace(step, calibrator=calibrator),)))
         return float(-10 * np.log10(np.median(rehearsal.noise(proto))))
 
