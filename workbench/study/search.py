@@ -217,7 +217,12 @@ class _Search:
         asked = {named(one).name for one in recipes}  # an earlier search of the same name left more
         for item in study.record.results:
             name, record = item.recipe.name, item.accuracy
-            if name not in asked or record is None or item.measurement is None or name in {one.recipe for one in self.path if one.measured}:
+            if (
+                name not in asked
+                or record is None
+                or item.measurement is None
+                or name in {one.recipe for one in self.path if one.measured}
+            ):
                 continue
             known = [value for value in record.sqnr_db.values() if value is not None]
             worse, seconds = lost(record), summary(item.measurement).median
