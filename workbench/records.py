@@ -134,7 +134,7 @@ class Variant:
     """A model after a recipe: a new ONNX file plus one StepReport a step.
 
     Attributes:
-        dialect: the Q/DQ dialect the file is written in: `ort-cpu`, `trt-8.6` or `strong`.
+        dialect: the Q/DQ dialect the file is written in, one of `workbench.graph.dialects.DIALECTS`.
         calibration_sha256: of the calibration table used, or None.
         calibration_seconds: time to collect the table (shared by recipes of one study), or None.
         program: the model's, as it was before the recipe; only the torch backends use it.

@@ -88,7 +88,7 @@ class Backend(Protocol):
         """Return the device in words, such as `AMD EPYC (2 cores)` or `NVIDIA H200`."""
 
     def dialect(self, name: str) -> str:
-        """Return the Q/DQ dialect that this backend wants: `ort-cpu`, `trt-8.6` or `strong`."""
+        """Return the Q/DQ dialect that this backend wants here, one of `workbench.graph.dialects.DIALECTS`."""
 
     def lacks(self, name: str, onnx_path: Path) -> dict[str, str]:
         """Return the operator types of the file that the backend cannot run -> the reason; empty where it can run all."""
