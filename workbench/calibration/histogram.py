@@ -12,7 +12,7 @@ are integers, so their order cannot matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -98,6 +98,14 @@ class Histogram:
         scratch = _Scratch(min(flat.size, _CHUNK), work_type)
         for start in range(0, flat.size, _CHUNK):
             self._count(flat[start : start + _CHUNK].astype(work_type, copy=False), scratch)
+
+    @classmethod
+    def joined(cls, histograms: Iterable[Histogram]) -> Histogram:
+        """Return what one histogram would have seen of all that these have seen."""
+        whole = cls()
+        for one in histograms:
+            whole.merge(one)
+        return whole
 
     def merge(self, other: Histogram) -> None:
         """Add what another histogram has seen; the same as updating with its arrays."""

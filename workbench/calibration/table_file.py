@@ -4,7 +4,7 @@ Knows members, types, shapes and sizes; not what the numbers mean (`calibration_
 
 A hostile archive can claim any size, so every size is checked before memory is taken: the text member gives the
 number of tensors, that gives the exact shape and byte count of every other member, and no more is ever read. Nothing
-is unpickled.
+is unpickled. (`numpy.load` takes the memory that a member's header claims before it reads the data, so it is not used.)
 """
 
 from __future__ import annotations

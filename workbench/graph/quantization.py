@@ -197,15 +197,10 @@ def _scales(graph: Graph, placement: Placement, step: Quantize, context: Context
     found: dict[tuple[str, ...], Scale] = {}
     for names in sources.values():
         if names not in found:
-            found[names] = encode(_joined(table, names), _calibrator(graph, names, step, context), to)
+            found[names] = encode(
+                Histogram.joined(table[name] for name in names), _calibrator(graph, names, step, context), to
+            )
     return {name: found[names] for name, names in sources.items()}
-
-
-def _joined(table: Mapping[str, Histogram], names: tuple[str, ...]) -> Histogram:
-    joined = Histogram()
-    for name in names:
-        joined.merge(table[name])
-    return joined
 
 
 def _calibrator(graph: Graph, names: tuple[str, ...], step: Quantize, context: Context) -> str:

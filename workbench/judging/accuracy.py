@@ -70,6 +70,11 @@ class _Distance:
         return max(-1.0, min(1.0, self.product / norms)) if norms else 0.0
 
 
+def lowest_sqnr_db(check: Accuracy) -> float | None:
+    """Return the SQNR of the worst output, or None where no output has an error."""
+    return min((value for value in check.sqnr_db.values() if value is not None), default=None)
+
+
 @dataclass
 class _Whole:
     """All outputs and labels, kept only for a metric that has no value a sample."""

@@ -304,7 +304,8 @@ def _score_change(ours: Accuracy, theirs: Accuracy) -> Change:
 
 
 def _worst_sqnr(check: Accuracy) -> float:
-    return min(float("inf") if value is None else value for value in check.sqnr_db.values())
+    lowest = accuracy.lowest_sqnr_db(check)
+    return float("inf") if lowest is None else lowest
 
 
 def _shapes(measurement: Measurement) -> dict[str, tuple[int, ...]]:

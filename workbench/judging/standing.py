@@ -11,9 +11,9 @@ from typing import Literal
 
 from workbench.errors import CompareError
 from workbench.judging import statistics
-from workbench.judging.accuracy import agreement
+from workbench.judging.accuracy import agreement, lowest_sqnr_db
 from workbench.judging.comparison import Comparison, Row, compare
-from workbench.records import Accuracy, StudyRecord, VariantResult
+from workbench.records import StudyRecord, VariantResult
 
 
 @dataclass(frozen=True)
@@ -125,17 +125,12 @@ def alike_in_speed(record: StudyRecord) -> Callable[[str, str], bool]:
     return alike
 
 
-def sqnr_db(accuracy: Accuracy) -> float | None:
-    """Return the lowest SQNR of all outputs, or None where no output has an error."""
-    return min((value for value in accuracy.sqnr_db.values() if value is not None), default=None)
-
-
 def _place(result: VariantResult, base: VariantResult, row: Row, shown: Quality) -> Place | None:
     check = result.accuracy
     if check is None:
         return None
     if shown.kind == "sqnr":
-        decibels = sqnr_db(check)
+        decibels = lowest_sqnr_db(check)
         return None if decibels is None else Place(decibels)
     if shown.kind == "agreement":
         share = agreement(check)

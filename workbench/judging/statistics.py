@@ -220,7 +220,7 @@ def mean_score(values: np.ndarray, display: str = "mean", confidence: float = AC
     """
     if len(values) == 0 or not np.isfinite(values).all():
         return None
-    value = _shown(values, display)
+    value = shown_score(values, display)
     if len(values) == 1:
         return Score(value, None, None, confidence)
     if np.isin(values, (0, 1)).all() and display == "mean":
@@ -270,7 +270,7 @@ def score_change(
     if len(scores) == 0 or bad:
         why = "no metric, so no score" if len(scores) == 0 else f"unknown: {bad} of {len(scores)} scores are not finite"
         return Change(None, None, None, None, confidence, "unknown", why)
-    difference = _shown(scores, display) - _shown(parent_scores, display)
+    difference = shown_score(scores, display) - shown_score(parent_scores, display)
     binary = bool(np.isin(scores, (0, 1)).all() and np.isin(parent_scores, (0, 1)).all()) and display == "mean"
     points = "points" if binary else ""
     if len(scores) == 1:
@@ -282,7 +282,7 @@ def score_change(
         interval = center_interval(scores - parent_scores, confidence, trim=0.0)
         low, high, p_value = interval.low, interval.high, interval.p_value
         if display == "exp_mean":
-            parent = _shown(parent_scores, display)
+            parent = shown_score(parent_scores, display)
             low, high = (parent * (_exp(edge) - 1) for edge in (low, high))
     sure = p_value <= 1 - confidence
     verdict: AccuracyVerdict = (
@@ -300,7 +300,8 @@ def _binary_change(scores: np.ndarray, parent_scores: np.ndarray, confidence: fl
     return low, high, mcnemar(gained, lost)
 
 
-def _shown(values: np.ndarray, display: str) -> float:
+def shown_score(values: np.ndarray, display: str) -> float:
+    """Return the score of these values as it is shown: their mean, or its exponential (perplexity)."""
     mean = float(values.mean())
     return _exp(mean) if display == "exp_mean" else mean
 

@@ -13,10 +13,8 @@ from pathlib import Path
 import onnx
 
 from workbench.errors import LoadError
+from workbench.graph import files
 from workbench.machine.store import Store
-
-# A protobuf message ends at 2 GB; weights above this leave room for the graph and go to a file beside it.
-INLINE_LIMIT_BYTES = 1_800_000_000
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,8 @@ class Place:
             written = scratch / stem
             written.mkdir()
             file = written / f"{stem}.onnx"
-            external = weights_bytes(proto) > INLINE_LIMIT_BYTES
-            onnx.save_model(proto, str(file), save_as_external_data=external, location=f"{stem}.onnx.data")
+            external = files.is_large(proto)
+            files.save(proto, file)
             if self.folder is not None:
                 return _move_all(written, self.folder) / file.name
             store = self.store or Store()
@@ -82,11 +80,6 @@ class Place:
             yield made
         finally:
             shutil.rmtree(made, ignore_errors=True)
-
-
-def weights_bytes(proto: onnx.ModelProto) -> int:
-    """Return the size of the initialisers held in the message itself."""
-    return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in proto.graph.initializer)
 
 
 def _move_all(source: Path, target: Path) -> Path:

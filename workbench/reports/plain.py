@@ -10,9 +10,9 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from workbench.judging import statistics
-from workbench.judging.accuracy import agreement
+from workbench.judging.accuracy import agreement, lowest_sqnr_db
 from workbench.judging.comparison import Comparison, Row
-from workbench.judging.standing import compared, sqnr_db
+from workbench.judging.standing import compared
 from workbench.plots.distributions import size_bytes
 from workbench.records import StudyRecord, VariantResult
 from workbench.reports.code import reproduce
@@ -159,7 +159,7 @@ def _raw_answers(result: VariantResult, row: Row | None) -> dict[str, Any]:
         "change_p_value": getattr(change, "p_value", None),
         "change_verdict": getattr(change, "verdict", None),
         "agreement": getattr(share, "value", None),
-        "sqnr_db": None if check is None else sqnr_db(check),
+        "sqnr_db": None if check is None else lowest_sqnr_db(check),
     }
 
 

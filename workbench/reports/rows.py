@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from workbench.judging import statistics
-from workbench.judging.accuracy import agreement
+from workbench.judging.accuracy import agreement, lowest_sqnr_db
 from workbench.judging.comparison import Comparison, Row
 from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, required_samples
-from workbench.judging.standing import sqnr_db
 from workbench.judging.statistics import Change, Ratio
 from workbench.plots.distributions import size_bytes
 from workbench.records import Accuracy, Protocol, StudyRecord, VariantResult
@@ -227,7 +226,7 @@ def _sqnr(result: VariantResult, record: StudyRecord) -> Cell:
         return Cell()
     if result.recipe.name == record.baseline and record.model.lowered_before:
         return Cell("reference", order=1e9)  # compared with itself, which says nothing of FP32
-    decibels = sqnr_db(check)
+    decibels = lowest_sqnr_db(check)
     return Cell("exact", order=1e9) if decibels is None else Cell(f"{decibels:.1f}", order=decibels)
 
 

@@ -6,9 +6,9 @@ Takes verdicts from the comparison; a difference that cannot be told from none i
 from __future__ import annotations
 
 from workbench.judging import standing
+from workbench.judging.accuracy import lowest_sqnr_db
 from workbench.judging.best import recommended
 from workbench.judging.comparison import Comparison, Row
-from workbench.judging.standing import sqnr_db
 from workbench.judging.statistics import Change
 from workbench.records import Accuracy, StudyRecord
 from workbench.reports import formats
@@ -67,7 +67,7 @@ def _cost(record: StudyRecord, row: Row) -> str:
         return _change(check, row.change, row.change.difference)
     if row.agreement is not None:
         return f"and gives the same answer on {row.agreement.value:.2%} of the samples (no labels, so no accuracy)"
-    decibels = sqnr_db(check)
+    decibels = lowest_sqnr_db(check)
     return (
         "with the very same outputs"
         if decibels is None

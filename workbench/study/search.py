@@ -16,6 +16,7 @@ from workbench import engines
 from workbench.datasets import Dataset
 from workbench.errors import CalibrationError, RecipeError
 from workbench.judging import standing
+from workbench.judging.accuracy import lowest_sqnr_db
 from workbench.judging.best import Budget, choose
 from workbench.judging.statistics import summary
 from workbench.machine.store import Store, key_of
@@ -224,11 +225,10 @@ class _Search:
                 or name in {one.recipe for one in self.path if one.measured}
             ):
                 continue
-            known = [value for value in record.sqnr_db.values() if value is not None]
             worse, seconds = lost(record), summary(item.measurement).median
             meets = self._meets(worse, seconds)
             self.path.append(
-                Tried(name, self.mixes.get(name, ()), worse, min(known, default=None), seconds, "evaluation", meets)
+                Tried(name, self.mixes.get(name, ()), worse, lowest_sqnr_db(record), seconds, "evaluation", meets)
             )
         return study
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from workbench.engines.base import Runner
 from workbench.engines.onnxruntime import open_file
 from workbench.errors import CalibrationError, Cancelled
+from workbench.graph.files import fixed_batch, is_large, save
 from workbench.graph.tensor_types import tensor_types
 from workbench.records import Progress
 
@@ -31,8 +32,6 @@ _FUSION = "all"
 # Observed values that may be held at a time.
 LARGEST_HELD_BYTES = 512 << 20
 _BATCHES_ALIVE = 2
-# Protobuf refuses messages of 2 GB; above this size the graph goes to disk with its weights beside it.
-LARGEST_MESSAGE_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ def _run(proto: onnx.ModelProto, names: list[str], inputs: Samples, how: Observa
     count = len(next(iter(inputs.values())))
     with contextlib.ExitStack() as stack:
         runner = stack.enter_context(_opened(proto, names, how.threads))
-        few = {name: array[: _fixed_batch(proto) or 1] for name, array in inputs.items()}
+        few = {name: array[: fixed_batch(proto) or 1] for name, array in inputs.items()}
         groups = _groups(_observed(runner, names, few), how.largest_held_bytes * len(next(iter(few.values()))) // size)
         for number, group in enumerate(groups):
             if len(groups) > 1:
@@ -141,7 +140,7 @@ def _sizes(proto: onnx.ModelProto, inputs: Samples, how: Observation) -> tuple[i
         )
     count = min(lengths.values())
     count = count if how.samples is None else min(how.samples, count)
-    fixed = _fixed_batch(proto)
+    fixed = fixed_batch(proto)
     if fixed is None:
         return count, min(how.batch, count)
     if count < fixed:
@@ -149,15 +148,6 @@ def _sizes(proto: onnx.ModelProto, inputs: Samples, how: Observation) -> tuple[i
             f"The model takes {fixed} samples at a time, and {count} are given for calibration. Give at least {fixed}."
         )
     return count - count % fixed, fixed
-
-
-def _fixed_batch(proto: onnx.ModelProto) -> int | None:
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    for value in proto.graph.input:
-        axes = value.type.tensor_type.shape.dim
-        if value.name not in constants and axes and axes[0].dim_value > 0:
-            return int(axes[0].dim_value)
-    return None
 
 
 def _groups(shown: Mapping[str, NDArray[Any]], limit_bytes: int) -> list[list[str]]:
@@ -197,9 +187,4 @@ def _opened(proto: onnx.ModelProto, names: Sequence[str], threads: int | None) -
 
 
 def _source(exposed: onnx.ModelProto, folder: Path) -> Path | bytes:
-    weights = sum(len(tensor.raw_data) for tensor in exposed.graph.initializer)
-    if weights < LARGEST_MESSAGE_BYTES:
-        return exposed.SerializeToString()
-    path = folder / "exposed.onnx"
-    onnx.save(exposed, str(path), save_as_external_data=True, location="exposed.data")
-    return path
+    return save(exposed, folder / "exposed.onnx") if is_large(exposed) else exposed.SerializeToString()

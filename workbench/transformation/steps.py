@@ -20,7 +20,7 @@ import onnx
 from workbench.calibration.table import CalibrationTable, Provenance
 from workbench.datasets import Split
 from workbench.errors import TransformError
-from workbench.graph import dynamic, fusion, opset, precision, quantization, smooth, sparsity, weights
+from workbench.graph import dynamic, files, fusion, opset, precision, quantization, smooth, sparsity, weights
 from workbench.graph.cpu_fit import write_origin
 from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
@@ -33,8 +33,6 @@ from workbench.transformation.notes import settled, troubles
 
 # Steps that change what calibration observes.
 BEFORE_QUANTIZATION = ("sparsify", "smooth_quant")
-# Protobuf refuses files of 2 GB; above this size weights go to a file beside the graph.
-_EXTERNAL_DATA_ABOVE_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,8 @@ def transform(
         write_origin(proto, calibrated.dialect)
     store = store or Store()
     with store.scratch() as scratch:
-        path = save(proto, scratch / "model")
+        (scratch / "model").mkdir()
+        path = files.save(proto, scratch / "model" / "model.onnx")
         sha256, place = store.add(path.parent)
     used = calibrated.table if recipe.needs_calibration else None
     return Variant(
@@ -249,17 +248,6 @@ def magnitudes(
 def load_proto(path: str | Path) -> onnx.ModelProto:
     """Read an ONNX file with its external data."""
     return onnx.load(str(path), load_external_data=True)
-
-
-def save(proto: onnx.ModelProto, folder: Path) -> Path:
-    """Write `folder/model.onnx`, with weights beside it where they would exceed protobuf's limit."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "model.onnx"
-    if proto.ByteSize() > _EXTERNAL_DATA_ABOVE_BYTES:
-        onnx.save(proto, str(path), save_as_external_data=True, location="model.onnx.data")
-    else:
-        onnx.save(proto, str(path))
-    return path
 
 
 def _prepared(model: Model, recipe: Recipe, context: Context) -> tuple[onnx.ModelProto, list[StepReport]]:

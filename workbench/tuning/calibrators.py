@@ -263,7 +263,9 @@ class _Fold:
         provenance = Provenance(rehearsal.model.sha256, fitted.sha256, "")
         table = calibrate_proto(rehearsal.graph, fitted.inputs, provenance, Observation(cancel=cancel))
         to = activation_format(self.step, dialect_named(rehearsal.calibrated.dialect))
-        self.joined = {names: _joined(table, names) for names in _ranges(rehearsal, self.step, table)}
+        self.joined = {
+            names: Histogram.joined(table[name] for name in names) for names in _ranges(rehearsal, self.step, table)
+        }
         self.scales: dict[Names, dict[str, Scale]] = {
             names: {method: encode(histogram, method, to) for method in METHODS}
             for names, histogram in self.joined.items()
@@ -375,13 +377,6 @@ def _ranges(rehearsal: Rehearsal, step: Quantize, table: CalibrationTable) -> li
     placement = place(graph, step, context, dialect_named(rehearsal.calibrated.dialect))
     ranges = dict.fromkeys(placement.ranges.get(name, (name,)) for name in placement.readers)
     return [names for names in ranges if all(table[name].finite for name in names)]
-
-
-def _joined(table: CalibrationTable, names: Names) -> Histogram:
-    joined = Histogram()
-    for name in names:
-        joined.merge(table[name])
-    return joined
 
 
 def _halves(group: list[Names]) -> list[list[Names]]:

@@ -20,7 +20,8 @@ from workbench.datasets.metrics import Metric, Outputs, identity
 from workbench.engines.onnxruntime import open_file
 from workbench.errors import CalibrationError
 from workbench.graph.dialects import family
-from workbench.judging import accuracy
+from workbench.graph.files import fixed_batch
+from workbench.judging import accuracy, statistics
 from workbench.judging.accuracy import Accumulator
 from workbench.machine.store import Store
 from workbench.recipes import Recipe
@@ -70,7 +71,10 @@ def lost(record: Accuracy) -> float | None:
     None where there are neither scores nor predictions of classes.
     """
     if record.scores:
-        ours, theirs = (_shown(values, record.display) for values in (record.scores, record.parent_scores))
+        ours, theirs = (
+            statistics.shown_score(np.asarray(values), record.display)
+            for values in (record.scores, record.parent_scores)
+        )
         worse = theirs - ours if record.higher_is_better else ours - theirs
         return 100 * worse if record.unit == "share" else worse
     if record.predictions:
@@ -164,7 +168,7 @@ class Rehearsal:
         # Other engines' Q/DQ pairs are run as they stand: what ONNX Runtime would make of them is not what they do there.
         fusion = "all" if family(self.calibrated.dialect) == "ort-cpu" else "off"
         with open_file(proto.SerializeToString(), fusion, self.threads) as runner:
-            for feeds in self.judged.batches(_fixed(self.graph) or _BATCH):
+            for feeds in self.judged.batches(fixed_batch(self.graph) or _BATCH):
                 ours = {name: values for name, values in runner.infer(feeds).items() if name in self._parent}
                 rows = slice(start, start + len(next(iter(feeds.values()))))
                 start = rows.stop
@@ -192,7 +196,7 @@ def _held(
     graph: onnx.ModelProto, split: Split, threads: int | None, largest_bytes: int
 ) -> tuple[dict[str, np.ndarray], int]:
     """Return the FP32 outputs of as many samples as fit, and how many these are."""
-    size = _fixed(graph) or min(_BATCH, len(split))
+    size = fixed_batch(graph) or min(_BATCH, len(split))
     if len(split) < size:
         raise CalibrationError(
             f"The model takes {size} samples at a time, and {len(split)} are there to judge a rehearsal on. Give more "
@@ -203,7 +207,7 @@ def _held(
     with open_file(graph.SerializeToString(), "all", threads) as runner:
         for feeds in split.batches(size):
             rows = len(next(iter(feeds.values())))
-            if rows < size and _fixed(graph):
+            if rows < size and fixed_batch(graph):
                 break
             outputs = {name: values for name, values in runner.infer(feeds).items() if values.dtype.kind == "f"}
             for name, values in outputs.items():
@@ -215,15 +219,3 @@ def _held(
     if not parts:
         raise CalibrationError("The model has no floating-point output, so what lowering does to it cannot be judged.")
     return {name: np.concatenate(values) for name, values in parts.items()}, count
-
-
-def _fixed(graph: onnx.ModelProto) -> int | None:
-    """Return the batch that a graph insists on, or None."""
-    constants = {tensor.name for tensor in graph.graph.initializer}
-    axes = [value.type.tensor_type.shape.dim for value in graph.graph.input if value.name not in constants]
-    return next((int(dims[0].dim_value) for dims in axes if dims and dims[0].dim_value > 0), None)
-
-
-def _shown(values: tuple[float, ...], display: str) -> float:
-    mean = float(np.mean(values))
-    return float(np.exp(mean)) if display == "exp_mean" else mean

@@ -14,9 +14,9 @@ from transformers import BertConfig, BertForMaskedLM, LlamaModel
 from workbench import llm
 from workbench.engines.decoding import Decoder, open_decoder
 from workbench.errors import DataError, LoadError
+from workbench.graph import files
 from workbench.llm.loading import LanguageModel
 from workbench.machine.store import Store
-from workbench.models import place
 
 
 def copied(folder: Path, target: Path) -> Path:
@@ -62,7 +62,7 @@ def test_untying_a_head_with_weights_of_its_own_changes_nothing_and_says_so(tmp_
 def test_weights_beyond_the_limit_of_protobuf_go_to_a_file_beside_the_graph(
     folder: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(place, "INLINE_LIMIT_BYTES", 1000)  # stands for 2 GB
+    monkeypatch.setattr(files, "INLINE_LIMIT_BYTES", 1000)  # stands for 2 GB
     language = llm.load(folder, store=store, exporter="torchscript", name="large")
     assert [file.name for file in Path(language.model.path).parent.glob("*.data")] == ["large.onnx.data"]
     with open_decoder(build(language, store), 1) as decoder:

@@ -6,8 +6,8 @@ from onnx import numpy_helper
 from small_onnx import small_model
 
 from workbench.errors import LoadError
+from workbench.graph import files
 from workbench.machine.store import Store
-from workbench.models import place as module
 from workbench.models.place import Place
 
 
@@ -39,7 +39,7 @@ def test_without_a_place_the_default_store_is_used(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("in_store", [True, False])
 def test_large_weights_lie_beside_the_graph(tmp_path, monkeypatch, in_store):
-    monkeypatch.setattr(module, "INLINE_LIMIT_BYTES", 10)
+    monkeypatch.setattr(files, "INLINE_LIMIT_BYTES", 10)
     big = small_model()
     big.graph.initializer[0].CopyFrom(
         numpy_helper.from_array(numpy_helper.to_array(big.graph.initializer[0]).repeat(1000, 0), "w")

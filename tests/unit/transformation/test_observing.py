@@ -9,8 +9,8 @@ from quantization_nets import IMAGES, ORIGIN, attention, bottleneck, table_of
 from small_nets import net, run, values
 
 from workbench.errors import CalibrationError, Cancelled
+from workbench.graph import files
 from workbench.records import Progress
-from workbench.transformation import intermediate_outputs as exposure
 from workbench.transformation.intermediate_outputs import batches
 from workbench.transformation.observing import Observation, calibrate_proto, channel_maxima, range_alarm
 
@@ -79,7 +79,7 @@ def test_no_more_than_two_batches_are_alive() -> None:
 
 def test_a_graph_too_large_for_one_message_goes_through_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = table_of(bottleneck(), IMAGES)
-    monkeypatch.setattr(exposure, "LARGEST_MESSAGE_BYTES", 100)
+    monkeypatch.setattr(files, "INLINE_LIMIT_BYTES", 100)
     assert table_of(bottleneck(), IMAGES) == expected
 
 
