@@ -19,6 +19,8 @@ _HOMES = {
     "calibrate": "workbench.tuning.calibrating",
     "build": "workbench.engines.jobs",
     "open_runner": "workbench.engines",
+    "refit": "workbench.engines",
+    "from_trtexec": "workbench.engines.tensorrt.trtexec",
     "backends": "workbench.engines",
     "measure": "workbench.measuring.latency",
     "check": "workbench.measuring.answers",
@@ -27,6 +29,12 @@ _HOMES = {
     "Study": "workbench.study",
     "optimize": "workbench.study.search",
     "layer_costs": "workbench.tuning.sensitivity",
+    "layer_times": "workbench.tuning.layers",
+    "ceiling": "workbench.tuning.ceilings",
+    "compare_calibrators": "workbench.tuning.calibrators",
+    "combinations": "workbench.study.sweep",
+    "refusals": "workbench.study.offers",
+    "study_seconds": "workbench.study.estimate",
     "report": "workbench.reports",
     "convert": "workbench.conversion",
     "Workbench": "workbench.ui",
@@ -55,8 +63,9 @@ if TYPE_CHECKING:
     from workbench import datasets, engines, errors, llm, plots, recipes, zoo
     from workbench.conversion import convert
     from workbench.datasets import metrics
-    from workbench.engines import backends, open_runner
+    from workbench.engines import backends, open_runner, refit
     from workbench.engines.jobs import build
+    from workbench.engines.tensorrt.trtexec import from_trtexec
     from workbench.judging import accuracy, statistics
     from workbench.judging.comparison import compare
     from workbench.machine.store import Store
@@ -67,9 +76,15 @@ if TYPE_CHECKING:
     from workbench.records import BuildOptions, Protocol, ShapeProfile
     from workbench.reports import report
     from workbench.study import Study, run
+    from workbench.study.estimate import study_seconds
+    from workbench.study.offers import refusals
     from workbench.study.search import optimize
+    from workbench.study.sweep import combinations
     from workbench.transformation.steps import transform
     from workbench.tuning.calibrating import calibrate
+    from workbench.tuning.calibrators import compare_calibrators
+    from workbench.tuning.ceilings import ceiling
+    from workbench.tuning.layers import layer_times
     from workbench.tuning.sensitivity import layer_costs
     from workbench.ui import Workbench
 

@@ -9,7 +9,7 @@ import pytest
 import synthetic_study
 import tiny
 
-from workbench.ui import offers
+from workbench.study import offers
 from workbench.ui.disagreements import disagreements
 
 
@@ -51,7 +51,7 @@ def test_answers_from_other_data_are_not_compared() -> None:
 
 
 def test_what_a_cpu_cannot_do_has_a_reason(tmp_path: Path) -> None:
-    found = offers.reasons("onnxruntime-cpu", tiny.classifier(tmp_path), tiny.samples())
+    found = offers.refusals("onnxruntime-cpu", tiny.classifier(tmp_path), tiny.samples())
     assert "NVIDIA" in found["precision", "tf32"]
     assert ("profile", "shapes") in found
     assert ("quantization", "int8") not in found
@@ -59,7 +59,7 @@ def test_what_a_cpu_cannot_do_has_a_reason(tmp_path: Path) -> None:
 
 def test_without_calibration_samples_static_quantization_is_greyed(tmp_path: Path) -> None:
     data = dataclasses.replace(tiny.samples(), calibration=None)
-    found = offers.reasons("onnxruntime-cpu", tiny.classifier(tmp_path), data)
+    found = offers.refusals("onnxruntime-cpu", tiny.classifier(tmp_path), data)
     assert "calibration" in found["quantization", "int8"]
     assert "calibration" in found["calibrator", "kl"]
     assert ("quantization", "int8-dynamic") not in found
@@ -67,6 +67,6 @@ def test_without_calibration_samples_static_quantization_is_greyed(tmp_path: Pat
 
 def test_a_quantized_model_takes_no_more_precision_steps(tmp_path: Path) -> None:
     model = dataclasses.replace(tiny.classifier(tmp_path), quantized_by="modelopt")
-    found = offers.reasons("onnxruntime-cpu", model, tiny.samples())
+    found = offers.refusals("onnxruntime-cpu", model, tiny.samples())
     assert "modelopt" in found["quantization", "int8"] and "modelopt" in found["precision", "fp16"]
     assert ("precision", "fp32") not in found and ("quantization", "none") not in found

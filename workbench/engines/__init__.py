@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from workbench.engines.base import Backend, BuildRequest, Missing, Runner
-from workbench.errors import BackendMissing, nearest
+from workbench.errors import BackendMissing, EngineError, nearest
 from workbench.machine import device
 from workbench.machine.store import Store, digest
 from workbench.records import BuildOptions, Engine, Variant
@@ -128,6 +128,29 @@ def open_runner(engine: Engine, threads: int | None = None) -> Runner:
 
 
 _module = backend
+
+
+def refit(engine: Engine, variant: Variant, *, store: Store, log: Callable[[str], None] = lambda line: None) -> Engine:
+    """Return an engine with the weights of another variant of the same structure, without building it anew.
+
+    Args:
+        engine: built for TensorRT with BuildOptions(extra={"refit": True}).
+        variant: such as the same recipe after more training.
+        store: keeps the new engine's files.
+
+    Raises:
+        EngineError: the backend cannot exchange weights, the engine was not built for it, or the graphs differ in more.
+    """
+    module = _module(engine.backend)
+    if not hasattr(module, "refit"):
+        raise EngineError(
+            f"Only TensorRT exchanges the weights of a built engine, and {engine.variant!r} was built for "
+            f"{engine.backend}. Build the variant {variant.name!r} instead."
+        )
+    with store.scratch() as scratch:
+        folder = scratch / "engine"
+        folder.mkdir()
+        return _kept(module.refit(engine, variant, folder, log), folder, store)
 
 
 def _kept(engine: Engine, folder: Path, store: Store) -> Engine:

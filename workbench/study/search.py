@@ -15,9 +15,7 @@ from typing import Any, Literal
 from workbench import engines
 from workbench.datasets import Dataset
 from workbench.errors import CalibrationError, RecipeError
-from workbench.judging import standing
 from workbench.judging.accuracy import lowest_sqnr_db
-from workbench.judging.best import Budget, choose
 from workbench.judging.statistics import summary
 from workbench.machine.store import Store, key_of
 from workbench.recipes import Recipe, named
@@ -307,14 +305,9 @@ class _Search:
         return seconds is not None and self.bound.seconds is not None and seconds <= self.bound.seconds
 
     def _best(self, study: Study) -> tuple[str, str]:
-        record, comparison = study.record, study.comparison()
-        shown = standing.quality(record, comparison)
-        points = [] if shown is None else standing.points(record, comparison, shown)[0]
-        if shown is not None:
-            limits = Budget(self.bound.seconds, self.bound.lost)
-            found = choose(points, shown, record.baseline, limits, standing.alike_in_speed(record))
-            if found.best is not None:
-                return found.best, found.words
+        found = study.best(at_most_lost=self.bound.lost, at_most_seconds=self.bound.seconds)
+        if found.best is not None:
+            return found.best, found.words
         measured = [one for one in self.path if one.measured]
         fastest = min(measured, key=lambda one: one.seconds or math.inf)
         return fastest.recipe, "Nothing that was tried meets the bound; this is the fastest of all."

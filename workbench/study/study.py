@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import codec
 from workbench.errors import StoreError, nearest
+from workbench.judging import standing
+from workbench.judging.best import Budget, Choice, choose, recommended
 from workbench.judging.comparison import Comparison, compare
 from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord, VariantResult
@@ -78,6 +80,27 @@ class Study:
         baseline = self[self.record.baseline]
         others = [item for item in self.record.results if item.recipe.name != self.record.baseline]
         return compare(baseline, others)
+
+    def best(self, *, at_most_lost: float | None = None, at_most_seconds: float | None = None) -> Choice:
+        """Return which variant to take, and why, in words.
+
+        Args:
+            at_most_lost: accuracy that may be lost, in points for shares, else in the unit of the score.
+            at_most_seconds: median latency of a call that must be kept to. Without either, what is distinguishably
+                faster than the baseline and not distinguishably worse.
+
+        Raises:
+            CompareError: the baseline was not measured.
+        """
+        comparison = self.comparison()
+        shown = standing.quality(self.record, comparison)
+        if shown is None:
+            return Choice(None, "No variant's answers were checked, so none can be recommended.")
+        points, _ = standing.points(self.record, comparison, shown)
+        alike, budget = standing.alike_in_speed(self.record), Budget(at_most_seconds, at_most_lost)
+        if budget.is_empty:
+            return recommended(points, shown, alike)
+        return choose(points, shown, self.record.baseline, budget, alike)
 
     def table(self) -> pandas.DataFrame:
         """Return one row a variant, formatted for a reader (numbers with their intervals)."""

@@ -157,7 +157,7 @@ class CalibratorRow:
 
 
 @dataclass(frozen=True)
-class SideBySide:
+class CalibratorComparison:
     """Calibrators beside each other, and the table that all thresholds came from.
 
     Attributes:
@@ -194,14 +194,14 @@ class SideBySide:
         return pandas.DataFrame(rows).sort_values("outputs, dB", ascending=False, ignore_index=True)
 
 
-def side_by_side(
+def compare_calibrators(
     model: Model,
     data: Dataset,
     calibrators: Sequence[str] = tuple(METHODS),
     recipe: str | Recipe = "int8-max",
     *,
     dialect: str | None = None,
-) -> SideBySide:
+) -> CalibratorComparison:
     """Compare calibrators on one calibration pass: thresholds, what they clip, and what that costs at the outputs.
 
     A look, not a choice: the outputs are those of the evaluation samples, so do not pick by them and report the same
@@ -233,7 +233,7 @@ def side_by_side(
         records = (threshold_records({key: table[key]}, [_word(key, name, inputs)])[0] for key in table)
         rows.append(CalibratorRow(name, tuple(records), effect.sqnr_db, effect.lost))
         unit = effect.unit
-    return SideBySide(tuple(rows), table, unit, len(rehearsal.judged))
+    return CalibratorComparison(tuple(rows), table, unit, len(rehearsal.judged))
 
 
 def crossed(split: Split) -> list[tuple[Split, Split]]:

@@ -214,3 +214,9 @@ def test_without_any_backend_auto_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setattr(tensorrt, "missing", lambda name: engines.Missing("gone.", "Run: x"))
     with pytest.raises(BackendMissing, match=r"trt-workbench\[cpu\]"):
         engines.choose("auto")
+
+
+def test_an_engine_whose_backend_exchanges_no_weights_says_so(engine, tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    with pytest.raises(EngineError, match=r"Only TensorRT exchanges.*onnxruntime-cpu"):
+        engines.refit(engine, variant(tmp_path / "again", network()), store=Store(tmp_path / "store"))

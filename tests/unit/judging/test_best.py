@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import synthetic_study
 
 from workbench.judging.best import Budget, choose, recommended
 from workbench.judging.standing import Place, Point, Quality
+from workbench.study import Study
 
 ACCURACY = Quality("score", "top-1", 100, "%", True)
 PERPLEXITY = Quality("score", "perplexity", 1, "", False)
@@ -84,3 +86,12 @@ def test_without_a_budget_the_fastest_that_is_not_worse_is_recommended() -> None
     assert recommended(points, ACCURACY).best == "int8"
     assert recommended(points, ACCURACY, lambda one, other: {one, other} == {"int8", "fp16"}).best == "fp16"
     assert recommended([replace(one, is_worse=True) for one in points], ACCURACY).best is None
+
+
+def test_a_study_names_its_best_variant_with_and_without_a_budget() -> None:
+    study = Study(synthetic_study.study(("fp32", "fp16", "int8-kl")))
+    assert study.best().best == "int8-kl"
+    assert study.best(at_most_seconds=1e-9).best is None
+    assert study.best(at_most_lost=100).best == "int8-kl"
+    bare = replace(study.record, results=tuple(replace(item, accuracy=None) for item in study.record.results))
+    assert "none can be recommended" in Study(bare).best().words

@@ -19,7 +19,7 @@ from workbench.errors import CalibrationError, Cancelled, RecipeError
 from workbench.recipes import NAMED, Fuse, Quantize, Recipe
 from workbench.transformation import notes as calibration_notes
 from workbench.transformation.observing import RangeAlarm
-from workbench.tuning.calibrators import choose, crossed, side_by_side
+from workbench.tuning.calibrators import choose, compare_calibrators, crossed
 
 AUTO = NAMED["int8-auto"]
 
@@ -72,7 +72,7 @@ def test_auto_clips_where_clipping_pays_at_the_outputs(choice) -> None:
 
 
 def test_auto_is_no_worse_than_the_best_single_calibrator_on_unseen_data(model, data, choice) -> None:
-    found = side_by_side(model, data)
+    found = compare_calibrators(model, data)
     best = max(row.sqnr_db for row in found.rows)
     known = replace(wb.calibrate(model, data), calibrators=choice.calibrators)
     from workbench.tuning.simulation import Rehearsal
@@ -157,12 +157,12 @@ def test_a_recipe_without_static_ranges_has_nothing_to_choose(model, data) -> No
     with pytest.raises(RecipeError, match="nothing to choose"):
         choose(model, data.bound_to(model).calibration, NAMED["int8-dynamic"])
     with pytest.raises(RecipeError, match="nothing to compare"):
-        side_by_side(model, data, recipe="fp16")
+        compare_calibrators(model, data, recipe="fp16")
 
 
 def test_comparing_calibrators_needs_calibration_samples(model) -> None:
     with pytest.raises(CalibrationError, match="split_off"):
-        side_by_side(model, datasets.arrays(np.ones((4, 8), np.float32)))
+        compare_calibrators(model, datasets.arrays(np.ones((4, 8), np.float32)))
 
 
 def test_choosing_can_be_cancelled(model, data) -> None:
@@ -172,7 +172,7 @@ def test_choosing_can_be_cancelled(model, data) -> None:
 
 
 def test_side_by_side_names_what_each_calibrator_clips_and_costs(model, data) -> None:
-    found = side_by_side(model, data, ["max", "percentile-99.9"])
+    found = compare_calibrators(model, data, ["max", "percentile-99.9"])
     rows = {row.calibrator: row for row in found.rows}
     assert all(record.clipped_share == 0 for record in rows["max"].tensors)
     assert any(record.clipped_share > 0 for record in rows["percentile-99.9"].tensors)

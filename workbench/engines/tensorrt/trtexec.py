@@ -164,7 +164,7 @@ class _Reading:
         return value
 
 
-def parse(line: str, major: int = 10) -> Parsed:
+def from_trtexec(line: str, major: int = 10) -> Parsed:
     """Read a pasted trtexec command line; what has no counterpart is named in the notes.
 
     Args:

@@ -9,14 +9,15 @@ from typing import Any
 from traitlets import Bool, Dict, HasTraits, Instance, Int, Tuple, Unicode
 
 from workbench import codec, engines
+from workbench.engines.tensorrt.trtexec import from_trtexec
 from workbench.errors import RecipeError, WorkbenchError
 from workbench.recipes import NAMED, Recipe, named
 from workbench.records import BuildOptions, Protocol, ShapeProfile
-from workbench.ui import estimate, offers, sweep
-from workbench.ui.estimate import Pace
+from workbench.study import estimate, offers, sweep
+from workbench.study.estimate import Pace
+from workbench.study.sweep import Toggles
 from workbench.ui.state.desk import Desk
 from workbench.ui.state.subject import Subject
-from workbench.ui.sweep import Toggles
 
 DEFAULT_RECIPES = ("fp32", "fp16", "int8-kl")
 # A search shows the first ones; typing on narrows it.
@@ -43,6 +44,7 @@ class Plan(HasTraits):
         backend: a name; `reasons` has (toggle, value) -> why it cannot be chosen there.
         smallest_batch, largest_batch: of the shape profile, for backends that compile for shapes; 0 is none.
         estimate: how long the study will take, in words.
+        trtexec_words: what a pasted trtexec command asked for that has no counterpart.
     """
 
     recipes = Tuple()
@@ -66,11 +68,13 @@ class Plan(HasTraits):
     smallest_batch = Int(0)
     largest_batch = Int(0)
     estimate = Unicode()
+    trtexec_words = Unicode()
 
     def __init__(self, desk: Desk, subject: Subject, protocol: Protocol | None = None, backend: str = "auto") -> None:
         super().__init__()
         self.desk, self.subject = desk, subject
         self._protocol = protocol or Protocol()
+        self._extra = BuildOptions()
         self.batch, self.rounds = self._protocol.batch, self._protocol.rounds
         self.boundary, self.min_seconds_text = self._protocol.boundary, f"{self._protocol.min_seconds:g}"
         self.backends = tuple(name for name, absent in subject.backends.items() if absent is None)
@@ -139,6 +143,26 @@ class Plan(HasTraits):
             raise RecipeError(f"{name} cannot be run: {why}.")
         self._add((recipe,))
 
+    def add_trtexec(self, line: str) -> None:
+        """Take what a pasted trtexec command asks for: its recipe into the study, its protocol and shapes as they are.
+
+        Raises:
+            RecipeError: nothing was pasted, the recipe is there already, or the backend cannot run it.
+        """
+        if "trtexec" not in line:
+            raise RecipeError("Paste a whole trtexec command, such as: trtexec --onnx=model.onnx --fp16 --noTF32")
+        read = from_trtexec(line)
+        if why := self.refusal(read.recipe):
+            raise RecipeError(f"{read.recipe.name} cannot be run: {why}.")
+        self._add((read.recipe,))
+        self._protocol = read.protocol
+        self.batch, self.rounds = read.protocol.batch, read.protocol.rounds
+        self.boundary, self.min_seconds_text = read.protocol.boundary, f"{read.protocol.min_seconds:g}"
+        self.cuda_graph = read.protocol.cuda_graph
+        self._extra = read.options
+        self.trtexec_words = " ".join(read.notes) or "Every flag of the command has its counterpart here."
+        self._estimate()
+
     def add_sweep(self) -> None:
         """Add every recipe that the toggles make and that is not there yet.
 
@@ -198,7 +222,7 @@ class Plan(HasTraits):
         """
         threads = None if ("threads", "count") in self.reasons else self.threads
         if not self.largest_batch or ("profile", "shapes") in self.reasons or self.subject.model is None:
-            return BuildOptions(threads=threads)
+            return replace(self._extra, threads=threads)
         if not 1 <= self.smallest_batch <= self.batch <= self.largest_batch:
             raise RecipeError(
                 f"The shape profile goes from batch {self.smallest_batch} to {self.largest_batch} and must hold the "
@@ -210,7 +234,7 @@ class Plan(HasTraits):
             )
             for spec in self.subject.model.inputs
         }
-        return BuildOptions(threads=threads, profiles=(profile,))
+        return replace(self._extra, threads=threads, profiles=(profile,))
 
     def restart_estimate(self) -> None:
         """Estimate again, such as after a study has shown how fast this machine is."""
@@ -243,7 +267,7 @@ class Plan(HasTraits):
         self._estimate()
 
     def _refresh(self) -> None:
-        self.reasons = offers.reasons(self.backend, self.subject.model, self.subject.data) if self.backend else {}
+        self.reasons = offers.refusals(self.backend, self.subject.model, self.subject.data) if self.backend else {}
         self.caveats = offers.caveats(self.backend)
         kept: dict[str, Any] = {}
         for toggle, field in _TOGGLES.items():

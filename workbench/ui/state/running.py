@@ -12,8 +12,7 @@ from traitlets import Bool, Float, HasTraits, Instance, Tuple, Unicode
 from workbench import codec
 from workbench.errors import DataError, RecipeError
 from workbench.records import Progress, StudyRecord, VariantResult
-from workbench.study import Study, run
-from workbench.ui import estimate
+from workbench.study import Study, estimate, run
 from workbench.ui.jobs import DRAWING, STUDIES, Job, Snapshot
 from workbench.ui.state.desk import Desk
 from workbench.ui.state.plan import Plan

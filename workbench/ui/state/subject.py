@@ -16,8 +16,8 @@ from workbench.engines.base import Missing
 from workbench.errors import DataError, LoadError, WorkbenchError
 from workbench.graph.cost import Cost, cost
 from workbench.records import Model
+from workbench.study import offers
 from workbench.transformation.steps import load_proto
-from workbench.ui import offers
 from workbench.ui.jobs import STUDIES, Job
 from workbench.ui.state.desk import Desk
 

@@ -8,10 +8,10 @@ import ipywidgets as widgets
 
 from workbench.recipes import CALIBRATORS, FLOAT_FORMATS, FUSION_LEVELS, NAMED
 from workbench.records import Protocol
-from workbench.ui import sweep
+from workbench.study import sweep
+from workbench.study.sweep import QUANTIZATIONS
 from workbench.ui.state import State
 from workbench.ui.state.plan import Plan
-from workbench.ui.sweep import QUANTIZATIONS
 from workbench.ui.views import controls
 from workbench.ui.views.markup import escape
 
@@ -34,6 +34,7 @@ def recipes_page(state: State) -> widgets.Widget:
     return controls.page(
         controls.html("<h2>Recipes of the study</h2>"),
         *_chosen(state),
+        *_trtexec(state),
         controls.html("<h2>Sweep</h2><p class='wb-quiet'>Every combination of what is ticked becomes a recipe.</p>"),
         *_toggles(state),
         *_layers(state),
@@ -137,6 +138,23 @@ def _layers(state: State) -> tuple[widgets.Widget, ...]:
         titles=("Excluded layers",),
     )
     return (box,)
+
+
+def _trtexec(state: State) -> tuple[widgets.Widget, ...]:
+    desk, plan = state.desk, state.plan
+    line = controls.field(
+        widgets.Text(description="trtexec", placeholder="trtexec --onnx=model.onnx --fp16 --noTF32"), "700px"
+    )
+    take = controls.button(
+        desk, "Take over", lambda: plan.add_trtexec(line.value), "Add what the pasted command asks for"
+    )
+    words = controls.html()
+
+    def show() -> None:
+        controls.write(words, f'<p role="status">{escape(plan.trtexec_words)}</p>' if plan.trtexec_words else "")
+
+    controls.follow(plan, "trtexec_words", show)
+    return (controls.row(line, take), words)
 
 
 def _add_sweep(state: State) -> tuple[widgets.Widget, ...]:

@@ -66,7 +66,7 @@ def test_a_measurement_says_what_differs_from_the_releases_defaults(protocol, ve
 )
 def test_a_command_that_was_written_is_read_again(recipe: str, version: str) -> None:
     options = BuildOptions(profiles=(PROFILE,), workspace_bytes=2**20, optimization_level=1, extra={"refit": True})
-    read = trtexec.parse(trtexec.build_command("m.onnx", NAMED[recipe], options, version))
+    read = trtexec.from_trtexec(trtexec.build_command("m.onnx", NAMED[recipe], options, version))
     assert (read.model, read.engine) == ("m.onnx", "model.plan")
     assert read.options.profiles == (PROFILE,)
     assert (read.options.workspace_bytes, read.options.optimization_level) == (2**20, 1)
@@ -80,11 +80,11 @@ def test_a_command_that_was_written_is_read_again(recipe: str, version: str) -> 
 def test_a_measurement_that_was_written_is_read_again(version: str, graph: bool, boundary) -> None:
     given = Protocol(boundary, batch=8, rounds=1, min_seconds=2.0, cuda_graph=graph)
     line = trtexec.measure_command("m.plan", given, {"x": (8, 3)}, version)
-    assert trtexec.parse(line, major=int(version.split(".")[0])).protocol == given
+    assert trtexec.from_trtexec(line, major=int(version.split(".")[0])).protocol == given
 
 
 def test_a_pasted_line_says_what_was_assumed_and_left_out() -> None:
-    read = trtexec.parse(
+    read = trtexec.from_trtexec(
         "/usr/src/tensorrt/bin/trtexec --onnx='a b.onnx' --best --useSpinWait --loadInputs=x:in.bin \\\n"
         "  --shapes=in:0:4x3,flag:scalar --memPoolSize=workspace:1.5G,dlaSRAM:1 --warmUp=soon --streams=4 extra"
     )
@@ -100,18 +100,18 @@ def test_a_pasted_line_says_what_was_assumed_and_left_out() -> None:
 
 def test_the_same_line_means_another_quantity_in_11() -> None:
     line = "trtexec --onnx=m.onnx"
-    ten, eleven = trtexec.parse(line, 10).protocol, trtexec.parse(line, 11).protocol
+    ten, eleven = trtexec.from_trtexec(line, 10).protocol, trtexec.from_trtexec(line, 11).protocol
     assert (ten.boundary, ten.cuda_graph) == ("end_to_end", False)
     assert (eleven.boundary, eleven.cuda_graph) == ("compute", True)
 
 
 def test_fp32_of_trtexec_is_tf32_unless_it_says_otherwise() -> None:
-    assert trtexec.parse("trtexec --onnx=m.onnx").recipe.step("precision") == Precision("tf32")
-    assert trtexec.parse("trtexec --onnx=m.onnx --noTF32").recipe.step("precision") is None
+    assert trtexec.from_trtexec("trtexec --onnx=m.onnx").recipe.step("precision") == Precision("tf32")
+    assert trtexec.from_trtexec("trtexec --onnx=m.onnx --noTF32").recipe.step("precision") is None
 
 
 def test_a_calibration_cache_means_the_native_calibrator() -> None:
-    read = trtexec.parse("trtexec --onnx=m.onnx --int8 --calib=c.cache --noTF32")
+    read = trtexec.from_trtexec("trtexec --onnx=m.onnx --int8 --calib=c.cache --noTF32")
     assert read.options.extra == {"native_calibrator": "entropy", "calibration_cache": "c.cache"}
     assert read.recipe.step("quantize") is None
 
@@ -131,4 +131,4 @@ def test_a_calibration_cache_means_the_native_calibrator() -> None:
     ],
 )
 def test_what_cannot_be_taken_over_is_a_note_and_no_crash(line: str, said: str) -> None:
-    assert any(said in note for note in trtexec.parse(line).notes)
+    assert any(said in note for note in trtexec.from_trtexec(line).notes)

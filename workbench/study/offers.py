@@ -14,7 +14,7 @@ from workbench.datasets import Dataset
 from workbench.engines.base import Missing
 from workbench.recipes import CALIBRATORS, FLOAT_FORMATS
 from workbench.records import Model
-from workbench.ui.sweep import QUANTIZATIONS, STATIC
+from workbench.study.sweep import QUANTIZATIONS, STATIC
 
 # (toggle, value) -> why it cannot be chosen.
 Reasons = dict[tuple[str, str], str]
@@ -29,7 +29,7 @@ _TENSORRT_PRECISION = {
 }
 
 
-def reasons(backend: str, model: Model | None, data: Dataset | None) -> Reasons:
+def refusals(backend: str, model: Model | None, data: Dataset | None) -> Reasons:
     """Return the toggles that cannot be chosen -> why."""
     found: Reasons = {}
     for value, why in _of_backend(backend).items():

@@ -62,6 +62,36 @@ def recipes(toggles: Toggles) -> tuple[Recipe, ...]:
     return tuple(found.values())
 
 
+def combinations(
+    *,
+    fusions: Sequence[str] = ("all",),
+    precisions: Sequence[str] = ("fp32",),
+    quantizations: Sequence[str] = ("none",),
+    calibrators: Sequence[str] = ("kl",),
+    samples: Sequence[int | None] = (None,),
+    per_channel: Sequence[bool] = (True,),
+    sparse: Sequence[bool] = (False,),
+    excluded: Sequence[str] = (),
+) -> tuple[Recipe, ...]:
+    """Return every combination of these choices as a recipe, to pass to `workbench.run`; see `Toggles` for each.
+
+    Args:
+        quantizations: of `QUANTIZATIONS`.
+    """
+    return recipes(
+        Toggles(
+            tuple(fusions),
+            tuple(precisions),
+            tuple(quantizations),
+            tuple(calibrators),
+            tuple(samples),
+            tuple(per_channel),
+            tuple(sparse),
+            tuple(excluded),
+        )
+    )
+
+
 def describe(recipe: Recipe) -> str:
     """Say in a line what a recipe does."""
     return "; ".join(_words(step) for step in recipe.steps) or "nothing: the model as it is"

@@ -6,9 +6,9 @@ import pytest
 
 from workbench.recipes import NAMED, Precision, Quantize
 from workbench.records import Progress, Protocol
-from workbench.ui import estimate, sweep
-from workbench.ui.estimate import Pace
-from workbench.ui.sweep import Toggles
+from workbench.study import estimate, sweep
+from workbench.study.estimate import Pace
+from workbench.study.sweep import Toggles
 
 
 def names(**toggles: object) -> list[str]:
