@@ -16,6 +16,7 @@ from workbench.graph.tensor_types import Shape, tensor_types
 
 # Their work is small beside that of the counted ones wherever both occur.
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,32 @@ def cost(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = 
             by_operator[node.op_type] = by_operator.get(node.op_type, 0) + count
     assumed = {value.name: _sizes(value) for value in fixed.graph.input}
     return Cost(None if unknown else sum(by_operator.values()), by_operator, tuple(unknown), assumed)
+
+
+def node_flops(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, int]:
+    """Return node name -> operations of one pass, for the counted operators and recurrent ones whose shapes are known.
+
+    Args:
+        shapes: as for `cost`.
+    """
+    known = tensor_types(_with_fixed_inputs(model, shapes or {})).shapes
+    found = {}
+    for node in model.graph.node:
+        if node.domain in ("", "ai.onnx") and node.op_type in (*COUNTED, *_GATES):
+            count = _recurrent(node, known) if node.op_type in _GATES else _flops(node, known)
+            if count is not None:
+                found[node.name or f"{node.op_type} -> {node.output[0]}"] = count
+    return found
+
+
+def _recurrent(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:
+    """Each step multiplies input and state with the weights of every gate, in each direction."""
+    inputs, weights = _numbers(shapes.get(node.input[0])), _numbers(shapes.get(node.input[1]))
+    if inputs is None or weights is None or len(inputs) != 3 or len(weights) != 3:
+        return None
+    directions, gated, features = weights
+    hidden = gated // _GATES[node.op_type]
+    return 2 * inputs[0] * inputs[1] * directions * gated * (features + hidden)
 
 
 def _flops(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int | None:

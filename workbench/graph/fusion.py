@@ -107,6 +107,8 @@ def _fold_batchnorm(graph: Graph, norm: onnx.NodeProto) -> str | None:
     scale, shift, mean, variance = (graph.array(name) for name in norm.input[1:5])
     if scale is None or shift is None or mean is None or variance is None:
         return "its parameters are not constant"
+    if not attribute(norm, "spatial", 1) or any(one.ndim != 1 for one in (scale, shift, mean, variance)):
+        return f"it has a value for each place (shape {scale.shape}), not one a channel"
     width = np.asarray(variance, np.float64) + attribute(norm, "epsilon", 1e-5)
     if not (width > 0).all():
         return f"variance + epsilon is not positive (smallest {width.min():g})"
@@ -151,7 +153,7 @@ def _into_conv(graph: Graph, conv: onnx.NodeProto, factor: np.ndarray, offset: n
 
 def _into_gemm(graph: Graph, gemm: onnx.NodeProto, factor: np.ndarray, offset: np.ndarray) -> str | None:
     weight, bias = _parameters(graph, gemm)
-    if bias is not None and bias.size not in (1, factor.size):
+    if bias is not None and bias.size > 1 and bias.shape not in ((factor.size,), (1, factor.size)):
         return f"the bias of {gemm.name!r} has shape {bias.shape}, not one value a channel"
     beta = attribute(gemm, "beta", 1.0)
     scaled = weight * (factor[:, None] if attribute(gemm, "transB", 0) else factor[None, :])

@@ -14,6 +14,7 @@ from onnx import version_converter
 from workbench.errors import TransformError
 from workbench.graph.dialects import family
 from workbench.graph.editing import Graph, attribute, subgraphs
+from workbench.graph.tensor_types import tensor_types
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 
 # Adapters read small constants (axes, shapes); larger ones are weights, which they must not touch.
@@ -22,6 +23,9 @@ _WEIGHT_BYTES = 4096
 _PER_CHANNEL, _LOW_FLOAT, _BLOCKS, _BF16 = 13, 19, 21, 22
 # From here on Resize can sample in several ways, and says which.
 _RESIZE_MODES = 11
+_RESIZES = ("Resize", "Upsample")
+# Before 13 Hardmax flattened the axes from its axis on; since then it works along one axis.
+_HARDMAX_AXIS = 13
 _TENSORRT_8_LARGEST = 17
 _TENSORRT_8_IR = 8
 
@@ -91,8 +95,10 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
     # Older converters have no adapter for Constant nodes; as initializers they need none.
     graph.lift_constants()
     _refuse_foreign(model, old, version)
-    resized = [node for node in graph.nodes if node.op_type == "Resize"] if old < _RESIZE_MODES <= version else []
+    resized = [node for node in graph.nodes if node.op_type in _RESIZES] if old < _RESIZE_MODES <= version else []
     grid = {node.name: _nearest_mode(graph, node, where) for node in resized}
+    if (old < _HARDMAX_AXIS) != (version < _HARDMAX_AXIS):
+        _name_hardmax_axis(graph, where)
     light, weights = _without_weights(graph)
     try:
         converted = version_converter.convert_version(light, version)
@@ -102,7 +108,7 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
             f"Export it with opset {version}, or take a recipe or backend that does not need it."
         ) from error
     _drop_defaults(converted, old, version)
-    _keep_sampling_grid(converted, grid)
+    _keep_names(graph, converted)
     try:
         onnx.checker.check_model(converted)
     except onnx.checker.ValidationError as error:
@@ -111,6 +117,7 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
             f"Export it with opset {version}, or take a recipe or backend that does not need it."
         ) from error
     _check_names(graph, converted, where)
+    _keep_sampling_grid(converted, grid)
     _put_back(model, converted, weights)
     return (f"The graph was converted from {where}.",)
 
@@ -135,7 +142,10 @@ def _nearest_mode(graph: Graph, node: onnx.NodeProto, where: str) -> str:
 
 
 def _keep_sampling_grid(model: onnx.ModelProto, nearest: Mapping[str, str]) -> None:
-    """Write out where a Resize of opset 10 samples: its one way is not the default of later ones, and no adapter says so."""
+    """Write out where an Upsample, or a Resize of opset 10, samples: its one way is not the default of later opsets.
+
+    No adapter says so: linear enlargements by two were off by half a pixel.
+    """
     for node in model.graph.node:
         if node.op_type == "Resize" and node.name in nearest:
             modes = {"coordinate_transformation_mode": "asymmetric", "nearest_mode": nearest[node.name]}
@@ -143,6 +153,42 @@ def _keep_sampling_grid(model: onnx.ModelProto, nearest: Mapping[str, str]) -> N
             del node.attribute[:]
             node.attribute.extend(kept)
             node.attribute.extend(onnx.helper.make_attribute(name, mode) for name, mode in modes.items())
+
+
+def _name_hardmax_axis(graph: Graph, where: str) -> None:
+    """Give each Hardmax the axis that means the same on both sides of 13: the last one.
+
+    Raises:
+        TransformError: it works on another axis, or on a tensor of unknown rank.
+    """
+    shapes = tensor_types(graph.model).shapes
+    for node in [node for node in graph.nodes if node.op_type == "Hardmax"]:
+        shape = shapes.get(node.input[0])
+        axis = attribute(node, "axis", 1 if _version(graph.model) < _HARDMAX_AXIS else -1)
+        if shape is None or axis not in (-1, len(shape) - 1):
+            raise TransformError(
+                f"The model cannot be brought from {where}: {node.name} is a Hardmax over axis {axis} of {shape}, which "
+                f"the other opset has no word for unless that is the last axis. Export it with the opset that is needed."
+            )
+        kept = [item for item in node.attribute if item.name != "axis"]
+        del node.attribute[:]
+        node.attribute.extend([*kept, onnx.helper.make_attribute("axis", len(shape) - 1)])
+
+
+def _keep_names(graph: Graph, converted: onnx.ModelProto) -> None:
+    """Give tensors that an adapter renamed their names back: those that read them show which they are."""
+    after = {node.name: node for node in converted.graph.node}
+    made = {name for node in converted.graph.node for name in node.output}
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        now = after.get(node.name)
+        for old, new in zip(node.input, () if now is None else now.input, strict=False):
+            if old != new and old in graph.producer and old not in made and new in made:
+                renamed[new] = old
+    for node in converted.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renamed.get(name, name)
 
 
 def _said(error: Exception) -> str:

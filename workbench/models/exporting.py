@@ -92,7 +92,7 @@ def export(
     """
     call = signature.bind(module, example_inputs)
     axes = signature.dynamic_axes(call, options.dynamic)
-    with _evaluating(module), place.scratch() as scratch:
+    with untouched(module), place.scratch() as scratch:
         tensors, outputs = _example(module, call, axes)
         job = _Job(module, call, tensors, outputs, axes, options.opset or DEFAULT_OPSET)
         proto, exporter, notes = _first_success(job, options.exporter, scratch)
@@ -104,11 +104,14 @@ def export(
     return replace(onnx_file.read(file, name=name, origin=origin, place=place), program=program)
 
 
-def eager_outputs(module: nn.Module, example_inputs: Any, copies: int = 1) -> tuple[dict[str, Any], dict[str, Any]]:
+def eager_outputs(
+    module: nn.Module, example_inputs: Any, sizes: Mapping[str, Mapping[int, int]] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Run a module in PyTorch under the names its ONNX model has, to compare an engine with.
 
     Args:
-        copies: how often each sample is repeated along axis 0, to try another batch size than the exported one.
+        sizes: input name -> {axis: length} to try other sizes than the exported ones: the example is repeated along an
+            axis, or cut.
 
     Returns:
         Feeds and expected outputs, each name -> numpy array.
@@ -117,11 +120,34 @@ def eager_outputs(module: nn.Module, example_inputs: Any, copies: int = 1) -> tu
         ExportError: forward fails.
     """
     call = signature.bind(module, example_inputs)
-    tensors = [tensor.repeat_interleave(copies, dim=0) if tensor.ndim else tensor for tensor in call.tensors.values()]
-    with _evaluating(module):
+    tensors = [_resized(tensor, (sizes or {}).get(name, {})) for name, tensor in call.tensors.items()]
+    with untouched(module):
         outputs = _run(module, call, tensors)
     feeds = {name: tensor.cpu().numpy() for name, tensor in zip(call.tensors, tensors, strict=True)}
     return feeds, {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+
+def answers_depend_on_earlier_calls(module: nn.Module, example_inputs: Any) -> bool:
+    """Return whether a module gives another answer to the same inputs in a second call: it keeps state between calls."""
+    import torch
+
+    call = signature.bind(module, example_inputs)
+    tensors = list(call.tensors.values())
+    with untouched(module):
+        state = torch.random.get_rng_state()
+        first = {name: value.clone() for name, value in _run(module, call, tensors).items()}
+        torch.random.set_rng_state(state)
+        second = _run(module, call, tensors)
+    return any(not torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first)
+
+
+def _resized(tensor: Tensor, lengths: Mapping[int, int]) -> Tensor:
+    import torch
+
+    for axis, length in lengths.items():
+        places = torch.arange(length, device=tensor.device) * tensor.shape[axis] // max(length, 1)
+        tensor = tensor.index_select(axis, places) if length >= tensor.shape[axis] else tensor.narrow(axis, 0, length)
+    return tensor
 
 
 def _refuse_constant(proto: onnx.ModelProto, module: nn.Module) -> None:
@@ -326,14 +352,25 @@ def _name_axes(proto: onnx.ModelProto, job: _Job) -> list[str]:
 
 
 @contextlib.contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Run a module in eval mode and give it back bit for bit as it was: modes, and buffers that its forward changes."""
     modes = {part: part.training for part in module.modules()}
+    buffers = [
+        (part, name, buffer, buffer.detach().clone())
+        for part in module.modules()
+        for name, buffer in part._buffers.items()
+        if buffer is not None
+    ]
     module.eval()
     try:
         yield
     finally:
         for part, training in modes.items():
             part.training = training
+        for part, name, buffer, value in buffers:
+            part._buffers[name] = buffer
+            with contextlib.suppress(RuntimeError):  # a scripted module's own tensors cannot be written in every mode
+                buffer.detach().copy_(value)
 
 
 def _reason(error: BaseException) -> str:

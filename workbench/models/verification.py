@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from workbench import engines
 from workbench.engines import onnxruntime
 from workbench.errors import ExportError, RunError
-from workbench.models.exporting import eager_outputs
+from workbench.models.exporting import answers_depend_on_earlier_calls, eager_outputs
+from workbench.models.signature import bind
 from workbench.records import Model
 
 # Two FP32 engines sum in different orders; a graph that computes something else is off by orders of magnitude more.
@@ -18,36 +21,92 @@ LARGEST_RELATIVE_ERROR = 1e-3
 
 
 def compared(model: Model, module: Any, example_inputs: Any) -> Model:
-    """Compare an exported file with its module, and note in the model's origin how far they are apart.
+    """Compare an exported file with its module, and note in the model's origin what was compared and how far apart they are.
 
-    Where the batch is free, it is run at another one than the exported one: exporters can bake sizes in.
+    At the example's sizes and, one after the other, at two other lengths of every axis that is called dynamic: exporters
+    bake sizes in. And in a second call: a module that keeps state between calls has no file that does.
 
     Raises:
-        ExportError: the file does not run at that size, or computes something else.
+        ExportError: the file does not run at a size that the module takes, or computes something else there; or the
+            module's answer depends on earlier calls.
     """
     absent = engines.backend("onnxruntime-cpu").missing("onnxruntime-cpu")
     if absent is not None:
         return _noted(model, f"The export was not compared with PyTorch. {absent}")
-    free = all(not spec.shape or spec.shape[0] is None for spec in model.inputs)
-    feeds, expected = eager_outputs(module, example_inputs, copies=2 if free else 1)
-    feeds = {spec.name: feeds[spec.name] for spec in model.inputs}
+    if answers_depend_on_earlier_calls(module, example_inputs):
+        raise ExportError(
+            f"{type(module).__name__} keeps state between calls: the same inputs gave another answer in a second call. An "
+            f"ONNX file has no state, so every call would start anew. Pass the state in and return it (as transformers "
+            f"does with a cache), or reset it in forward."
+        )
+    largest, seen, refused = 0.0, [], []
+    with onnxruntime.open_file(model.path) as runner:
+        for sizes in _sizes_to_try(model, example_inputs, module):
+            try:
+                feeds, expected = eager_outputs(module, example_inputs, sizes)
+            except ExportError:
+                refused.append(_words(sizes))
+                continue
+            feeds = {spec.name: feeds[spec.name] for spec in model.inputs}
+            error = _error_at(runner, model, feeds, expected)
+            largest = max(largest, error)
+            seen.append(", ".join(f"{name} {array.shape}" for name, array in feeds.items()))
+    if not seen:
+        return _noted(
+            model, "The export was not compared with PyTorch: the module takes none of the sizes that were tried."
+        )
+    words = f"Compared with PyTorch on {'; '.join(seen)}: largest relative difference {largest:.1e}."
+    if refused:
+        words += f" The module itself does not take {'; '.join(refused)}."
+    return _noted(model, words)
+
+
+def _error_at(runner: Any, model: Model, feeds: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     shapes = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
     try:
-        with onnxruntime.open_file(model.path) as runner:
-            outputs = runner.infer(feeds)
+        outputs = runner.infer(feeds)
     except RunError as error:
         raise ExportError(
-            f"The exported {model.name} does not run on {shapes}: {error} A size of the example inputs was probably "
-            f"baked in. Rewrite the part that depends on it, or pass dynamic=False for fixed shapes."
+            f"The exported {model.name} does not run on {shapes}, which the module takes: {error} A size of the example "
+            f"inputs was probably baked in. Rewrite the part that depends on it, or leave that axis out of dynamic (dynamic=False fixes all)."
         ) from error
     largest = max((_relative_error(outputs[key], value) for key, value in expected.items()), default=0.0)
     if not largest <= LARGEST_RELATIVE_ERROR:  # also true for NaN
         raise ExportError(
             f"The exported {model.name} differs from the module by {largest:.1e} of the largest output on {shapes}; "
             f"at most {LARGEST_RELATIVE_ERROR:.0e} is rounding. Something was baked in or depends on randomness: check "
-            f"the notes {model.origin.notes}, try the other exporter, or pass dynamic=False."
+            f"the notes {model.origin.notes}, try the other exporter, or pass dynamic=False (or fewer dynamic axes)."
         )
-    return _noted(model, f"Compared with PyTorch on {shapes}: largest relative difference {largest:.1e}.")
+    return largest
+
+
+def _sizes_to_try(model: Model, example_inputs: Any, module: Any) -> list[dict[str, dict[int, int]]]:
+    """The example's own sizes, then one more and twice as long along each dynamic axis; axes of one name move together."""
+    examples = bind(module, example_inputs).tensors
+    symbols = _symbols(Path(model.path))
+    found: list[dict[str, dict[int, int]]] = [{}]
+    for symbol in dict.fromkeys(name for axes in symbols.values() for name in axes.values()):
+        places = [(name, axis) for name, axes in symbols.items() for axis, one in axes.items() if one == symbol]
+        for grown in (lambda length: length + 1, lambda length: 2 * length):
+            sizes: dict[str, dict[int, int]] = {}
+            for name, axis in places:
+                if name in examples:
+                    sizes.setdefault(name, {})[axis] = grown(examples[name].shape[axis])
+            found.append(sizes)
+    return found
+
+
+def _symbols(path: Path) -> dict[str, dict[int, str]]:
+    """Input name -> {dynamic axis: its name}."""
+    graph = onnx.load(str(path), load_external_data=False).graph
+    return {
+        value.name: {axis: dim.dim_param for axis, dim in enumerate(value.type.tensor_type.shape.dim) if dim.dim_param}
+        for value in graph.input
+    }
+
+
+def _words(sizes: dict[str, dict[int, int]]) -> str:
+    return ", ".join(f"axis {axis} of {name} = {size}" for name, axes in sizes.items() for axis, size in axes.items())
 
 
 def _relative_error(value: np.ndarray, expected: np.ndarray) -> float:

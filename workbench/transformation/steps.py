@@ -27,7 +27,8 @@ from workbench.graph.editing import Context
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Step, named
 from workbench.records import Model, StepReport, Variant
-from workbench.transformation import observing
+from workbench.transformation import observing, same_function
+from workbench.transformation.accounting import accounted
 from workbench.transformation.intermediate_outputs import Observation
 from workbench.transformation.notes import settled, troubles
 
@@ -118,10 +119,16 @@ def transform(
         calibrated = replace(calibrated, dialect=dialect)
     context = calibrated.context(model)
     proto, reports = _prepared(model, recipe, context)
+    if reports:
+        reports[0] = _compared(model, proto, reports[0])
+    before = onnx.ModelProto()
+    before.CopyFrom(proto)
     for step in recipe.steps:
         if step.kind != "fuse":
             report = _applied(proto, step, context)
             reports.append(_told(report, calibrated) if step.kind == "quantize" else report)
+    told, _ = accounted(before, reports)
+    del before
     if isinstance(quantize := recipe.step("quantize"), Quantize) and quantize.to == "int8":
         write_origin(proto, calibrated.dialect)
     store = store or Store()
@@ -140,7 +147,7 @@ def transform(
         inputs=model.inputs,
         outputs=model.outputs,
         dialect=calibrated.dialect,
-        reports=tuple(reports),
+        reports=told,
         calibration_sha256=None if used is None else used.sha256,
         calibration_seconds=None if used is None else calibrated.seconds,
         program=model.program,
@@ -266,6 +273,14 @@ def _told(report: StepReport, calibrated: Calibrated) -> StepReport:
     settling = settled(calibrated.table)
     notes = (*calibrated.notes, *troubles(calibrated.table), *(() if settling is None else (settling,)))
     return replace(report, notes=(*report.notes, *notes), details={**report.details, **calibrated.details})
+
+
+def _compared(model: Model, proto: onnx.ModelProto, report: StepReport) -> StepReport:
+    """Refuse a graph that computes something else than the file after folding and changing its opset; keep the comparison."""
+    what = "Fusion" if report.changed else "Preparing the graph"
+    found = same_function.compared(model, proto, what)
+    notes = (*report.notes, found.words) if found.relative_error is None else report.notes
+    return replace(report, notes=notes, details={**report.details, "compared": found.words})
 
 
 def _applied(proto: onnx.ModelProto, step: Step, context: Context) -> StepReport:

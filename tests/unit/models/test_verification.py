@@ -24,9 +24,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory):
     return load(Doubler(), torch.ones(2, 3), store=Store(tmp_path_factory.mktemp("store")))
 
 
-def test_an_export_is_compared_with_the_module_at_another_batch(tmp_path) -> None:
+def test_an_export_is_compared_with_the_module_at_other_batches(tmp_path) -> None:
     model = wb.load(Doubler(), torch.ones(2, 3), store=Store(tmp_path))
-    assert any("Compared with PyTorch on x (4, 3)" in note for note in model.origin.notes)
+    (note,) = [note for note in model.origin.notes if note.startswith("Compared with PyTorch")]
+    assert all(size in note for size in ("x (2, 3)", "x (3, 3)", "x (4, 3)"))
 
 
 def test_a_file_that_computes_something_else_is_refused(exported) -> None:
@@ -64,3 +65,71 @@ def test_without_a_runtime_the_model_says_that_it_was_not_compared(exported, mon
     monkeypatch.setattr(onnxruntime, "missing", lambda name: Missing("onnxruntime is not installed.", "Run: pip ..."))
     model = verification.compared(exported, Doubler(), torch.ones(2, 3))
     assert any("not compared" in note for note in model.origin.notes)
+
+
+class Pooled(torch.nn.Module):
+    """The window of an adaptive pool is baked in by exporters; the global one is not."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.pool = torch.nn.AdaptiveAvgPool2d(size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.pool(x)
+
+
+FREE = {"x": {0: "batch", 2: "height", 3: "width"}}
+
+
+def test_an_axis_that_is_dynamic_in_name_only_is_refused(tmp_path) -> None:
+    with pytest.raises(ExportError, match=r"x \(2, 3, 9, 8\)"):
+        wb.load(Pooled(2), torch.randn(2, 3, 8, 8), dynamic=FREE, store=Store(tmp_path))
+    model = wb.load(Pooled(1), torch.randn(2, 3, 8, 8), dynamic=FREE, store=Store(tmp_path))
+    assert any("x (2, 3, 8, 16)" in note for note in model.origin.notes)
+
+
+def test_a_branch_on_a_size_is_refused_or_the_size_is_fixed_and_said(tmp_path) -> None:
+    class Branching(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if x.shape[0] <= 2 else x * 3
+
+    model = wb.load(Branching(), torch.randn(2, 3), store=Store(tmp_path))
+    assert model.inputs[0].shape == (2, 3) and any("fixed it to 2" in note for note in model.origin.notes)
+    with pytest.raises(ExportError):
+        wb.load(Branching(), torch.randn(2, 3), exporter="torchscript", store=Store(tmp_path))
+
+
+class Counting(torch.nn.Module):
+    """Keeps a buffer between calls; whether its answer depends on it is asked of it."""
+
+    def __init__(self, answers: bool) -> None:
+        super().__init__()
+        self.answers = answers
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = self.seen + x.mean(0)
+        return x + self.seen if self.answers else 2 * x
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_module_that_keeps_state_is_refused_where_its_answer_depends_on_it_and_given_back_as_it_was(
+    tmp_path, answers
+) -> None:
+    module = Counting(answers)
+    buffer = module.seen
+    if answers:
+        with pytest.raises(ExportError, match="keeps state between calls"):
+            wb.load(module, torch.randn(2, 3), store=Store(tmp_path))
+    else:
+        wb.load(module, torch.randn(2, 3), store=Store(tmp_path))
+    assert module.seen is buffer and not module.seen.any()
+
+
+def test_sizes_that_the_module_itself_refuses_are_told(tmp_path) -> None:
+    class Even(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(-1, 2, x.shape[-1]).sum(1) if not torch.onnx.is_in_onnx_export() or True else x
+
+    model = wb.load(Even(), torch.randn(2, 3), dynamic=False, store=Store(tmp_path))
+    assert any("Compared with PyTorch on x (2, 3):" in note for note in model.origin.notes)
