@@ -30,18 +30,11 @@ def integer_pools(
         quantized: tensors that get a Q/DQ pair already.
     """
     kernels = {id(node) for node in (*lowered, *sums)}
-    found: list[onnx.NodeProto] = []
     coded = set(quantized)
-    for node in graph.nodes:
-        if (
-            node.op_type in _POOLS
-            and _from_kernel(graph, node.input[0], kernels, coded)
-            and _ends_in(graph, node, coded)
-        ):
-            found.append(node)
-            kernels.add(id(node))
-            coded.add(node.input[0])
-    return found
+    pools = [node for node in graph.nodes if node.op_type in _POOLS]
+    return [
+        node for node in pools if _from_kernel(graph, node.input[0], kernels, coded) and _ends_in(graph, node, coded)
+    ]
 
 
 def _from_kernel(graph: Graph, name: str, kernels: set[int], coded: set[str]) -> bool:
