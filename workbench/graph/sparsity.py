@@ -30,7 +30,7 @@ _CORRECTED = (
 )
 _BY_MAGNITUDE = (
     "{} layers were pruned by magnitude, without samples and without training, which loses far more: top-1 of "
-    "digits_resnet falls from 99.8 % to 50.3 % so, and to 99.8 % with samples (benchmarks/results/sparsity.json)."
+    "digits_resnet falls from 99.8 % to 50.3 % so, and to 99.6 % with samples (benchmarks/results/sparsity.json)."
 )
 
 
