@@ -3,9 +3,9 @@
     python3.12 benchmarks/h200.py export FOLDER --cases resnet50
     python3.10 benchmarks/int8_layers.py FOLDER --case resnet50 --batch 32 --out RESULTS
 
-Builds FP16, ours and native from one ONNX file, times each in a CUDA graph, profiles the layers in runs of their own, and
-prints: medians, totals by kind of layer, and the layers side by side by the convolution or product they hold. The engine's
-own JSON goes to the folder RESULTS too.
+Builds FP16, ours and native (`--engines` for fewer) from one ONNX file, times each in a CUDA graph, profiles the layers in
+runs of their own, and prints: medians, totals by kind of layer, and the layers side by side by the convolution or product
+they hold. The engine's own JSON goes to the folder RESULTS too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -36,6 +37,7 @@ from workbench.errors import WorkbenchError  # noqa: E402
 FP16 = wb.Recipe("fp16", (wb.Fuse(), wb.Precision("fp16", auto_exclude=False)))
 NATIVE = replace(FP16, name="int8-native")
 OURS = "int8-kl-fp16"
+ENGINES = {"fp16": (FP16, {}), "ours": (OURS, {}), "native": (NATIVE, {"native_calibrator": "entropy"})}
 LAUNCHES = 400
 
 
@@ -46,19 +48,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--out", type=Path, default=Path("out/int8_layers"))
     parser.add_argument("--size", choices=("full", "tiny"), default="full")
+    parser.add_argument("--engines", default="fp16,ours,native", help="which, in this order (default: %(default)s)")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     case = next(item for item in cases.cases(options.size) if item.name == options.case)
     store = wb.Store(options.folder / "store")
-    found = measured(options.folder, case, options.batch, store, options.out)
-    name = f"{case.name}-b{options.batch}-layers.json"
-    plain = {key: {**entry, "layers": [asdict(row) for row in entry["layers"]]} for key, entry in found.items()}
-    (options.out / name).write_text(json.dumps(plain, indent=1))
-    show(found)
+    chosen = [ENGINES[name] for name in options.engines.split(",")]
+    show(measured(options.folder, case, options.batch, store, options.out, chosen))
 
 
-def measured(folder: Path, case: cases.Case, batch: int, store: wb.Store, out: Path) -> dict[str, dict]:
-    """Build, time and profile each engine; what fails is said and left out."""
+def measured(
+    folder: Path, case: cases.Case, batch: int, store: wb.Store, out: Path, chosen: Sequence[tuple]
+) -> dict[str, dict]:
+    """Build, time and profile each engine; what fails is said and left out, and what is done is on disk at once."""
     model = wb.load(folder / "models" / f"{case.model}.onnx")
     data = case.data().bound_to(model)
     dialect = engines.backend("tensorrt").dialect("tensorrt")
@@ -67,7 +69,7 @@ def measured(folder: Path, case: cases.Case, batch: int, store: wb.Store, out: P
     np.savez(samples, **data.calibration.inputs)
     feeds = {name: np.ascontiguousarray(array[:batch]) for name, array in data.evaluation.inputs.items()}
     found = {}
-    for recipe, extra in ((FP16, {}), (OURS, {}), (NATIVE, {"native_calibrator": "entropy"})):
+    for recipe, extra in chosen:
         options = wb.BuildOptions(profiles=(case.profile(batch),), extra=extra)
         started = time.perf_counter()
         try:
@@ -79,6 +81,8 @@ def measured(folder: Path, case: cases.Case, batch: int, store: wb.Store, out: P
             continue
         shutil.copy(Path(engine.folder or "") / FILE_NAME, out / f"{case.name}-b{batch}-{engine.variant}-engine.json")
         found[engine.variant] = {**entry, "build_seconds": engine.build_seconds, "notes": list(engine.notes)}
+        plain = {key: {**value, "layers": [asdict(row) for row in value["layers"]]} for key, value in found.items()}
+        (out / f"{case.name}-b{batch}-layers.json").write_text(json.dumps(plain, indent=1))
         print(f"{engine.variant}: {time.perf_counter() - started:.0f} s", flush=True)
     return found
 

@@ -73,7 +73,7 @@ def convert(
     name, _ = engines.choose(backend)
     dialect = engines.backend(name).dialect(name)
     table = None
-    if recipe.needs_calibration or (recipe.uses_magnitudes and calibration is not None):
+    if recipe.needs_calibration or (recipe.uses_samples and calibration is not None):
         table = calibrate(model, _calibration_split(calibration, model, recipe), recipe, dialect=dialect)
     variant = transform(model, recipe, dialect=dialect, table=table, store=store)
     engine = jobs.build(variant, name, options, store=store)

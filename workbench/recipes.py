@@ -157,14 +157,24 @@ class SmoothQuant:
 
 @dataclass(frozen=True)
 class Sparsify:
-    """2:4 magnitude pruning: in each group of four weights along the input axis the two smallest become zero."""
+    """2:4 pruning: in each group of four weights along the input axis two become zero.
+
+    Attributes:
+        pattern: `2:4`, which NVIDIA's sparse tensor cores skip (in FP16, BF16, TF32 and INT8; there are none in FP32).
+        method: `reconstruct` corrects the other weights for what goes, in one shot on calibration samples (Frantar &
+            Alistarh 2023, arXiv:2301.00774), and prunes by magnitude where there are none; `magnitude` takes the two
+            smallest.
+        exclude: regular expressions; nodes whose ONNX name or module path matches stay dense.
+    """
 
     pattern: Literal["2:4"] = "2:4"
+    method: Literal["reconstruct", "magnitude"] = "reconstruct"
     exclude: tuple[str, ...] = ()
     kind: Literal["sparsify"] = "sparsify"
 
     def __post_init__(self) -> None:
         _one_of("Sparsify", "pattern", self.pattern, ("2:4",))
+        _one_of("Sparsify", "method", self.method, ("reconstruct", "magnitude"))
         _patterns("Sparsify", self.exclude)
 
 
@@ -231,6 +241,17 @@ class Recipe:
         return isinstance(precision, Precision) and precision.to == "fp16" and precision.auto_exclude
 
     @property
+    def prunes_for_samples(self) -> bool:
+        """Whether pruned weights are corrected on calibration samples, where there are some."""
+        step = self.step("sparsify")
+        return isinstance(step, Sparsify) and step.method == "reconstruct"
+
+    @property
+    def uses_samples(self) -> bool:
+        """Whether a step takes calibration samples where there are some, and can do without."""
+        return self.uses_magnitudes or self.prunes_for_samples
+
+    @property
     def needs_choice(self) -> bool:
         """Whether calibrators are to be chosen tensor by tensor (`auto`), which takes trials of the lowered model."""
         quantize = self.step("quantize")
@@ -260,6 +281,8 @@ def _named() -> dict[str, Recipe]:
         Recipe("int8-weights", (Fuse("all"), QuantizeWeights("int8"))),
         Recipe("int4-weights", (Fuse("all"), QuantizeWeights("int4"))),
         Recipe("sparse-2:4", (Fuse("all"), Sparsify())),
+        Recipe("sparse-2:4-fp16", (Fuse("all"), Sparsify(), Precision("fp16"))),
+        Recipe("sparse-2:4-int8", (Fuse("all"), Sparsify(), Quantize(calibrator="kl"))),
     ]
     return {recipe.name: recipe for recipe in recipes}
 

@@ -34,6 +34,7 @@ def test_a_recipe_object_passes_through() -> None:
         (lambda: QuantizeWeights("int4", block_size=20), "power of two"),
         (lambda: SmoothQuant(alpha=1.5), r"\[0, 1\]"),
         (lambda: Sparsify("1:4"), "Sparsify.pattern"),
+        (lambda: Sparsify(method="random"), "Sparsify.method"),
         (lambda: Quantize(exclude="head"), r"the string 'head'; .* one as \('head',\)"),
         (lambda: Quantize(op_types="MatMul"), "op_types is the string 'MatMul'"),
         (lambda: Recipe(""), "name is empty"),
@@ -52,6 +53,9 @@ def test_only_static_quantization_and_smoothing_need_calibration() -> None:
     needing = {name for name, recipe in NAMED.items() if recipe.needs_calibration}
     assert "int8-kl" in needing and "int8-smooth" in needing and "fp8" in needing
     assert not needing & {"fp32", "fp16", "int8-dynamic", "int4-weights", "sparse-2:4"}
+    profiting = {name for name, recipe in NAMED.items() if recipe.uses_samples}
+    assert profiting >= {"fp16", "sparse-2:4", "sparse-2:4-fp16", "sparse-2:4-int8"}
+    assert not profiting & {"fp32", "int8-kl"} and not Recipe("bare", (Sparsify(method="magnitude"),)).uses_samples
 
 
 def test_excluding_adds_patterns_to_every_step_that_has_them() -> None:

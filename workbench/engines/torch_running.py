@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 # Calls before a capture: libraries choose kernels and allocate in the first ones, which must not be captured.
 _CALLS_BEFORE_CAPTURE = 3
+_CALLS_REMEMBERED = 1000
+# Where handing a call to the device takes this share of its time, the device had nothing queued: it waited for the host.
+_LAUNCH_BOUND = 0.9
 
 
 @dataclass(frozen=True)
@@ -48,10 +53,14 @@ class TorchRunner:
 
         self.inputs, self.outputs = engine.inputs, engine.outputs
         self._names, self._sidecar = sidecar.outputs, sidecar
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # With its number: to torch.compile `cuda` and `cuda:0` are two devices.
+        self._device = torch.device(f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu")
         self._always_graph = engine.backend == "torch-cudagraph"
         self._graph_refusal: str | None = None
         self._graph: _Graph | None = None
+        self._calls: deque[tuple[float, float]] = deque(
+            maxlen=_CALLS_REMEMBERED
+        )  # host seconds to launch, seconds in all
         self._open = True
         self._settings = contextlib.ExitStack()
         self._set(threads)
@@ -82,14 +91,18 @@ class TorchRunner:
         if self._device.type == "cuda":
             from torch.export.passes import move_to_device_pass
 
-            program = move_to_device_pass(program, "cuda")
+            program = move_to_device_pass(program, str(self._device))
         module: Any = program.module(check_guards=False)
+        program.state_dict.clear()  # a program refers to itself, so it and FP32 weights would stay for a while
+        program.constants.clear()
         if sidecar.precision in ("fp16", "bf16"):
             lower(module, torch.float16 if sidecar.precision == "fp16" else torch.bfloat16)
         if sidecar.channels_last:
             module = module.to(memory_format=torch.channels_last)
+        self._settings.callback(_let_go, module)
         if engine.backend != "torch-compile":
             return module  # type: ignore[no-any-return]
+        self._settings.callback(torch._dynamo.reset)  # it refers to the tensors of what it compiled
         torch._dynamo.reset()  # what an earlier runner compiled is no use to this one, and fills the cache of variants
         return torch.compile(module, mode=None if sidecar.mode == "default" else sidecar.mode)  # type: ignore[no-any-return]
 
@@ -100,8 +113,8 @@ class TorchRunner:
         if self._open:
             self._open = False
             self._graph = None
-            del self._call
             self._settings.close()
+            del self._call
 
     def infer(self, feeds: Feeds) -> dict[str, np.ndarray]:
         """Run once, end to end, from host arrays to host arrays of the caller's own.
@@ -133,7 +146,11 @@ class TorchRunner:
         return torch_profiling.profile(engine, self._call, self._resident(feeds), runs)
 
     def conditions(self) -> dict[str, Any]:
-        """Return how launches are made and what memory the device holds."""
+        """Return how launches are made, what they cost the host, and what memory the device holds.
+
+        `host_launch_seconds`: median host time in which a call of the stopwatch was handed to the device, nothing waited
+        for; `launch_bound`: whether that is nearly all of the time measured, so that the device waited for the host.
+        """
         if self._device.type != "cuda":
             return {"cuda_graph_refused": self._graph_refusal} if self._graph_refusal else {}
         import torch
@@ -141,6 +158,7 @@ class TorchRunner:
         return {
             "device_memory_peak_seen_bytes": torch.cuda.max_memory_allocated(),
             "cuda_graph_refused": self._graph_refusal,
+            **launching(self._calls),
         }
 
     def _device_stopwatch(self, tensors: list[torch.Tensor], graph: bool) -> Callable[[], float]:
@@ -150,13 +168,17 @@ class TorchRunner:
 
         def run() -> float:
             start.record()
+            began = time.perf_counter()
             if graph and self._graph is not None:
                 self._graph.replay()
             else:
                 self._launch(tensors)
+            host = time.perf_counter() - began
             end.record()
             end.synchronize()
-            return float(start.elapsed_time(end)) / 1e3
+            seconds = float(start.elapsed_time(end)) / 1e3
+            self._calls.append((host, seconds))
+            return seconds
 
         return run
 
@@ -199,6 +221,29 @@ class TorchRunner:
         return dict(zip(self._names, arrays, strict=True))
 
 
+def launching(calls: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Return what launches cost the host, from (host seconds, seconds in all) of each call; nothing without calls."""
+    if not calls:
+        return {}
+    host, whole = (float(np.median(column)) for column in zip(*calls, strict=True))
+    return {"host_launch_seconds": host, "launch_bound": host >= _LAUNCH_BOUND * whole}
+
+
+def _let_go(module: torch.nn.Module) -> None:
+    """Free a module's tensors now: it is in cycles of references, which Python breaks whenever it likes."""
+    for part in module.modules():
+        part._parameters.clear()
+        part._buffers.clear()
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """Return the one stream of a device for captures: cuBLAS keeps a workspace of 32 MiB for each stream it has met."""
+    import torch
+
+    return torch.cuda.Stream(device)
+
+
 class _Graph:
     """One call, captured: it reads and writes the same memory at each replay."""
 
@@ -207,14 +252,14 @@ class _Graph:
 
         self.shapes = [tensor.shape for tensor in tensors]
         self.inputs = [tensor.clone() for tensor in tensors]
-        side = torch.cuda.Stream()
+        side = _side_stream(torch.cuda.current_device())
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(_CALLS_BEFORE_CAPTURE):
                 call(*self.inputs)
         torch.cuda.current_stream().wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=side):  # the stream whose workspaces exist, so the graph owns none
             self.outputs = call(*self.inputs)
 
     def replay(self) -> None:

@@ -18,6 +18,7 @@ from workbench.graph.dialects import family, of_this_cpu
 
 if TYPE_CHECKING:
     from workbench.calibration.table import CalibrationTable
+    from workbench.graph.pruned import Pruned
 
 FLOAT_TYPES = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16, onnx.TensorProto.DOUBLE)
 
@@ -34,6 +35,7 @@ class Context:
         channel_maxima: tensor name -> (channels,) largest |x| along its last axis; what SmoothQuant needs.
         magnitudes: tensor name -> largest |x| over calibration samples (inf where it was NaN or infinite), for FP16; None
             where nothing was observed.
+        pruned: node name -> its weight pruned for calibration samples; layers that are not in it are pruned by magnitude.
     """
 
     dialect: str = field(default_factory=of_this_cpu)
@@ -42,6 +44,7 @@ class Context:
     calibrators: Mapping[str, str] = field(default_factory=dict)
     channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
     magnitudes: Mapping[str, float] | None = None
+    pruned: Mapping[str, Pruned] = field(default_factory=dict)
 
     @property
     def family(self) -> str:

@@ -2,7 +2,8 @@
 
 Common to all dialects: the inputs of Conv, ConvTranspose, Gemm and MatMul, weights per output channel; graph outputs,
 Softmax, normalisation and copies stay as they are. TensorRT's dialects add the skip branch of residual additions
-(`residual`), ONNX Runtime's the outputs that its integer kernels need (`chains`).
+(`residual`) and average pools between integer kernels (`pooling`), ONNX Runtime's the outputs that its integer kernels
+need (`chains`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from workbench.errors import RecipeError, nearest
 from workbench.graph.chains import integer_chains, tail
 from workbench.graph.dialects import DIALECTS, Dialect
 from workbench.graph.editing import FLOAT_TYPES, Context, Graph, attribute
+from workbench.graph.pooling import integer_pools
 from workbench.graph.residual import skip_branches
 from workbench.graph.tensor_types import TensorTypes, tensor_types
 from workbench.recipes import Quantize
@@ -79,10 +81,12 @@ def place(
         chains = integer_chains(graph, lowered, inputs)
         return Placement(tuple(lowered), chains.readers, chains.ranges, weights, tuple(skipped))
     readers = _before_padding(graph, inputs)
-    for add, skip in skip_branches(graph, lowered, types):
-        if context.excluded_by(add, step.exclude):
-            continue
+    sums = [pair for pair in skip_branches(graph, lowered, types) if not context.excluded_by(pair[0], step.exclude)]
+    for add, skip in sums:
         readers.setdefault(skip, []).append(add)
+    for pool in integer_pools(graph, lowered, [add for add, _ in sums], readers) if step.to == "int8" else ():
+        if not context.excluded_by(pool, step.exclude):
+            readers.setdefault(pool.input[0], []).append(pool)
     return Placement(tuple(lowered), readers, _concatenated(graph, readers), weights, tuple(skipped))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from workbench.judging.comparison import Comparison
@@ -166,7 +167,22 @@ def _variant_notes(result: VariantResult) -> list[str]:
     found: list[str] = [] if result.variant is None else list(result.variant.notes)
     found += [] if result.engine is None else result.engine.notes
     found += [] if result.accuracy is None else result.accuracy.notes
+    found += _waiting_for_the_host(result)
     return found
+
+
+def _waiting_for_the_host(result: VariantResult) -> list[str]:
+    """Say that launches, not the device's work, were measured, where an engine found so in most rounds."""
+    rounds = () if result.measurement is None else result.measurement.rounds
+    states = [item.conditions.get("device", {}) for item in rounds]
+    bound = [state["host_launch_seconds"] for state in states if state.get("launch_bound")]
+    if not bound or 2 * len(bound) <= len(rounds):
+        return []
+    return [
+        f"Launching its operators takes the host {formats.milliseconds(median(bound))} ms, nearly all of the time measured: the "
+        f"device waits for the host, so faster kernels cannot show. Measure it in a CUDA graph, compiled, or at a larger "
+        f"batch."
+    ]
 
 
 def _disturbances(record: StudyRecord) -> list[str]:

@@ -234,7 +234,7 @@ class _Search:
         """Rank the candidate's layers, and find the rung to begin with."""
         dialect = engines.backend(self.how["backend"]).dialect(self.how["backend"])
         known = Calibrated(dialect)
-        if recipe.needs_calibration:
+        if recipe.needs_calibration or recipe.uses_samples:
             known = calibrate(
                 self.model, self.data, recipe, dialect=dialect, store=self.store, cancel=self.how["cancel"]
             )

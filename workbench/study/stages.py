@@ -173,7 +173,7 @@ class Stages:
     def _samples(self, recipe: Recipe) -> str | None:
         """The calibration samples that a recipe takes; None where it takes none, or could do with some and there are none."""
         has_some = self.dataset.calibration is not None and len(self.dataset.calibration) > 0
-        if recipe.needs_calibration or (recipe.uses_magnitudes and has_some):
+        if recipe.needs_calibration or (recipe.uses_samples and has_some):
             return samples_of(self.dataset, recipe).sha256
         return None
 

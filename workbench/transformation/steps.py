@@ -24,10 +24,11 @@ from workbench.graph import dynamic, files, fusion, opset, precision, quantizati
 from workbench.graph.cpu_fit import write_origin
 from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
+from workbench.graph.pruned import Pruned
 from workbench.machine.store import Store
-from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Step, named
+from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Sparsify, Step, named
 from workbench.records import Model, StepReport, Variant
-from workbench.transformation import observing, same_function
+from workbench.transformation import observing, pruning, same_function
 from workbench.transformation.accounting import accounted
 from workbench.transformation.intermediate_outputs import Observation
 from workbench.transformation.notes import settled, troubles
@@ -46,6 +47,7 @@ class Calibrated:
         calibrators: tensor name -> calibrator, overriding the recipe's own (what `auto` chose).
         channel_maxima: tensor name -> (channels,) largest |x|, which SmoothQuant needs.
         magnitudes: tensor name -> largest |x|, by which FP16 leaves nodes in FP32; None where nothing was observed.
+        pruned: node name -> its weight, pruned for the samples (see `Sparsify`).
         notes: what a reader of the report must know of the choices above.
         details: the same as plain data, for the report of the quantizing step.
         seconds: it took to observe the activations, or None where none were observed.
@@ -56,6 +58,7 @@ class Calibrated:
     calibrators: Mapping[str, str] = field(default_factory=dict)
     channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
     magnitudes: Mapping[str, float] | None = None
+    pruned: Mapping[str, Pruned] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
@@ -69,6 +72,7 @@ class Calibrated:
             calibrators=self.calibrators,
             channel_maxima=self.channel_maxima,
             magnitudes=self.magnitudes,
+            pruned=self.pruned,
         )
 
 
@@ -200,11 +204,40 @@ def observed(
     )
 
 
-def channel_maxima(
+def pruned_weights(
     model: Model,
     split: Split,
     recipe: Recipe,
     dialect: str,
+    *,
+    cancel: Callable[[], bool] = lambda: False,
+) -> dict[str, Pruned]:
+    """Prune the weights that a recipe prunes, for the inputs that their layers get from these samples.
+
+    Args:
+        split: calibration samples, under the model's input names.
+
+    Returns:
+        Node name -> weight; empty where the recipe prunes nothing, or by magnitude.
+
+    Raises:
+        CalibrationError: no samples, or they do not fit the graph.
+    """
+    step = recipe.step("sparsify")
+    if not isinstance(step, Sparsify) or not recipe.prunes_for_samples:
+        return {}
+    before = tuple(item for item in recipe.steps if item.kind == "fuse")
+    known = Calibrated(dialect)
+    proto = observed_graph(model, Recipe(recipe.name, before), known)
+    layers = sparsity.reconstructible(proto, step, known.context(model))
+    return pruning.reconstruct(proto, layers, split.inputs, Observation(cancel=cancel))
+
+
+def channel_maxima(
+    model: Model,
+    split: Split,
+    recipe: Recipe,
+    known: Calibrated,
     *,
     cancel: Callable[[], bool] = lambda: False,
 ) -> dict[str, np.ndarray]:
@@ -212,6 +245,7 @@ def channel_maxima(
 
     Args:
         split: calibration samples, under the model's input names.
+        known: the dialect, and the pruned weights where the recipe prunes.
 
     Returns:
         Tensor name -> (channels,) float32; empty where the recipe does not smooth.
@@ -223,8 +257,8 @@ def channel_maxima(
     if not isinstance(step, SmoothQuant):
         return {}
     before = tuple(item for item in recipe.steps if item.kind in ("fuse", "sparsify"))
-    proto = observed_graph(model, Recipe(recipe.name, before), Calibrated(dialect))
-    tensors = smooth.smoothed_tensors(proto, step, Calibrated(dialect).context(model))
+    proto = observed_graph(model, Recipe(recipe.name, before), known)
+    tensors = smooth.smoothed_tensors(proto, step, known.context(model))
     return observing.channel_maxima(proto, tensors, split.inputs, Observation(cancel=cancel))
 
 

@@ -1,7 +1,8 @@
 """`calibrate`: everything that a recipe needs to know of a model's activations, found in one place.
 
-Channel maxima where the recipe smooths, statistics of the activations where it quantizes with static ranges, and the
-choice of calibrators where it leaves that to `auto`. Finished pieces are remembered in a store. Measures no time.
+Pruned weights where the recipe prunes, channel maxima where it smooths, statistics of the activations where it quantizes
+with static ranges, and the choice of calibrators where it leaves that to `auto`. Finished pieces are remembered in a store.
+Measures no time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from workbench.graph.dialects import of_this_cpu
 from workbench.machine.store import Store
 from workbench.recipes import Quantize, Recipe, named
 from workbench.records import Model
-from workbench.transformation.steps import BEFORE_QUANTIZATION, Calibrated, channel_maxima, magnitudes, observed
+from workbench.transformation.steps import (
+    BEFORE_QUANTIZATION,
+    Calibrated,
+    channel_maxima,
+    magnitudes,
+    observed,
+    pruned_weights,
+)
 from workbench.tuning.calibrators import Choice, choose
 
 
@@ -65,8 +73,8 @@ def calibrate(
         split, data_name = samples_of(data.bound_to(model), recipe), data.name
     else:
         split, data_name = _first(data, recipe), ""
-    maxima = channel_maxima(model, split, recipe, dialect, cancel=cancel)
-    found = Calibrated(dialect, channel_maxima=maxima)
+    found = Calibrated(dialect, pruned=pruned_weights(model, split, recipe, dialect, cancel=cancel))
+    found = replace(found, channel_maxima=channel_maxima(model, split, recipe, found, cancel=cancel))
     before = (model.sha256, recipe.fusion, _before(recipe), dialect, split.sha256)
     if recipe.uses_magnitudes:
 
@@ -75,7 +83,7 @@ def calibrate(
 
         largest = observe() if store is None else store.remember(Magnitudes, before, observe)
         found = replace(found, magnitudes=largest.of)
-    if recipe.uses_magnitudes and not recipe.needs_calibration:
+    if recipe.uses_samples and not recipe.needs_calibration:
         return found
 
     def collect() -> tuple[CalibrationTable, float]:

@@ -32,7 +32,7 @@ from workbench.recipes import Quantize, Recipe, Step, named
 from workbench.records import Model
 from workbench.transformation.intermediate_outputs import Observation
 from workbench.transformation.observing import calibrate_proto
-from workbench.transformation.steps import Calibrated, channel_maxima, observed
+from workbench.transformation.steps import Calibrated, channel_maxima, observed, pruned_weights
 from workbench.tuning.simulation import Rehearsal
 
 if TYPE_CHECKING:
@@ -221,7 +221,8 @@ def compare_calibrators(
         )
     if data.calibration is None:
         raise CalibrationError(f"The data {data.name!r} have no calibration samples. Split some off with split_off().")
-    known = Calibrated(dialect, channel_maxima=channel_maxima(model, data.calibration, recipe, dialect))
+    known = Calibrated(dialect, pruned=pruned_weights(model, data.calibration, recipe, dialect))
+    known = replace(known, channel_maxima=channel_maxima(model, data.calibration, recipe, known))
     table = observed(model, data.calibration, recipe, known, data_name=data.name)
     rehearsal = Rehearsal(model, recipe, data.evaluation, replace(known, table=table), metric=data.metric)
     rows, unit = [], ""

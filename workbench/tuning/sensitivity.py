@@ -209,7 +209,7 @@ def layer_costs(
 def _known(
     model: Model, data: Dataset, recipe: Recipe, dialect: str, store: Store, cancel: Callable[[], bool]
 ) -> Calibrated:
-    if not recipe.needs_calibration:
+    if not (recipe.needs_calibration or recipe.uses_samples):
         return Calibrated(dialect)
     return calibrate(model, data, recipe, dialect=dialect, store=store, cancel=cancel)
 

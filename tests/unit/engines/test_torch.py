@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import workbench as wb
 from workbench import engines
 from workbench.engines import torch as backend
 from workbench.engines.torch_lowering import lower
+from workbench.engines.torch_running import launching
 from workbench.errors import BuildError, EngineError, RunError
 from workbench.machine.store import Store, digest
 from workbench.measuring.latency import take_round
@@ -281,3 +284,37 @@ def test_compiled_kernels_are_not_taken_for_modules(model: Model, store: Store) 
         runner._call = lambda *tensors: tensors
         with pytest.raises(EngineError, match="stand for no single module"):
             runner.profile(replace(engine, backend="torch-compile"), FEEDS, 3)
+
+
+@pytest.mark.parametrize("recipe", ["fp32", "bf16"])
+def test_closing_frees_the_tensors_at_once(model: Model, store: Store, recipe: str) -> None:
+    engine = built(model, recipe, store)
+
+    def tensors() -> set[int]:
+        found = [item for item in gc.get_objects() if isinstance(item, torch.Tensor)]
+        return {id(item) for item in found if not isinstance(item, torch._subclasses.FakeTensor)}
+
+    gc.collect()
+    gc.disable()  # what lies in cycles would stay until Python looks for them, on a GPU with all its memory
+    try:
+        before = tensors()
+        with engines.open_runner(engine) as runner:
+            runner.infer(FEEDS)
+            weights = [weakref.ref(item) for item in (*runner._call.parameters(), *runner._call.buffers())]
+            # One of each: neither the program nor what was lowered keeps FP32 weights beside those that are used.
+            assert len(tensors() - before) <= len(weights) + 6
+        assert len(weights) == 9 and not any(item() is not None for item in weights)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("calls", "found"),
+    [
+        ([], {}),
+        ([(5e-3, 5.1e-3), (6e-3, 6.1e-3), (7e-3, 7.1e-3)], {"host_launch_seconds": 6e-3, "launch_bound": True}),
+        ([(1e-3, 5e-3), (1e-3, 6e-3), (9e-3, 9e-3)], {"host_launch_seconds": 1e-3, "launch_bound": False}),
+    ],
+)
+def test_launches_that_take_all_the_time_are_told(calls: list[tuple[float, float]], found: dict[str, object]) -> None:
+    assert launching(calls) == found

@@ -307,3 +307,22 @@ def test_a_report_that_fails_leaves_the_earlier_one(record: StudyRecord, tmp_pat
     with pytest.raises(AttributeError):
         reports.write(broken, path)
     assert path.read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize(("bound", "said"), [(5, True), (3, True), (2, False), (0, False)])
+def test_a_device_that_waits_for_the_host_is_said_where_most_rounds_did(bound: int, said: bool) -> None:
+    record = synthetic_study.study()
+    result = next(item for item in record.results if item.measurement is not None)
+    assert result.measurement is not None
+    state = {"host_launch_seconds": 6.3e-3}
+    rounds = tuple(
+        dataclasses.replace(
+            result.measurement.rounds[0], conditions={"device": {**state, "launch_bound": place < bound}}
+        )
+        for place in range(5)
+    )
+    waiting = dataclasses.replace(result, measurement=dataclasses.replace(result.measurement, rounds=rounds))
+    results = tuple(waiting if item is result else item for item in record.results)
+    told = [note for note in details.notes(dataclasses.replace(record, results=results), None) if "waits" in note]
+    assert bool(told) is said
+    assert all("6.3" in note and "CUDA graph" in note for note in told)

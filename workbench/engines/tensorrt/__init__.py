@@ -12,7 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from workbench.engines.base import BuildRequest, Missing
-from workbench.engines.tensorrt import building, capabilities, cuda, layers, log, parsing, refitting, running, timing
+from workbench.engines.tensorrt import (
+    building,
+    capabilities,
+    cuda,
+    inspecting,
+    layers,
+    log,
+    parsing,
+    refitting,
+    running,
+    timing,
+)
 from workbench.engines.tensorrt.capabilities import INSTALL, Capabilities
 from workbench.errors import BackendMissing, WorkbenchError
 from workbench.records import Engine, LayerTime, Variant
@@ -106,9 +117,7 @@ def layer_table(
     """
     with open_runner(engine, None) as runner:
         if feeds is None:
-            context = layers.typical_context(runner.engine, [spec.name for spec in engine.inputs])
-            found = layers.parse(layers.information(runner.caps, runner.engine, context))
-            del context
+            found = layers.parse(inspecting.describe(runner))
         else:
             seconds = timing.profile(runner, feeds, runs)  # and the context has the shapes of the feeds
             found = layers.parse(layers.information(runner.caps, runner.engine, runner.context))

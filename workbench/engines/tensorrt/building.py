@@ -30,7 +30,7 @@ from workbench.engines.tensorrt import (
     switches,
     timing_cache,
 )
-from workbench.engines.tensorrt.capabilities import Capabilities, Device
+from workbench.engines.tensorrt.capabilities import Capabilities, Device, name_of
 from workbench.engines.tensorrt.cuda import Cuda
 from workbench.errors import BuildError, CalibrationError, Cancelled, EngineError
 from workbench.records import Engine
@@ -135,7 +135,7 @@ def _fill_network(session: Session) -> None:
     for index in range(session.network.num_inputs):
         tensor = session.network.get_input(index)
         spec = next((item for item in session.request.variant.inputs if item.name == tensor.name), None)
-        if spec is not None and spec.dtype == "int64" and tensor.dtype.name == "INT32":
+        if spec is not None and spec.dtype == "int64" and name_of(tensor.dtype) == "INT32":
             session.notes.append(
                 f"TensorRT {caps.version} has no INT64: the input {spec.name!r} is INT32 inside, values are checked."
             )

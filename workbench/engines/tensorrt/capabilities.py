@@ -47,6 +47,15 @@ def library() -> Any:
     return tensorrt
 
 
+def name_of(member: Any) -> str:
+    """Return the name of an enum member: in 8.6 the `name` of a parser's ErrorCode is a function, not a string."""
+    name = getattr(member, "name", None)
+    if isinstance(name, str):
+        return name
+    known = getattr(type(member), "__members__", {})
+    return next((key for key, value in known.items() if value == member), str(member).rpartition(".")[2])
+
+
 class Capabilities:
     """What one tensorrt module offers."""
 

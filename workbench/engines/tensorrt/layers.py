@@ -127,8 +127,8 @@ def information(caps: Capabilities, engine: Any, context: Any = None) -> str:
     """Return TensorRT's description of an engine as JSON text, as it is (see `parse`).
 
     Args:
-        context: an execution context with the shapes of all inputs. Without one, an engine with dynamic shapes tells
-            neither types nor layouts ("N/A due to dynamic shapes").
+        context: an execution context that ran with the shapes that count. Without one, an engine with dynamic shapes
+            tells neither types nor layouts ("N/A due to dynamic shapes"); see `inspecting.describe`.
     """
     inspector = engine.create_engine_inspector()
     if context is not None:
@@ -144,11 +144,14 @@ def typical_context(engine: Any, inputs: Iterable[str]) -> Any:
             if any(size < 0 for size in engine.get_tensor_shape(name)):
                 _, typical, _ = engine.get_tensor_profile_shape(name, 0)
                 context.set_input_shape(name, tuple(typical))
+        context.infer_shapes()
     return context
 
 
 def read(path: Path) -> tuple[LayerInfo, ...]:
     """Read the layers that a build left beside its plan.
+
+    Where shapes are dynamic, 8.6 may leave types out before a first call; `tensorrt.layer_table` tells them always.
 
     Raises:
         EngineError: the file is missing, too large or damaged.

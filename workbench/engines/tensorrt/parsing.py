@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from workbench.engines.tensorrt.capabilities import Capabilities
+from workbench.engines.tensorrt.capabilities import Capabilities, name_of
 from workbench.errors import BuildError, UnsupportedOperator
 
 _NO_IMPORTER = re.compile(r"No importer registered for op: (\S+?)\.? ")
@@ -52,8 +52,7 @@ def _refusal(caps: Capabilities, errors: list[Any], graph: onnx.ModelProto, path
         return BuildError(f"TensorRT's parser refuses {path.name} and says nothing. Is its external data beside it?")
     words = [_sentence(error, graph) for error in errors]
     for error, sentence in zip(errors, words, strict=True):
-        code = getattr(error.code(), "name", str(error.code()))
-        if code.startswith("UNSUPPORTED_NODE") or _NO_IMPORTER.search(error.desc()):
+        if name_of(error.code()).startswith("UNSUPPORTED_NODE") or _NO_IMPORTER.search(error.desc()):
             return UnsupportedOperator(
                 f"TensorRT {caps.version} cannot run {sentence}. Export the model without this operator, or use the "
                 f"backend onnxruntime-cuda.",

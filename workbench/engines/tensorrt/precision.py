@@ -165,4 +165,9 @@ def _notes(device: Device, recipe: Recipe, formats: tuple[str, ...]) -> tuple[st
         notes.append(f"{device.name} has no INT8 tensor cores (they came with 7.5); INT8 is slower than it could be.")
     if recipe.step("sparsify") is not None and device.compute_capability < (8, 0):
         notes.append(f"{device.name} has no sparse tensor cores (they came with 8.0); 2:4 zeros gain no time there.")
+    elif recipe.step("sparsify") is not None and formats == ("fp32",):
+        notes.append(
+            "There are no sparse tensor cores for FP32, so 2:4 zeros gain no time in this recipe. Prune in FP16 or INT8: "
+            "'sparse-2:4-fp16', 'sparse-2:4-int8'."
+        )
     return tuple(notes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,11 +59,12 @@ def refit(
         runtime, opened = plan.deserialize(caps, logger, data, version_compatible=sidecar.version_compatible)
         _exchange(caps, opened, logger, source, journal)
         fresh = bytes(memoryview(opened.serialize()))
-        context = layers.typical_context(opened, [spec.name for spec in engine.inputs])
-        (folder / layers.FILE_NAME).write_text(layers.information(caps, opened, context), encoding="utf-8")
-        del context, opened, runtime
+        del opened, runtime
     finally:
         journal.close()
+    told = Path(engine.folder or "") / layers.FILE_NAME
+    if engine.folder and told.is_file():
+        shutil.copy(told, folder / layers.FILE_NAME)  # other weights change no layer
     kept = {name: value for name, value in vars(sidecar).items() if name != "sha256"}
     written = plan.write(folder / plan.PLAN_NAME, fresh, **kept)
     return replace(

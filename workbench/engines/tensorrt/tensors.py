@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from workbench.engines.tensorrt.capabilities import Capabilities
+from workbench.engines.tensorrt.capabilities import Capabilities, name_of
 from workbench.errors import EngineError, RunError
 from workbench.records import TensorSpec
 
@@ -56,7 +56,7 @@ def of_engine(caps: Capabilities, engine: Any, specs: Mapping[str, TensorSpec]) 
     found = []
     for index in range(engine.num_io_tensors):
         name = str(engine.get_tensor_name(index))
-        kind = engine.get_tensor_dtype(name).name
+        kind = name_of(engine.get_tensor_dtype(name))
         if name not in specs:
             raise EngineError(f"The plan has the tensor {name!r}, the model does not. Rebuild the engine.")
         if kind not in _DTYPES:

@@ -45,6 +45,8 @@ WEAK = {
     "int8-kl": ["INT8"],
     "int8-kl-fp16": ["FP16", "INT8"],
     "sparse-2:4": ["SPARSE_WEIGHTS"],
+    "sparse-2:4-fp16": ["FP16", "SPARSE_WEIGHTS"],
+    "sparse-2:4-int8": ["INT8", "SPARSE_WEIGHTS"],
 }
 
 
@@ -172,6 +174,12 @@ def test_a_device_that_gains_nothing_is_noted(machine, tmp_path: Path, recipe: s
     machine.cuda.name, machine.cuda.capability = "Tesla V100", (7, 0)
     engine = machine.build(variant(tmp_path, recipe, machine.dialect))
     assert any(said in note for note in engine.notes)
+
+
+@pytest.mark.parametrize(("recipe", "said"), [("sparse-2:4", True), ("sparse-2:4-fp16", False), ("fp32", False)])
+def test_zeros_that_gain_nothing_in_fp32_are_noted(machine, tmp_path: Path, recipe: str, said: bool) -> None:
+    notes = machine.build(variant(tmp_path, recipe, machine.dialect)).notes
+    assert any("no sparse tensor cores for FP32" in note and "sparse-2:4-fp16" in note for note in notes) is said
 
 
 def test_the_formats_of_a_recipe() -> None:
