@@ -90,13 +90,15 @@ def child_main(folder: Path) -> None:
 def caller(slowdown: float) -> Callable[..., child.Answer]:
     """Return what stands in for `workbench.machine.child.call`: the same fresh process a round, running `child_main`."""
 
-    def call(target: str, job: dict[str, Any], arrays: Any, *, cancel: Any) -> child.Answer:
+    def call(target: str, job: measurement.RoundJob, arrays: Any, *, returns: type, handle: Any) -> child.Answer:
         with tempfile.TemporaryDirectory(prefix="aa-test-") as name:
             folder = Path(name)
-            (folder / "job.json").write_text(json.dumps({**job, "slowdown": slowdown}), encoding="utf-8")
+            (folder / "job.json").write_text(
+                json.dumps({**codec.to_plain(job), "slowdown": slowdown}), encoding="utf-8"
+            )
             np.savez(folder / "feeds.npz", **arrays)
             subprocess.run([sys.executable, __file__, "--child", name], check=True)
-            return child.Answer(json.loads((folder / "round.json").read_text(encoding="utf-8")))
+            return child.Answer(codec.from_json(returns, (folder / "round.json").read_text(encoding="utf-8")))
 
     return call
 

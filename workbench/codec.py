@@ -81,10 +81,10 @@ def from_plain(kind: type[Record], plain: Any) -> Record:
             f"{kind.__name__} has schema_version {found}; this code reads up to {SCHEMA_VERSION}. Update trt-workbench."
         )
     try:
-        return typing.cast(Record, _decode(kind, plain, kind.__name__))
+        return typing.cast(Record, _decode(kind, plain, getattr(kind, "__name__", "record")))
     except (TypeError, ValueError, KeyError) as error:
         raise StoreError(
-            f"Cannot read a {kind.__name__}: {error}. The file was damaged or written by something else."
+            f"Cannot read a {getattr(kind, '__name__', 'record')}: {error}. The file was damaged or written by something else."
         ) from error
 
 

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from workbench import codec, engines
+from workbench import engines
 from workbench.engines.base import Feeds
 from workbench.machine import child
+from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.records import BuildOptions, Engine, LayerTime, Variant
+
+
+@dataclass(frozen=True)
+class BuildJob:
+    """What `build` sends; paths as text."""
+
+    variant: Variant
+    backend: str
+    options: BuildOptions
+    store: str
+    calibration: str | None
+
+
+@dataclass(frozen=True)
+class InferJob:
+    """What `infer` sends."""
+
+    engine: Engine
+    batch: int
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class ProfileJob:
+    """What `layer_times` sends."""
+
+    engine: Engine
+    runs: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What comes back to `layer_times`."""
+
+    layers: tuple[LayerTime, ...]
 
 
 def build(
@@ -22,8 +57,7 @@ def build(
     *,
     store: Store | None = None,
     calibration: Path | None = None,
-    cancel: Callable[[], bool] = lambda: False,
-    on_line: Callable[[str], None] = lambda line: None,
+    handle: Handle = QUIET,
 ) -> Engine:
     """Build an engine from a variant, in a fresh process.
 
@@ -32,43 +66,38 @@ def build(
         options: None takes one thread and the engine's own choices.
         store: keeps the engine's files; None takes the default store.
         calibration: `.npz` of calibration feeds, for native calibrators only.
-        cancel: asked now and then; True ends the build.
-        on_line: called with each line of the build's log.
+        handle: the caller's, which may end the build and is told each line of its log.
 
     Raises:
         BackendMissing: the backend cannot be used here.
         BuildError: the backend refuses the variant (UnsupportedOperator, OutOfMemory where that is why).
         ChildKilled: the builder crashed or was killed.
-        Cancelled: `cancel` said so.
+        Cancelled: the caller stopped it.
     """
     name, _ = engines.choose(backend)
     store = store or Store()
-    job = {
-        "variant": codec.to_plain(variant),
-        "backend": name,
-        "options": codec.to_plain(options or BuildOptions()),
-        "store": str(store.root),
-        "calibration": None if calibration is None else str(calibration),
-    }
-    answer = child.call("workbench.engines.jobs:build_job", job, cancel=cancel, on_line=on_line)
-    return codec.from_plain(Engine, answer.plain)
+    job = BuildJob(
+        variant, name, options or BuildOptions(), str(store.root), None if calibration is None else str(calibration)
+    )
+    engine: Engine = child.call("workbench.engines.jobs:build_job", job, returns=Engine, handle=handle).record
+    return engine
 
 
-def build_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def build_job(job: BuildJob, arrays: Feeds) -> tuple[Engine, dict[str, np.ndarray]]:
     """Be the child of `build`."""
     engine = engines.build(
-        codec.from_plain(Variant, job["variant"]),
-        job["backend"],
-        codec.from_plain(BuildOptions, job["options"]),
-        store=Store(job["store"]),
-        calibration=None if job["calibration"] is None else Path(job["calibration"]),
+        job.variant,
+        job.backend,
+        job.options,
+        store=Store(job.store),
+        calibration=None if job.calibration is None else Path(job.calibration),
         log=lambda line: print(line, flush=True),  # noqa: T201 - the parent reads the child's output as the log
     )
-    return codec.to_plain(engine), {}
+    return engine, {}
 
 
 def infer(
-    engine: Engine, feeds: Feeds, batch: int, *, threads: int | None = None, cancel: Callable[[], bool] = lambda: False
+    engine: Engine, feeds: Feeds, batch: int, *, threads: int | None = None, handle: Handle = QUIET
 ) -> dict[str, np.ndarray]:
     """Run an engine over many samples in a fresh process.
 
@@ -80,32 +109,30 @@ def infer(
         Output name -> outputs of all samples on axis 0.
 
     Raises:
-        RunError: the feeds do not fit; ChildKilled: the engine crashed; Cancelled: `cancel` said so.
+        RunError: the feeds do not fit; ChildKilled: the engine crashed; Cancelled: the caller stopped it.
     """
-    job = {"engine": codec.to_plain(engine), "batch": batch, "threads": threads}
-    return child.call("workbench.engines.jobs:infer_job", job, feeds, cancel=cancel).arrays
+    job = InferJob(replace(engine, log=""), batch, threads)
+    return child.call("workbench.engines.jobs:infer_job", job, feeds, handle=handle).arrays
 
 
-def infer_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def infer_job(job: InferJob, arrays: Feeds) -> tuple[None, dict[str, np.ndarray]]:
     """Be the child of `infer`."""
-    engine = codec.from_plain(Engine, job["engine"])
+    engine = job.engine
     count = len(next(iter(arrays.values())))
     fixed = next((spec.shape[0] for spec in engine.inputs if spec.shape and spec.shape[0] is not None), None)
-    batch = fixed or job["batch"]
+    batch = fixed or job.batch
     parts: dict[str, list[np.ndarray]] = {}
-    with engines.open_runner(engine, job["threads"]) as runner:
+    with engines.open_runner(engine, job.threads) as runner:
         for start in range(0, count, batch):
             rows = np.arange(start, min(start + batch, count))
             fed = rows if fixed is None else np.resize(rows, batch)
             outputs = runner.infer({name: array[fed] for name, array in arrays.items()})
             for name, value in outputs.items():
                 parts.setdefault(name, []).append(value[: len(rows)])
-    return {}, {name: np.concatenate(values) for name, values in parts.items()}
+    return None, {name: np.concatenate(values) for name, values in parts.items()}
 
 
-def layer_times(
-    engine: Engine, feeds: Feeds, *, runs: int = 30, cancel: Callable[[], bool] = lambda: False
-) -> tuple[LayerTime, ...]:
+def layer_times(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle = QUIET) -> tuple[LayerTime, ...]:
     """Profile an engine's layers in a fresh process; see `engines.base.Backend.layer_times`.
 
     Args:
@@ -116,13 +143,11 @@ def layer_times(
         EngineError: the backend has no profiler of layers, or refuses the engine or the feeds.
         ChildKilled, Cancelled: as every child process.
     """
-    job = {"engine": codec.to_plain(engine), "runs": runs}
-    answer = child.call("workbench.engines.jobs:layer_times_job", job, feeds, cancel=cancel)
-    return tuple(codec.from_plain(LayerTime, item) for item in answer.plain["layers"])
+    job = ProfileJob(replace(engine, log=""), runs)
+    found = child.call("workbench.engines.jobs:profile_job", job, feeds, returns=Profile, handle=handle).record
+    return tuple(found.layers)
 
 
-def layer_times_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def profile_job(job: ProfileJob, arrays: Feeds) -> tuple[Profile, dict[str, np.ndarray]]:
     """Be the child of `layer_times`."""
-    engine = codec.from_plain(Engine, job["engine"])
-    found = engines.backend(engine.backend).layer_times(engine, arrays, job["runs"])
-    return {"layers": codec.to_plain(found)}, {}
+    return Profile(tuple(engines.backend(job.engine.backend).layer_times(job.engine, arrays, job.runs))), {}

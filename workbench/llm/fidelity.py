@@ -6,7 +6,7 @@ greedy answers stay the same show them. Raw values a window or prompt; scores ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from workbench.errors import Cancelled, DataError
 from workbench.judging import statistics
 from workbench.llm.generation import generate
 from workbench.llm.loading import LanguageModel
+from workbench.machine.handle import QUIET, Handle
 from workbench.records import Engine
 
 # Logits and caches of one chunk of windows, which are held twice: the variant's and the parent's.
@@ -89,7 +90,7 @@ def quality(
     new_tokens: int = 32,
     batch: int = 8,
     threads: int | None = None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> Quality:
     """Compare a variant with its FP32 parent on held-out text, window by window, and on greedy answers.
 
@@ -101,7 +102,7 @@ def quality(
 
     Raises:
         DataError: data are not bound to a decoder, or prompts do not fit.
-        RunError, ChildKilled: an engine failed; Cancelled: `cancel` said so.
+        RunError, ChildKilled: an engine failed; Cancelled: the caller stopped it.
     """
     evaluation = data.bound_to(language.model).evaluation
     if evaluation.labels is None:
@@ -111,12 +112,12 @@ def quality(
     for start in range(0, len(evaluation), size):
         rows = slice(start, start + size)
         feeds = {name: array[rows] for name, array in evaluation.inputs.items()}
-        ours = jobs.infer(engine, feeds, batch, threads=threads, cancel=cancel)[LOGITS]
+        ours = jobs.infer(engine, feeds, batch, threads=threads, handle=handle)[LOGITS]
         same = engine == parent
-        theirs = ours if same else jobs.infer(parent, feeds, batch, threads=threads, cancel=cancel)[LOGITS]
+        theirs = ours if same else jobs.infer(parent, feeds, batch, threads=threads, handle=handle)[LOGITS]
         parts.append(compare_logits(ours, theirs, evaluation.labels[rows]))
     loss, parent_loss, agreement, divergence = np.concatenate(parts, axis=1)
-    if cancel():
+    if handle.cancelled():
         raise Cancelled("Stopped as asked before greedy answers were compared.")
     match = _match_lengths(language, (engine, parent), prompts, new_tokens, threads) if prompts else ()
     return Quality(

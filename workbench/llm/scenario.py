@@ -22,6 +22,7 @@ from workbench.llm.loading import LanguageModel
 from workbench.llm.requests import Request, Traffic, draw, longest
 from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching, Policy, Served, serve
 from workbench.machine import child, conditions
+from workbench.machine.handle import QUIET, Handle
 from workbench.records import Engine
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def serve_traffic(
     *,
     traffic: Traffic | None = None,
     threads: int | None = None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> list[ServingRun]:
     """Serve the same requests under every policy at every rate, in a fresh process each policy.
 
@@ -133,16 +134,16 @@ def serve_traffic(
 
     Raises:
         DataError: a rate that is not positive, too little text, or requests longer than the model takes.
-        ChildKilled, RunError, EngineError: the server failed; Cancelled: `cancel` said so.
+        ChildKilled, RunError, EngineError: the server failed; Cancelled: the caller stopped it.
     """
     traffic = traffic or Traffic()
     found = []
     for policy in policies:
-        job = _job(engine, policy, traffic, threads) | {"rates": list(rates)}
+        job = ServeJob(_sent(engine, policy, traffic, threads), tuple(rates))
         for rate in rates:
             _check(language, traffic, rate, text)
-        answer = child.call("workbench.llm.scenario:serve_job", job, {"text": text}, cancel=cancel)
-        found += [codec.from_plain(ServingRun, plain) for plain in answer.plain["runs"]]
+        answer = child.call("workbench.llm.scenario:serve_job", job, {"text": text}, returns=ServedRuns, handle=handle)
+        found += answer.record.runs
     return found
 
 
@@ -158,7 +159,7 @@ def highest_rate(
     of: Moment = "answer",
     first_rate: float = 10.0,
     threads: int | None = None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> HighestRate:
     """Find the highest rate at which a percentile of the waits stays under a limit.
 
@@ -175,10 +176,10 @@ def highest_rate(
             f"{required_samples(quantile)}. Pass more requests, or a lower quantile."
         )
     _check(language, traffic, first_rate, text)
-    terms = {"limit_seconds": limit_seconds, "quantile": quantile, "of": of, "first_rate": first_rate}
-    job = _job(engine, policy, traffic, threads) | terms
-    answer = child.call("workbench.llm.scenario:search_job", job, {"text": text}, cancel=cancel)
-    return codec.from_plain(HighestRate, answer.plain)
+    job = SearchJob(_sent(engine, policy, traffic, threads), limit_seconds, quantile, of, first_rate)
+    answer = child.call("workbench.llm.scenario:search_job", job, {"text": text}, returns=HighestRate, handle=handle)
+    found: HighestRate = answer.record
+    return found
 
 
 def table(runs: Sequence[ServingRun], limit_seconds: float = LIMIT_SECONDS) -> pd.DataFrame:
@@ -199,32 +200,63 @@ def table(runs: Sequence[ServingRun], limit_seconds: float = LIMIT_SECONDS) -> p
     return pd.DataFrame(rows)
 
 
-def serve_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@dataclass(frozen=True)
+class _Sent:
+    """What every job of this module sends; a policy as its kind and its fields."""
+
+    engine: Engine
+    policy: dict[str, Any]
+    traffic: Traffic
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class ServeJob:
+    """What `serve_traffic` sends to each process."""
+
+    sent: _Sent
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class ServedRuns:
+    """What comes back to `serve_traffic`."""
+
+    runs: tuple[ServingRun, ...]
+
+
+@dataclass(frozen=True)
+class SearchJob:
+    """What `highest_rate` sends."""
+
+    sent: _Sent
+    limit_seconds: float
+    quantile: float
+    of: Moment
+    first_rate: float
+
+
+def serve_job(job: ServeJob, arrays: Feeds) -> tuple[ServedRuns, dict[str, np.ndarray]]:
     """Be the child of `serve_traffic`."""
-    traffic = codec.from_plain(Traffic, job["traffic"])
-    engine = codec.from_plain(Engine, job["engine"])
-    policy = _policy(job["policy"])
-    with open_decoder(engine, job["threads"]) as decoder:
-        _warm_up(decoder, traffic, policy, arrays["text"])
-        runs = [run_once(decoder, engine, policy, rate, draw(traffic, rate, arrays["text"])) for rate in job["rates"]]
-    return {"runs": [codec.to_plain(run) for run in runs]}, {}
+    sent, policy, text = job.sent, _policy(job.sent.policy), arrays["text"]
+    with open_decoder(sent.engine, sent.threads) as decoder:
+        _warm_up(decoder, sent.traffic, policy, text)
+        runs = [run_once(decoder, sent.engine, policy, rate, draw(sent.traffic, rate, text)) for rate in job.rates]
+    return ServedRuns(tuple(runs)), {}
 
 
-def search_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def search_job(job: SearchJob, arrays: Feeds) -> tuple[HighestRate, dict[str, np.ndarray]]:
     """Be the child of `highest_rate`."""
-    traffic = codec.from_plain(Traffic, job["traffic"])
-    engine = codec.from_plain(Engine, job["engine"])
-    policy, limit, quantile, of = _policy(job["policy"]), job["limit_seconds"], job["quantile"], job["of"]
-    with open_decoder(engine, job["threads"]) as decoder:
-        _warm_up(decoder, traffic, policy, arrays["text"])
+    sent, policy, text = job.sent, _policy(job.sent.policy), arrays["text"]
+    late = (job.limit_seconds, job.quantile, job.of)
+    with open_decoder(sent.engine, sent.threads) as decoder:
+        _warm_up(decoder, sent.traffic, policy, text)
 
         def probe(rate: float) -> ServingRun:
-            requests = draw(traffic, rate, arrays["text"])
-            return run_once(decoder, engine, policy, rate, requests, late=(limit, quantile, of))
+            return run_once(decoder, sent.engine, policy, rate, draw(sent.traffic, rate, text), late=late)
 
-        passed, failed, probes = search(probe, lambda run: _keeps(run, limit, quantile, of), job["first_rate"])
-    found = HighestRate(policy.label, quantile, limit, of, passed, failed, tuple(probes))
-    return codec.to_plain(found), {}
+        passed, failed, probes = search(probe, lambda run: _keeps(run, *late), job.first_rate)
+    return HighestRate(policy.label, job.quantile, job.limit_seconds, job.of, passed, failed, tuple(probes)), {}
 
 
 def search(
@@ -303,13 +335,9 @@ def _warm_up(decoder: Decoder, traffic: Traffic, policy: Policy, text: np.ndarra
     serve(decoder, draw(few, 1e6, text), policy)
 
 
-def _job(engine: Engine, policy: Policy, traffic: Traffic, threads: int | None) -> dict[str, Any]:
-    return {
-        "engine": codec.to_plain(replace(engine, log="")),
-        "policy": {"kind": type(policy).__name__, **codec.to_plain(policy)},
-        "traffic": codec.to_plain(traffic),
-        "threads": threads,
-    }
+def _sent(engine: Engine, policy: Policy, traffic: Traffic, threads: int | None) -> _Sent:
+    plain = {"kind": type(policy).__name__, **codec.to_plain(policy)}
+    return _Sent(replace(engine, log=""), plain, traffic, threads)
 
 
 def _policy(plain: dict[str, Any]) -> Policy:

@@ -22,6 +22,7 @@ from workbench.llm.generation import Sequences
 from workbench.llm.loading import LanguageModel
 from workbench.llm.memory import weights_read_bytes
 from workbench.machine import child, conditions, device
+from workbench.machine.handle import QUIET, Handle
 from workbench.measuring import latency
 from workbench.records import Engine, Measurement, Progress, Protocol, Round
 from workbench.study.progress import Listener
@@ -108,7 +109,7 @@ def measure_generation(
     threads: int | None = None,
     cuda_graph: bool = False,
     progress: Listener = lambda step: None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> list[GenerationMeasurement]:
     """Measure engines in turns: a round is a fresh process a contestant, which runs every workload.
 
@@ -123,7 +124,7 @@ def measure_generation(
 
     Raises:
         DataError: no contestant or workload, two of one name, or more tokens than the model takes.
-        ChildKilled, RunError, EngineError: a process failed; Cancelled: `cancel` said so.
+        ChildKilled, RunError, EngineError: a process failed; Cancelled: the caller stopped it.
     """
     runners = [_contestant(item, threads, cuda_graph) for item in contestants]
     _check(language, runners, workloads)
@@ -140,13 +141,13 @@ def measure_generation(
 
     numbers = itertools.count()
     for index, name in latency.turns(lacking, lambda: next(numbers), seed=protocol.seed, beside=runners[0].name):
-        if cancel():
+        if handle.cancelled():
             raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}.")
         fraction = sum(len(rounds) for rounds in taken.values()) / (protocol.rounds * len(runners))
         progress(Progress("measure", name, fraction, f"round {index + 1} of {protocol.rounds}"))
         runner = by_name[name]
-        answer = child.call(runner.target, {**plain, **runner.job, "index": index}, cancel=cancel)
-        taken[name].append(answer.plain["workloads"])
+        answer = child.call(runner.target, {**plain, **runner.job, "index": index}, handle=handle)
+        taken[name].append(answer.record["workloads"])
     progress(Progress("measure", "", 1.0, "done"))
     environment = device.describe()
     return [

@@ -7,7 +7,7 @@ nearest to an image, for every pair of lowered towers.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from workbench.datasets.metrics import top1
 from workbench.engines import jobs
 from workbench.errors import DataError
 from workbench.judging import accuracy, statistics
+from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.models import load
 from workbench.recipes import Recipe
@@ -112,12 +113,12 @@ def run_towers(
     options: BuildOptions | None = None,
     store: Store | None = None,
     progress: Listener | None = None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> TowerStudies:
     """Run a study of each tower under the same recipes, then judge each recipe's pair of towers together.
 
     Args:
-        recipes, backend, protocol, options, store, progress, cancel: as for `workbench.run`; the first recipe is the
+        recipes, backend, protocol, options, store, progress: as for `workbench.run`; the first recipe is the
             baseline, and the parent of the joint comparison.
 
     Raises:
@@ -141,11 +142,11 @@ def run_towers(
             baseline=baseline,
             store=store,
             progress=progress,
-            cancel=cancel,
+            cancel=handle.cancelled,
         )
         for model, data in ((towers.images, towers.image_data), (towers.texts, towers.text_data))
     ]
-    return TowerStudies(studies[0], studies[1], _joint(towers, studies[0], studies[1], baseline, cancel))
+    return TowerStudies(studies[0], studies[1], _joint(towers, studies[0], studies[1], baseline, handle))
 
 
 def class_scores(images: np.ndarray, texts: np.ndarray, text_classes: np.ndarray, classes: int) -> np.ndarray:
@@ -171,7 +172,7 @@ def class_scores(images: np.ndarray, texts: np.ndarray, text_classes: np.ndarray
 
 
 def _joint(
-    towers: TwoTowers, image_study: Study, text_study: Study, baseline: str, cancel: Callable[[], bool]
+    towers: TwoTowers, image_study: Study, text_study: Study, baseline: str, handle: Handle
 ) -> dict[str, Accuracy]:
     image_classes = np.asarray(towers.image_data.evaluation.labels)
     text_classes = np.asarray(towers.text_data.evaluation.labels)
@@ -182,7 +183,7 @@ def _joint(
         engines = (image_study[name].engine, text_study[name].engine)
         if engines[0] is None or engines[1] is None:
             return None  # its failure is in the tower's study
-        pictures, words = _embeddings(engines[0], images, cancel), _embeddings(engines[1], texts, cancel)
+        pictures, words = _embeddings(engines[0], images, handle), _embeddings(engines[1], texts, handle)
         return class_scores(pictures, words, text_classes, classes)
 
     parent = scores(baseline)
@@ -204,8 +205,8 @@ def _joint(
     return found
 
 
-def _embeddings(engine: Engine, data: Dataset, cancel: Callable[[], bool]) -> np.ndarray:
-    return next(iter(jobs.infer(engine, data.evaluation.inputs, 64, cancel=cancel).values()))
+def _embeddings(engine: Engine, data: Dataset, handle: Handle) -> np.ndarray:
+    return next(iter(jobs.infer(engine, data.evaluation.inputs, 64, handle=handle).values()))
 
 
 def _captions(templates: Sequence[str], written: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

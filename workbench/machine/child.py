@@ -1,6 +1,6 @@
 """Run one function in a fresh Python process: a crash there is an error here, not the end of the notebook.
 
-The job travels as JSON and the arrays as an `.npz` in a folder; the answer comes back the same way, written
+The job, a record, travels as JSON and the arrays as an `.npz` in a folder; the answer comes back the same way, written
 whole or not at all. Knows nothing of what the job does.
 """
 
@@ -17,62 +17,66 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+import typing
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from workbench import errors
-from workbench.errors import Cancelled, ChildKilled, WorkbenchError
+from workbench import codec, errors
+from workbench.errors import ChildKilled, WorkbenchError
+from workbench.machine.handle import QUIET, Handle
 
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 2.0
 _LOG_CHARACTERS = 20_000
 
 Arrays = Mapping[str, np.ndarray]
-Job = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the function in the child returned: plain JSON data and arrays; and what the child printed."""
+    """What the function in the child returned, a record and arrays; and what the child printed."""
 
-    plain: dict[str, Any]
+    record: Any
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     log: str = ""
 
 
 def call(
     target: str,
-    job: Job,
+    job: Any,
     arrays: Arrays | None = None,
     *,
-    cancel: Callable[[], bool] = lambda: False,
-    on_line: Callable[[str], None] = lambda line: None,
+    returns: type | None = None,
+    handle: Handle = QUIET,
 ) -> Answer:
     """Run `target(job, arrays)` in a fresh process and wait for its answer.
 
     Args:
-        target: `workbench.module:function`; it takes (job, arrays) and returns (plain, arrays).
-        job: JSON types only.
+        target: `workbench.module:function`; it takes (job, arrays), its first parameter annotated with the job's type,
+            and returns (record, arrays).
+        job: a record, as `workbench.codec` writes it.
         arrays: input arrays by name.
-        cancel: asked about 50 times a second; True ends the child.
-        on_line: called with each line that the child prints, in this thread.
+        returns: type of the record that comes back; None where it is plain data.
+        handle: the caller's; asked about 50 times a second whether to end the child, and told each line that it prints,
+            in this thread.
 
     Raises:
-        Cancelled: `cancel` said so.
+        Cancelled: the caller stopped it.
         ChildKilled: the process ended without an answer; names the signal and holds its last words.
         WorkbenchError: what the function raised, as the same class.
     """
     with tempfile.TemporaryDirectory(prefix="workbench-") as name:
         folder = Path(name)
-        (folder / "job.json").write_text(json.dumps({"target": target, "job": job}), encoding="utf-8")
+        request = {"target": target, "job": codec.to_plain(job)}
+        (folder / "job.json").write_text(json.dumps(request), encoding="utf-8")
         np.savez(folder / "arrays.npz", **dict(arrays or {}))  # type: ignore[arg-type]
         with (folder / "log.txt").open("wb") as log, _started(folder, log) as process:
-            _wait(process, folder, cancel, on_line)
-        return _answer(process, folder, target)
+            _wait(process, folder, handle)
+        return _answer(process, folder, target, returns)
 
 
 @contextlib.contextmanager
@@ -106,22 +110,19 @@ def _started(folder: Path, log: Any) -> Iterator[subprocess.Popen[bytes]]:
             process.stdin.close()
 
 
-def _wait(
-    process: subprocess.Popen[bytes], folder: Path, cancel: Callable[[], bool], on_line: Callable[[str], None]
-) -> None:
+def _wait(process: subprocess.Popen[bytes], folder: Path, handle: Handle) -> None:
     with (folder / "log.txt").open(encoding="utf-8", errors="replace") as lines:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL_SECONDS)
             for line in lines:
-                on_line(line.rstrip("\n"))
+                handle.on_line(line.rstrip("\n"))
             if process.returncode is not None:
                 return
-            if cancel():
-                raise Cancelled("Stopped as asked. What was finished before is kept; run again to go on from there.")
+            handle.check()
 
 
-def _answer(process: subprocess.Popen[bytes], folder: Path, target: str) -> Answer:
+def _answer(process: subprocess.Popen[bytes], folder: Path, target: str, returns: type | None) -> Answer:
     log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
     answer = folder / "answer.json"
     if not answer.exists():
@@ -130,7 +131,8 @@ def _answer(process: subprocess.Popen[bytes], folder: Path, target: str) -> Answ
     if "error" in plain:
         raise _raised(plain, log)
     with np.load(folder / "answer.npz", allow_pickle=False) as stored:
-        return Answer(plain["plain"], {name: stored[name] for name in stored.files}, log)
+        record = plain["plain"] if returns is None else codec.from_plain(returns, plain["plain"])
+        return Answer(record, {name: stored[name] for name in stored.files}, log)
 
 
 def _ending(code: int) -> str:
@@ -165,8 +167,10 @@ def main(folder: Path) -> None:
     try:
         with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
             given = {name: stored[name] for name in stored.files}
-        result, arrays = getattr(importlib.import_module(module), function)(request["job"], given)
-        plain = {"plain": result}
+        work = getattr(importlib.import_module(module), function)
+        kind = typing.get_type_hints(work).get("job", Any)
+        result, arrays = work(codec.from_plain(kind, request["job"]), given)
+        plain = {"plain": codec.to_plain(result)}
     except WorkbenchError as error:
         plain = {"error": type(error).__name__, "message": str(error), "log": getattr(error, "log", "")}
     except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the parent with its traceback

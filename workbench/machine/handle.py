@@ -48,3 +48,7 @@ class Handle:
         """
         if self.cancelled():
             raise Cancelled(f"Stopped as asked{where}. {KEPT}")
+
+
+# For callers who neither listen nor stop anything.
+QUIET = Handle()

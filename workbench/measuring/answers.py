@@ -6,7 +6,7 @@ logits of a language model need not all be held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from workbench.datasets import Dataset
 from workbench.engines import jobs
 from workbench.errors import LostAnswers
 from workbench.judging import accuracy
+from workbench.machine.handle import QUIET, Handle
 from workbench.records import Accuracy, Engine
 
 Outputs = dict[str, np.ndarray]
@@ -30,7 +31,7 @@ def check(
     *,
     batch: int = 32,
     keep_parent: Path | None = None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> Accuracy:
     """Compare a variant's answers with its FP32 parent's, and with the labels where there are any.
 
@@ -39,7 +40,7 @@ def check(
         data: bound to the model (see `Dataset.bound_to`); its evaluation split is used.
         batch: samples a call.
         keep_parent: an existing folder in which the parent's outputs are kept for the next call.
-        cancel: asked now and then; True stops with Cancelled.
+        handle: the caller's, which may stop it.
 
     Raises:
         DataError: outputs and labels do not fit the metric.
@@ -49,8 +50,8 @@ def check(
     evaluation = data.evaluation
     accumulator = accuracy.Accumulator(data.metric)
     size = _chunk_size(engine, evaluation.inputs, batch, len(evaluation))
-    for rows, ours in _chunks(engine, evaluation.inputs, batch, size, cancel):
-        theirs = ours if engine == parent else _parent_outputs(parent, data, rows, batch, keep_parent, cancel)
+    for rows, ours in _chunks(engine, evaluation.inputs, batch, size, handle):
+        theirs = ours if engine == parent else _parent_outputs(parent, data, rows, batch, keep_parent, handle)
         _refuse_lost(engine, ours, theirs)
         accumulator.update(ours, theirs, None if evaluation.labels is None else evaluation.labels[rows])
     return accumulator.result(
@@ -86,26 +87,24 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _parent_outputs(
-    parent: Engine, data: Dataset, rows: slice, batch: int, folder: Path | None, cancel: Callable[[], bool]
+    parent: Engine, data: Dataset, rows: slice, batch: int, folder: Path | None, handle: Handle
 ) -> Outputs:
     kept = None if folder is None else folder / f"{parent.variant_sha256}-{rows.start}-{rows.stop}.npz"
     if kept is not None and kept.exists():
         with np.load(kept, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     feeds = {name: array[rows] for name, array in data.evaluation.inputs.items()}
-    outputs = jobs.infer(parent, feeds, batch, cancel=cancel)
+    outputs = jobs.infer(parent, feeds, batch, handle=handle)
     if kept is not None:
         np.savez(kept, **outputs)  # type: ignore[arg-type]
     return outputs
 
 
-def _chunks(
-    engine: Engine, inputs: Outputs, batch: int, size: int, cancel: Callable[[], bool]
-) -> Iterator[tuple[slice, Outputs]]:
+def _chunks(engine: Engine, inputs: Outputs, batch: int, size: int, handle: Handle) -> Iterator[tuple[slice, Outputs]]:
     count = len(next(iter(inputs.values())))
     for start in range(0, count, size):
         rows = slice(start, min(start + size, count))
-        yield rows, jobs.infer(engine, {name: array[rows] for name, array in inputs.items()}, batch, cancel=cancel)
+        yield rows, jobs.infer(engine, {name: array[rows] for name, array in inputs.items()}, batch, handle=handle)
 
 
 def _chunk_size(engine: Engine, inputs: Outputs, batch: int, count: int) -> int:

@@ -6,7 +6,6 @@ Exact means ONNX Runtime with its optimizer off on a graph whose integer product
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +16,7 @@ from workbench.engines import jobs
 from workbench.engines.onnxruntime import open_file
 from workbench.errors import BuildError, RunError
 from workbench.graph.exact import exact_form
+from workbench.machine.handle import QUIET, Handle
 from workbench.recipes import Precision, Recipe
 from workbench.records import Engine, Model, Variant
 
@@ -54,7 +54,7 @@ def arithmetic_note(
     variant: Variant,
     model: Model,
     split: Split,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> str | None:
     """Say that an engine computes a file differently than the file and the recipe explain; None where it does not.
 
@@ -81,7 +81,7 @@ def arithmetic_note(
             "The engine's arithmetic was not checked: the file holds integer operators of an engine's own, whose exact "
             "result is not defined."
         )
-    ours = jobs.infer(engine, feeds, len(rows), cancel=cancel)
+    ours = jobs.infer(engine, feeds, len(rows), handle=handle)
     return verdict(ours, exact, parent, variant.recipe, len(rows))
 
 

@@ -18,10 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from workbench import codec, engines
+from workbench import engines
 from workbench.engines.base import Feeds, Runner
 from workbench.errors import Cancelled, DataError, WorkbenchError
 from workbench.machine import child, conditions, device
+from workbench.machine.handle import QUIET, Handle
 from workbench.records import Engine, Failure, Measurement, Progress, Protocol, Round
 
 Clock = Callable[[], float]
@@ -36,7 +37,7 @@ def measure(
     *,
     threads: int | None = None,
     progress: Callable[[Progress], None] = lambda step: None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
     finished: Mapping[str, Sequence[Round]] | None = None,
     on_round: Callable[[Engine, Round], None] = lambda engine, item: None,
     call: Call = child.call,
@@ -60,7 +61,7 @@ def measure(
 
     Raises:
         DataError: no engines, two of one name, or a wrong batch.
-        Cancelled: `cancel` said so; finished rounds were handed to `on_round`.
+        Cancelled: the caller stopped it; finished rounds were handed to `on_round`.
     """
     protocol = protocol or Protocol()
     _check(built, feeds, protocol)
@@ -78,13 +79,13 @@ def measure(
     for index, name in turns(lacking, next_turn, seed=protocol.seed, beside=built[0].variant):
         if name in failures:
             continue
-        if cancel():
+        if handle.cancelled():
             raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}. Finished rounds are kept.")
         done = sum(min(len(taken), protocol.rounds) for taken in rounds.values())
         progress(Progress("measure", name, done / wanted, f"round {len(rounds[name]) + 1} of {protocol.rounds}"))
         engine = engines_by_name[name]
         try:
-            item = take_round(engine, feeds, protocol, index, threads=threads, cancel=cancel, call=call)
+            item = take_round(engine, feeds, protocol, index, threads=threads, handle=handle, call=call)
         except Cancelled:
             raise
         except WorkbenchError as error:
@@ -129,7 +130,7 @@ def take_round(
     index: int,
     *,
     threads: int | None = None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
     call: Call = child.call,
 ) -> Round:
     """Measure one round of one engine in a fresh process; arguments as for `measure`.
@@ -137,24 +138,26 @@ def take_round(
     Raises:
         EngineError, RunError: the engine cannot be opened, or refuses the feeds.
         ChildKilled: the process crashed or was killed.
-        Cancelled: `cancel` said so.
+        Cancelled: the caller stopped it.
     """
-    job = {
-        "engine": codec.to_plain(replace(engine, log="")),
-        "protocol": codec.to_plain(protocol),
-        "index": index,
-        "threads": _threads(engine, threads),
-    }
-    return codec.from_plain(Round, call(_JOB, job, feeds, cancel=cancel).plain)
+    job = RoundJob(replace(engine, log=""), protocol, index, _threads(engine, threads))
+    taken: Round = call(_JOB, job, feeds, returns=Round, handle=handle).record
+    return taken
 
 
-def measure_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+@dataclass(frozen=True)
+class RoundJob:
+    """What `take_round` sends."""
+
+    engine: Engine
+    protocol: Protocol
+    index: int
+    threads: int | None
+
+
+def measure_job(job: RoundJob, arrays: Feeds) -> tuple[Round, dict[str, np.ndarray]]:
     """Be the child of `take_round`: open the engine, take one round of samples."""
-    engine = codec.from_plain(Engine, job["engine"])
-    protocol = codec.from_plain(Protocol, job["protocol"])
-    threads = job["threads"]
-    item = round_here(lambda: engines.open_runner(engine, threads), arrays, protocol, job["index"])
-    return codec.to_plain(item), {}
+    return round_here(lambda: engines.open_runner(job.engine, job.threads), arrays, job.protocol, job.index), {}
 
 
 def round_here(

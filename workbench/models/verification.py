@@ -68,7 +68,8 @@ def _error_at(runner: Any, model: Model, feeds: dict[str, np.ndarray], expected:
     except RunError as error:
         raise ExportError(
             f"The exported {model.name} does not run on {shapes}, which the module takes: {error} A size of the example "
-            f"inputs was probably baked in. Rewrite the part that depends on it, or leave that axis out of dynamic (dynamic=False fixes all)."
+            f"inputs was probably baked in. Rewrite the part that depends on it, or leave that axis out of dynamic "
+            f"(dynamic=False fixes all)."
         ) from error
     largest = max((_relative_error(outputs[key], value) for key, value in expected.items()), default=0.0)
     if not largest <= LARGEST_RELATIVE_ERROR:  # also true for NaN

@@ -187,9 +187,7 @@ class _Run:
                 continue
             self._tick("measure", name, message=f"round {len(self._rounds(name)) + 1}")
             try:
-                taken = latency.take_round(
-                    engine, self.feeds, self.request.protocol, index, cancel=self.handle.cancelled
-                )
+                taken = latency.take_round(engine, self.feeds, self.request.protocol, index, handle=self.handle)
                 self.kept.keep(engine, taken)
                 self._put_rounds(name, engine, (*self._rounds(name), taken))
             except Cancelled:

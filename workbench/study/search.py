@@ -17,6 +17,7 @@ from workbench.datasets import Dataset
 from workbench.errors import CalibrationError, RecipeError
 from workbench.judging.accuracy import lowest_sqnr_db
 from workbench.judging.statistics import summary
+from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Model, Protocol
@@ -236,11 +237,16 @@ class _Search:
         known = Calibrated(dialect)
         if recipe.needs_calibration or recipe.uses_samples:
             known = calibrate(
-                self.model, self.data, recipe, dialect=dialect, store=self.store, cancel=self.how["cancel"]
+                self.model,
+                self.data,
+                recipe,
+                dialect=dialect,
+                store=self.store,
+                handle=Handle(cancelled=self.how["cancel"]),
             )
         costs = layer_costs(
             self.model, self.data, recipe, by=self.by, backend=self.how["backend"], batch=study.record.protocol.batch,
-            known=known, store=self.store, options=self.how["options"], cancel=self.how["cancel"],
+            known=known, store=self.store, options=self.how["options"], handle=Handle(cancelled=self.how["cancel"]),
         )  # fmt: skip
         self.costs[recipe.name] = costs
         ladder = _Ladder(recipe, sorted(costs.rows, key=_worth_keeping))

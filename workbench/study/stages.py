@@ -71,9 +71,7 @@ class Stages:
         """
         if self._samples(recipe) is None:
             return Calibrated(self.dialect)
-        return calibrate(
-            self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, cancel=self.handle.cancelled
-        )
+        return calibrate(self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, handle=self.handle)
 
     def variant(self, recipe: Recipe) -> Variant:
         """Apply a recipe, calibrating first where it needs that."""
@@ -104,8 +102,7 @@ class Stages:
                     self.options,
                     store=self.store,
                     calibration=feeds,
-                    cancel=self.handle.cancelled,
-                    on_line=self.handle.on_line,
+                    handle=self.handle,
                 )
 
         return self.store.remember(Engine, parts, make, lambda made: Path(made.path).exists())
@@ -125,8 +122,7 @@ class Stages:
             self._parent_folders.add(folder)
             ours, note = judged(engine, self.store)
             theirs = ours if engine == parent else judged(parent, self.store)[0]
-            cancel = self.handle.cancelled
-            made = check(ours, theirs, self.dataset, batch=self.batch, keep_parent=folder, cancel=cancel)
+            made = check(ours, theirs, self.dataset, batch=self.batch, keep_parent=folder, handle=self.handle)
             notes = made.notes if note is None else (*made.notes, note)
             return replace(made, variant_sha256=engine.variant_sha256, backend=engine.backend, notes=notes)
 
@@ -143,7 +139,7 @@ class Stages:
 
         def make() -> Note:
             variant = self.variant(recipe)
-            return Note(arithmetic_note(engine, variant, self.model, split, self.handle.cancelled) or "")
+            return Note(arithmetic_note(engine, variant, self.model, split, self.handle) or "")
 
         return self.store.remember(Note, ("arithmetic", *identity_of(engine), split.sha256), make).text or None
 
@@ -156,7 +152,7 @@ class Stages:
         def make() -> Note:
             known = self.calibrated(recipe)
             assert known.table is not None
-            how = Observation(samples=_MOST_WATCHED, cancel=self.handle.cancelled)
+            how = Observation(samples=_MOST_WATCHED, handle=self.handle)
             graph = observed_graph(self.model, recipe, known)
             return Note(alarmed(range_alarm(known.table, graph, self.dataset.evaluation.inputs, how)) or "")
 

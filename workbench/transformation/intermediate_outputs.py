@@ -23,6 +23,7 @@ from workbench.engines.onnxruntime import open_file
 from workbench.errors import CalibrationError, Cancelled
 from workbench.graph.files import fixed_batch, is_large, save
 from workbench.graph.tensor_types import tensor_types
+from workbench.machine.handle import QUIET, Handle
 from workbench.records import Progress
 
 Samples = Mapping[str, NDArray[Any]]
@@ -44,7 +45,7 @@ class Observation:
         threads: of the engine; None leaves the choice to it.
         largest_held_bytes: observed values held at a time.
         progress: called after each batch.
-        cancel: asked before each batch; True ends the pass.
+        handle: the caller's; asked before each batch whether to stop.
     """
 
     batch: int = 8
@@ -52,7 +53,7 @@ class Observation:
     threads: int | None = None
     largest_held_bytes: int = LARGEST_HELD_BYTES
     progress: Callable[[Progress], None] | None = None
-    cancel: Callable[[], bool] | None = None
+    handle: Handle = QUIET
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def batches(proto: onnx.ModelProto, names: Sequence[str], inputs: Samples, how: 
 
     Raises:
         CalibrationError: there are no samples, or they do not fit the graph's inputs.
-        Cancelled: `how.cancel` said so.
+        Cancelled: the caller stopped it.
         RunError, BuildError: ONNX Runtime cannot run the graph.
     """
     count, size = _sizes(proto, inputs, how)
@@ -95,7 +96,7 @@ def batches(proto: onnx.ModelProto, names: Sequence[str], inputs: Samples, how: 
     with ThreadPoolExecutor(1, "calibrate") as pool:
         running = pool.submit(next, stream, None)
         while (batch := running.result()) is not None:
-            if how.cancel is not None and how.cancel():
+            if how.handle.cancelled():
                 raise Cancelled(f"Calibration was cancelled before sample {batch.first} of {count}.")
             running = pool.submit(next, stream, None)
             yield batch

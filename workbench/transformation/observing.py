@@ -64,7 +64,7 @@ def calibrate_proto(
     Raises:
         CalibrationError: there are no samples, they do not fit the graph, or an activation is NaN or infinite (with
             `all`, only where quantization may ask for that activation).
-        Cancelled: `how.cancel` said so.
+        Cancelled: the caller stopped it.
     """
     names = _chosen(proto, tensors)
     wanted = set(observed_tensors(proto)) if tensors == "all" else set(names)

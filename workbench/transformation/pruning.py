@@ -33,7 +33,7 @@ def reconstruct(
 
     Raises:
         CalibrationError: there are no samples, or they do not fit the graph.
-        Cancelled: `how.cancel` said so.
+        Cancelled: the caller stopped it.
     """
     few = {name: array[:_SAMPLES] for name, array in inputs.items()}
     found: dict[str, Pruned] = {}

@@ -25,6 +25,7 @@ from workbench.graph.cpu_fit import write_origin
 from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
 from workbench.graph.pruned import Pruned
+from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Sparsify, Step, named
 from workbench.records import Model, StepReport, Variant
@@ -182,7 +183,7 @@ def observed(
     calibrated: Calibrated,
     *,
     data_name: str = "",
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> CalibrationTable:
     """Collect the activation statistics of a model in one streaming pass, on ONNX Runtime's CPU engine.
 
@@ -191,7 +192,7 @@ def observed(
         recipe: only what it does before quantization matters.
         calibrated: the dialect, and the channel maxima where the recipe smooths.
         data_name: kept in the table for people.
-        cancel: asked now and then; True stops with Cancelled.
+        handle: the caller's, which may stop it.
 
     Raises:
         CalibrationError: no samples, or activations that are not finite.
@@ -200,7 +201,7 @@ def observed(
         observed_graph(model, recipe, calibrated),
         split.inputs,
         Provenance(model.sha256, split.sha256, data_name),
-        Observation(cancel=cancel),
+        Observation(handle=handle),
     )
 
 
@@ -210,7 +211,7 @@ def pruned_weights(
     recipe: Recipe,
     dialect: str,
     *,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> dict[str, Pruned]:
     """Prune the weights that a recipe prunes, for the inputs that their layers get from these samples.
 
@@ -230,7 +231,7 @@ def pruned_weights(
     known = Calibrated(dialect)
     proto = observed_graph(model, Recipe(recipe.name, before), known)
     layers = sparsity.reconstructible(proto, step, known.context(model))
-    return pruning.reconstruct(proto, layers, split.inputs, Observation(cancel=cancel))
+    return pruning.reconstruct(proto, layers, split.inputs, Observation(handle=handle))
 
 
 def channel_maxima(
@@ -239,7 +240,7 @@ def channel_maxima(
     recipe: Recipe,
     known: Calibrated,
     *,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> dict[str, np.ndarray]:
     """Observe the largest |x| of each channel of the activations that a recipe's SmoothQuant step needs.
 
@@ -259,7 +260,7 @@ def channel_maxima(
     before = tuple(item for item in recipe.steps if item.kind in ("fuse", "sparsify"))
     proto = observed_graph(model, Recipe(recipe.name, before), known)
     tensors = smooth.smoothed_tensors(proto, step, known.context(model))
-    return observing.channel_maxima(proto, tensors, split.inputs, Observation(cancel=cancel))
+    return observing.channel_maxima(proto, tensors, split.inputs, Observation(handle=handle))
 
 
 def magnitudes(
@@ -268,7 +269,7 @@ def magnitudes(
     recipe: Recipe,
     calibrated: Calibrated,
     *,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> dict[str, float]:
     """Observe the largest |x| of every activation in FP32, by which FP16 decides what stays in FP32.
 
@@ -283,7 +284,7 @@ def magnitudes(
     Raises:
         CalibrationError: no samples, or they do not fit the graph.
     """
-    return observing.magnitudes(observed_graph(model, recipe, calibrated), split.inputs, Observation(cancel=cancel))
+    return observing.magnitudes(observed_graph(model, recipe, calibrated), split.inputs, Observation(handle=handle))
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:

@@ -16,6 +16,7 @@ from workbench.calibration.table import CalibrationTable
 from workbench.datasets import Dataset, Split
 from workbench.errors import CalibrationError
 from workbench.graph.dialects import of_this_cpu
+from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.recipes import Quantize, Recipe, named
 from workbench.records import Model
@@ -53,7 +54,7 @@ def calibrate(
     *,
     dialect: str | None = None,
     store: Store | None = None,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> Calibrated:
     """Find out what a recipe needs to know before it can be applied: pass it to `workbench.transform` as `table`.
 
@@ -63,7 +64,7 @@ def calibrate(
             the calibrators that `auto` chooses serve this one alone.
         dialect: what the engine that will run the file reads; None takes ONNX Runtime's for this CPU.
         store: remembers what was collected; None remembers nothing.
-        cancel: asked now and then; True stops with Cancelled.
+        handle: the caller's, which may stop it.
 
     Raises:
         CalibrationError: no samples, or activations that are not finite.
@@ -73,13 +74,13 @@ def calibrate(
         split, data_name = samples_of(data.bound_to(model), recipe), data.name
     else:
         split, data_name = _first(data, recipe), ""
-    found = Calibrated(dialect, pruned=pruned_weights(model, split, recipe, dialect, cancel=cancel))
-    found = replace(found, channel_maxima=channel_maxima(model, split, recipe, found, cancel=cancel))
+    found = Calibrated(dialect, pruned=pruned_weights(model, split, recipe, dialect, handle=handle))
+    found = replace(found, channel_maxima=channel_maxima(model, split, recipe, found, handle=handle))
     before = (model.sha256, recipe.fusion, _before(recipe), dialect, split.sha256)
     if recipe.uses_magnitudes:
 
         def observe() -> Magnitudes:
-            return Magnitudes(magnitudes(model, split, recipe, found, cancel=cancel))
+            return Magnitudes(magnitudes(model, split, recipe, found, handle=handle))
 
         largest = observe() if store is None else store.remember(Magnitudes, before, observe)
         found = replace(found, magnitudes=largest.of)
@@ -88,7 +89,7 @@ def calibrate(
 
     def collect() -> tuple[CalibrationTable, float]:
         started = time.perf_counter()
-        table = observed(model, split, recipe, found, data_name=data_name, cancel=cancel)
+        table = observed(model, split, recipe, found, data_name=data_name, handle=handle)
         return table, time.perf_counter() - started
 
     table, seconds = collect() if store is None else _kept(store, before, collect)
@@ -97,7 +98,7 @@ def calibrate(
         return found
 
     def chosen() -> Choice:
-        return choose(model, split, recipe, known=found, cancel=cancel)
+        return choose(model, split, recipe, known=found, handle=handle)
 
     parts = (model.sha256, codec.to_plain(recipe.steps), dialect, split.sha256)
     choice = chosen() if store is None else store.remember(Choice, parts, chosen)

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context, Graph
 from workbench.graph.placement import place
 from workbench.graph.quantization import Scale, activation_format, encode
+from workbench.machine.handle import QUIET, Handle
 from workbench.recipes import Quantize, Recipe, Step, named
 from workbench.records import Model
 from workbench.transformation.intermediate_outputs import Observation
@@ -103,7 +104,7 @@ def choose(
     *,
     known: Calibrated | None = None,
     most_trials: int = MOST_TRIALS,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> Choice:
     """Find the calibrator of each tensor with which the outputs lose least.
 
@@ -124,8 +125,8 @@ def choose(
     if not _is_static(recipe):
         raise RecipeError(f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to choose.")
     known = known or Calibrated()
-    folds = [_Fold(_rehearsal(model, recipe, judged, known), fitted, cancel) for fitted, judged in crossed(split)]
-    trials = _Trials(folds, cancel)
+    folds = [_Fold(_rehearsal(model, recipe, judged, known), fitted, handle) for fitted, judged in crossed(split)]
+    trials = _Trials(folds, handle)
     single = {name: trials.noise(dict.fromkeys(trials.free, name)) for name in METHODS}
     best = min(METHODS, key=lambda name: _typical(single[name]))
     found, reasons, noise = trials.improved(best, single, most_trials)
@@ -257,12 +258,12 @@ def _rehearsal(model: Model, recipe: Recipe, judged: Split, known: Calibrated) -
 class _Fold:
     """Every tensor's candidate ranges, from some samples, and the outputs they give on others."""
 
-    def __init__(self, rehearsal: Rehearsal, fitted: Split, cancel: Callable[[], bool]) -> None:
+    def __init__(self, rehearsal: Rehearsal, fitted: Split, handle: Handle) -> None:
         self.rehearsal = rehearsal
         self.step = next(step for step in rehearsal.base.steps if isinstance(step, Quantize))
         self.plain = Recipe(rehearsal.base.name, tuple(_calibrated(item, "max") for item in rehearsal.base.steps))
         provenance = Provenance(rehearsal.model.sha256, fitted.sha256, "")
-        table = calibrate_proto(rehearsal.graph, fitted.inputs, provenance, Observation(cancel=cancel))
+        table = calibrate_proto(rehearsal.graph, fitted.inputs, provenance, Observation(handle=handle))
         to = activation_format(self.step, dialect_named(rehearsal.calibrated.dialect))
         self.joined = {
             names: Histogram.joined(table[name] for name in names) for names in _ranges(rehearsal, self.step, table)
@@ -289,9 +290,9 @@ class _Fold:
 class _Trials:
     """Judges assignments of calibrators to tensors, on all folds."""
 
-    def __init__(self, folds: list[_Fold], cancel: Callable[[], bool]) -> None:
+    def __init__(self, folds: list[_Fold], handle: Handle) -> None:
         self.folds = folds
-        self.cancel = cancel
+        self.handle = handle
         self.made = 0
         first = folds[0]
         inputs = {value.name for value in first.rehearsal.graph.graph.input}
@@ -301,7 +302,7 @@ class _Trials:
         self.free = [names for names in known if names not in self.kept]
 
     def noise(self, methods: Mapping[Names, str]) -> NDArray[np.float64]:
-        if self.cancel():
+        if self.handle.cancelled():
             raise Cancelled("Stopped as asked while calibrators were compared. Run again to start this choice anew.")
         self.made += 1
         with ThreadPoolExecutor(len(self.folds), "rehearse") as pool:

@@ -6,7 +6,7 @@ executed layer stands for. Errors are those of the tensors behind each layer. Ju
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +15,7 @@ import onnx
 from workbench.datasets import Split
 from workbench.engines import jobs
 from workbench.engines.base import Feeds
+from workbench.machine.handle import QUIET, Handle
 from workbench.records import Engine, LayerTime
 from workbench.transformation.intermediate_outputs import Observation, batches
 
@@ -25,7 +26,7 @@ def layer_times(
     modules: Mapping[str, str] | None = None,
     *,
     runs: int = 30,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> tuple[LayerTime, ...]:
     """Return the time of every executed layer, in the order of execution, from the backend's own profiler.
 
@@ -39,7 +40,7 @@ def layer_times(
         ChildKilled, Cancelled: as every child process.
     """
     found = []
-    for layer in jobs.layer_times(engine, feeds, runs=runs, cancel=cancel):
+    for layer in jobs.layer_times(engine, feeds, runs=runs, handle=handle):
         paths = dict.fromkeys(path for path in ((modules or {}).get(node) for node in layer.nodes) if path)
         found.append(replace(layer, modules=(*layer.modules, *paths)))
     return tuple(found)

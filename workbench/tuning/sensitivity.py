@@ -19,6 +19,7 @@ from workbench import engines
 from workbench.datasets import Dataset
 from workbench.engines import jobs
 from workbench.errors import CalibrationError, Cancelled, RecipeError
+from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Recipe, named
 from workbench.records import BuildOptions, Model
@@ -149,7 +150,7 @@ def layer_costs(
     store: Store | None = None,
     options: BuildOptions | None = None,
     most_evaluations: int = MOST_EVALUATIONS,
-    cancel: Callable[[], bool] = lambda: False,
+    handle: Handle = QUIET,
 ) -> LayerCosts:
     """Measure what lowering each layer costs, and what it saves.
 
@@ -182,12 +183,12 @@ def layer_costs(
         )
     dialect = engines.backend(backend).dialect(backend)
     if known is None:
-        known = _known(model, data, recipe, dialect, store, cancel)
+        known = _known(model, data, recipe, dialect, store, handle)
     rehearsal = Rehearsal(model, recipe, split, known, data.metric, store)
     groups = lowered_layers(rehearsal, recipe, by)
 
     def evaluate(names: Sequence[str]) -> Effect:
-        if cancel():
+        if handle.cancelled():
             raise Cancelled("Stopped as asked. What was evaluated is kept; run again to go on from there.")
         chosen = set(names)
         return rehearsal.effect(kept(recipe, [name for name in groups if name not in chosen]))
@@ -199,19 +200,17 @@ def layer_costs(
     found = []
     for one in (Recipe("fp32", (Fuse(_level(recipe)),)), recipe):
         variant = transform(model, one, table=known, store=store)
-        engine = jobs.build(variant, backend, options, store=store, cancel=cancel)
+        engine = jobs.build(variant, backend, options, store=store, handle=handle)
         feeds = {name: array[:batch] for name, array in split.inputs.items()}
-        found.append(time_of(layer_times(engine, feeds, model.modules, cancel=cancel), groups)[0])
+        found.append(time_of(layer_times(engine, feeds, model.modules, handle=handle), groups)[0])
     rows = (replace(row, seconds=found[0][row.name], lowered_seconds=found[1][row.name]) for row in costs.rows)
     return replace(costs, rows=tuple(rows))
 
 
-def _known(
-    model: Model, data: Dataset, recipe: Recipe, dialect: str, store: Store, cancel: Callable[[], bool]
-) -> Calibrated:
+def _known(model: Model, data: Dataset, recipe: Recipe, dialect: str, store: Store, handle: Handle) -> Calibrated:
     if not (recipe.needs_calibration or recipe.uses_samples):
         return Calibrated(dialect)
-    return calibrate(model, data, recipe, dialect=dialect, store=store, cancel=cancel)
+    return calibrate(model, data, recipe, dialect=dialect, store=store, handle=handle)
 
 
 def lowered_layers(rehearsal: Rehearsal, recipe: Recipe, by: Literal["layer", "block"]) -> dict[str, tuple[str, ...]]:

@@ -13,6 +13,7 @@ from workbench import engines
 from workbench.engines import jobs
 from workbench.engines import onnxruntime as backend
 from workbench.errors import BackendMissing, BuildError, EngineError, RunError, UnsupportedOperator
+from workbench.machine.handle import Handle
 from workbench.machine.store import Store, digest
 from workbench.recipes import NAMED, Recipe
 from workbench.records import BuildOptions, TensorSpec, Variant
@@ -83,7 +84,10 @@ def test_a_build_in_a_child_process_gives_the_same_engine(tmp_path: Path, engine
     place = tmp_path / "second"
     place.mkdir()
     built = jobs.build(
-        variant(place, network()), "onnxruntime-cpu", store=Store(tmp_path / "store"), on_line=lines.append
+        variant(place, network()),
+        "onnxruntime-cpu",
+        store=Store(tmp_path / "store"),
+        handle=Handle(on_line=lines.append),
     )
     assert (built.variant, built.backend, built.inputs, built.outputs) == (
         engine.variant, engine.backend, engine.inputs, engine.outputs,

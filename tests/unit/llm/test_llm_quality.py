@@ -13,6 +13,7 @@ from workbench.datasets.metrics import perplexity
 from workbench.errors import Cancelled, DataError, RecipeError
 from workbench.llm import fidelity, lowering
 from workbench.llm.loading import LanguageModel
+from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.recipes import Quantize, QuantizeWeights
 from workbench.records import Engine
@@ -82,7 +83,7 @@ def test_data_without_labels_and_a_cancelled_comparison_end_with_an_error(
     with pytest.raises(DataError, match="no labels"):
         fidelity.quality(language, engine, engine, bare)
     with pytest.raises(Cancelled):
-        fidelity.quality(language, engine, engine, data, cancel=lambda: True)
+        fidelity.quality(language, engine, engine, data, handle=Handle(cancelled=lambda: True))
 
 
 def test_head_embeddings_and_attention_stay_high_unless_asked(language: LanguageModel, store: Store) -> None:

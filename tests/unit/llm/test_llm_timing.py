@@ -13,6 +13,7 @@ from workbench import codec
 from workbench.errors import Cancelled, CompareError, DataError
 from workbench.llm import eager, memory, rates, timing
 from workbench.llm.loading import LanguageModel
+from workbench.machine.handle import Handle
 from workbench.records import Engine, Measurement, Protocol, Round
 
 QUICK = Protocol("end_to_end", 1, rounds=1, min_seconds=0.0, min_runs=2, warmup_seconds=0.0, warmup_runs=1)
@@ -138,4 +139,4 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(language: Lan
     with pytest.raises(DataError, match=r"100 \+ 40 x 1 needs 140 tokens a sequence; .* takes 128"):
         timing.measure_generation(language, [engine], [timing.Workload(100, 40)])
     with pytest.raises(Cancelled, match="before round 1"):
-        timing.measure_generation(language, [engine], WORKLOADS, QUICK, cancel=lambda: True)
+        timing.measure_generation(language, [engine], WORKLOADS, QUICK, handle=Handle(cancelled=lambda: True))

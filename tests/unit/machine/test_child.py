@@ -15,6 +15,7 @@ import pytest
 import workbench
 from workbench.errors import BuildError, Cancelled, ChildKilled, DataError, WorkbenchError
 from workbench.machine import child
+from workbench.machine.handle import Handle
 
 JOBS = """
     import os, signal, sys, time
@@ -61,8 +62,8 @@ def target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_a_job_gets_its_arrays_and_its_answer_comes_back(target) -> None:
     lines: list[str] = []
-    answer = child.call(target("double"), {"factor": 2}, {"x": np.arange(3)}, on_line=lines.append)
-    assert answer.plain == {"factor": 2}
+    answer = child.call(target("double"), {"factor": 2}, {"x": np.arange(3)}, handle=Handle(on_line=lines.append))
+    assert answer.record == {"factor": 2}
     np.testing.assert_array_equal(answer.arrays["x"], [0, 2, 4])
     assert "working" in lines and "working" in answer.log
 
@@ -93,7 +94,7 @@ def test_a_child_that_leaves_without_an_answer_is_an_error(target) -> None:
 def test_cancelling_ends_the_child(target, tmp_path: Path) -> None:
     path = tmp_path / "pid"
     with pytest.raises(Cancelled):
-        child.call(target("sleep"), {"path": str(path)}, cancel=path.exists)
+        child.call(target("sleep"), {"path": str(path)}, handle=Handle(cancelled=path.exists))
     with pytest.raises(ProcessLookupError):
         os.kill(int(path.read_text() or "0") or 2**22, 0)
 
@@ -107,7 +108,7 @@ def test_an_interrupt_ends_the_child_and_goes_on_upwards(target, tmp_path: Path)
         return False
 
     with pytest.raises(KeyboardInterrupt):
-        child.call(target("sleep"), {"path": str(path)}, cancel=interrupt)
+        child.call(target("sleep"), {"path": str(path)}, handle=Handle(cancelled=interrupt))
     with pytest.raises(ProcessLookupError):
         os.kill(int(path.read_text()), 0)
 

@@ -16,7 +16,9 @@ from onnx import TensorProto, helper
 from workbench import codec
 from workbench.errors import Cancelled, ChildKilled, DataError, EngineError, RunError
 from workbench.machine import child
+from workbench.machine.handle import Handle
 from workbench.measuring import latency as measurement
+from workbench.measuring.latency import RoundJob
 from workbench.records import (
     Boundary,
     BuildOptions,
@@ -97,16 +99,16 @@ class FakeChildren:
         self.jobs: list[tuple[str, int]] = []
         self.threads: list[int | None] = []
 
-    def __call__(self, target: str, job: dict[str, Any], arrays: Any, *, cancel: Any) -> child.Answer:
-        assert target == "workbench.measuring.latency:measure_job"
-        built, key = codec.from_plain(Engine, job["engine"]), (job["engine"]["variant"], job["index"])
-        assert built.log == "", "a child has no use for the log"
+    def __call__(self, target: str, job: RoundJob, arrays: Any, *, returns: type, handle: Handle) -> child.Answer:
+        assert target == "workbench.measuring.latency:measure_job" and returns is Round
+        key = (job.engine.variant, job.index)
+        assert job.engine.log == "", "a child has no use for the log"
         self.jobs.append(key)
-        self.threads.append(job["threads"])
+        self.threads.append(job.threads)
         if key in self.deaths:
             raise self.deaths[key]
-        item = Round(job["index"], (1e-3,) * 3, 0.1, float(len(self.jobs)))
-        return child.Answer(codec.to_plain(item))
+        item = Round(job.index, (1e-3,) * 3, 0.1, float(len(self.jobs)))
+        return child.Answer(item)
 
 
 def test_warm_up_is_left_out_and_lasts_until_both_limits_are_reached() -> None:
@@ -250,7 +252,7 @@ def test_cancel_stops_between_rounds_and_finished_rounds_were_handed_over() -> N
             FEEDS,
             SHORT,
             call=FakeChildren(),
-            cancel=lambda: len(kept) == 3,
+            handle=Handle(cancelled=lambda: len(kept) == 3),
             on_round=lambda built, item: kept.append(item),
         )
     assert len(kept) == 3

@@ -10,6 +10,7 @@ from small_nets import net, run, values
 
 from workbench.errors import CalibrationError, Cancelled
 from workbench.graph import files
+from workbench.machine.handle import Handle
 from workbench.records import Progress
 from workbench.transformation.intermediate_outputs import batches
 from workbench.transformation.observing import Observation, calibrate_proto, channel_maxima, range_alarm
@@ -176,7 +177,7 @@ def test_progress_is_told_and_cancelling_stops() -> None:
             bottleneck(),
             IMAGES,
             ORIGIN,
-            Observation(batch=16, threads=1, progress=told.append, cancel=lambda: len(told) > 5),
+            Observation(batch=16, threads=1, progress=told.append, handle=Handle(cancelled=lambda: len(told) > 5)),
         )
 
 

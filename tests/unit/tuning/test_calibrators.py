@@ -16,6 +16,7 @@ from workbench.calibration.table import CalibrationTable, Provenance
 from workbench.calibration.thresholds import METHODS
 from workbench.datasets import Split
 from workbench.errors import CalibrationError, Cancelled, RecipeError
+from workbench.machine.handle import Handle
 from workbench.recipes import NAMED, Fuse, Quantize, Recipe
 from workbench.transformation import notes as calibration_notes
 from workbench.transformation.observing import RangeAlarm
@@ -168,7 +169,12 @@ def test_comparing_calibrators_needs_calibration_samples(model) -> None:
 def test_choosing_can_be_cancelled(model, data) -> None:
     calls = iter([False] * 12)
     with pytest.raises(Cancelled):
-        choose(model, data.bound_to(model).calibration, AUTO, cancel=lambda: next(calls, None) is not False)
+        choose(
+            model,
+            data.bound_to(model).calibration,
+            AUTO,
+            handle=Handle(cancelled=lambda: next(calls, None) is not False),
+        )
 
 
 def test_side_by_side_names_what_each_calibrator_clips_and_costs(model, data) -> None:

@@ -13,6 +13,7 @@ import workbench as wb
 from workbench import datasets
 from workbench.datasets.metrics import top1
 from workbench.errors import CalibrationError, Cancelled, EngineError, RecipeError
+from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.recipes import NAMED
 from workbench.records import Accuracy, LayerTime
@@ -113,7 +114,9 @@ def test_evaluations_are_remembered(model, data, costs, store, monkeypatch) -> N
 
 def test_ranking_can_be_cancelled(model, data, tmp_path) -> None:
     with pytest.raises(Cancelled):
-        wb.layer_costs(model, data, "int8-dynamic", store=Store(tmp_path), times=False, cancel=lambda: True)
+        wb.layer_costs(
+            model, data, "int8-dynamic", store=Store(tmp_path), times=False, handle=Handle(cancelled=lambda: True)
+        )
 
 
 def test_ranking_needs_calibration_samples(model, tmp_path) -> None:

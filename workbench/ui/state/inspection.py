@@ -12,6 +12,7 @@ from workbench import engines
 from workbench.calibration.table import CalibrationTable
 from workbench.errors import DataError, RecipeError
 from workbench.graph.fused_layers import FusionMap, fusion_map
+from workbench.machine.handle import Handle
 from workbench.recipes import NAMED
 from workbench.records import StudyRecord, VariantResult
 from workbench.tuning.calibrating import calibrate
@@ -71,7 +72,9 @@ class Inspection(HasTraits):
 
         def work(job: Job[CalibrationTable]) -> CalibrationTable:
             dialect = engines.backend(backend).dialect(backend)
-            known = calibrate(model, data, _CALIBRATED, dialect=dialect, store=store, cancel=job.cancelled)
+            known = calibrate(
+                model, data, _CALIBRATED, dialect=dialect, store=store, handle=Handle(cancelled=job.cancelled)
+            )
             assert known.table is not None
             return known.table
 
