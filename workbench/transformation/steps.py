@@ -113,7 +113,7 @@ def transform(
         RecipeError: there is no such recipe, or its steps need something that was not given.
         TransformError: a step cannot be applied to this model, or the model is quantized already.
     """
-    recipe, dialect = named(recipe), dialect or of_this_cpu()
+    recipe = named(recipe)
     if model.quantized_by is not None and len(recipe.steps) > 1:
         raise TransformError(
             f"{model.name} is quantized already (by {model.quantized_by}); the recipe {recipe.name!r} would lower it "
