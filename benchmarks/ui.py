@@ -64,7 +64,7 @@ def display(app: Workbench, record: StudyRecord) -> None:
     results.observe(lambda change: tell("table"), "summary")
     results.observe(lambda change: tell("plot (light)"), "plot_light")
     results.observe(lambda change: tell("plot (dark)"), "plot_dark")
-    app.state.desk.attempt(results.show, record)
+    app.state.session.attempt(results.show, record)
     while not any(row.on_front for row in results.summary.comparison.rows) if results.summary else True:
         time.sleep(0.05)
     tell("table with the front")
@@ -80,13 +80,13 @@ def reactions(app: Workbench) -> None:
         lambda: state.plan.set_toggle("quantization", ("none", "int8")),
         lambda: state.plan.search("conv"),
         lambda: state.results.sort(state.results.columns[-1], True),
-        lambda: state.handoff.show_code(),
+        lambda: state.export.show_code(),
         lambda: state.plan.set_toggle("quantization", ("none",)),
         lambda: state.results.set_budget("5", "1"),
     ]
     while not state.running.job.is_final:
         for click in clicks:
-            taken.append(seconds(lambda click=click: state.desk.attempt(click)))
+            taken.append(seconds(lambda click=click: state.session.attempt(click)))
             time.sleep(0.05)
     taken.sort()
     print(f"  {len(taken)} clicks: median {taken[len(taken) // 2] * 1e3:.1f} ms, longest {taken[-1] * 1e3:.1f} ms")

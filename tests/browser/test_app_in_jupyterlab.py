@@ -113,13 +113,13 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     go_to(page, "Table")
     expect(app.locator("tbody th[scope=row]:visible")).to_have_count(3)
 
-    go_to(page, "Hand-off")
+    go_to(page, "Export")
     press(page, "Show as code")
     expect(page.get_by_label("Code", exact=True)).to_have_value(re.compile("wb.run"))
     press(page, "Export report")
     link = app.get_by_text("Download the report")
     expect(link).to_be_visible(timeout=LONG)
-    picture(page, "handoff")
+    picture(page, "export")
     with page.expect_download() as waiting:
         link.click()
     report = lab.folder / "downloaded.html"
@@ -143,7 +143,7 @@ app = wb.Workbench(wb.load("digits_resnet"), wb.datasets.digits(), protocol=prot
 app.start()
 study = app.result(120)
 """
-VIEWS = ("Model", "Recipes", "Run", "Results", "Hand-off", "History")
+VIEWS = ("Model", "Recipes", "Run", "Results", "Export", "History")
 
 
 def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) -> None:

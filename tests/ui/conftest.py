@@ -33,9 +33,9 @@ def no_error_in_any_callback(caplog: pytest.LogCaptureFixture, request: pytest.F
 @pytest.fixture(autouse=True)
 def no_thread_left_behind() -> Iterator[None]:
     yield
-    for lane in (jobs.STUDIES, jobs.DRAWING):
-        lane.stop()
-        lane._latest.clear()
+    for queue in (jobs.STUDIES, jobs.DRAWING):
+        queue.stop()
+        queue._latest.clear()
     left = [thread.name for thread in threading.enumerate() if thread.name.startswith("workbench-")]
     assert not left, left
 

@@ -113,13 +113,13 @@ def test_an_error_of_a_command_is_shown_as_an_alert_and_goes_away(app: Workbench
 def test_choosing_a_page_by_keyboard_or_command_is_the_same(app: Workbench) -> None:
     pages = control(app, widgets.ToggleButtons, "Page")
     pages.value = "Run"
-    assert app.state.desk.page == "Run"
-    app.state.desk.page = "History"
+    assert app.state.session.page == "Run"
+    app.state.session.page = "History"
     assert pages.value == "History"
 
 
 def test_the_table_is_sorted_by_the_column_that_was_chosen(app: Workbench) -> None:
-    app.state.desk.attempt(app.state.results.show, synthetic_study.study())
+    app.state.session.attempt(app.state.results.show, synthetic_study.study())
     settle()
     assert rows(app)[0].startswith("fp32")
     control(app, widgets.Dropdown, "Sort by").value = "Latency"
@@ -135,7 +135,7 @@ def rows(app: Workbench) -> list[str]:
 
 
 def test_a_budget_typed_into_its_field_marks_the_best_row_in_words(app: Workbench) -> None:
-    app.state.desk.attempt(app.state.results.show, synthetic_study.study())
+    app.state.session.attempt(app.state.results.show, synthetic_study.study())
     settle()
     control(app, widgets.Text, "Loss (points)").value = "50"
     settle()
@@ -146,11 +146,11 @@ def test_a_budget_typed_into_its_field_marks_the_best_row_in_words(app: Workbenc
 def test_closing_and_running_the_cell_again_finds_the_finished_study(app: Workbench) -> None:
     app.start()
     study = app.result(120)
-    model, data = app.state.subject.model, app.state.subject.data
+    model, data = app.state.selection.model, app.state.selection.data
     again = Workbench(model, data, protocol=tiny.QUICK)
     settle()
     assert again.state.running.record == study.record
-    assert app.state.desk.is_closed, "the earlier app of this cell is gone"
+    assert app.state.session.is_closed, "the earlier app of this cell is gone"
     again.close()
     afterwards = Workbench(model, data, protocol=tiny.QUICK)
     settle()
@@ -160,12 +160,12 @@ def test_closing_and_running_the_cell_again_finds_the_finished_study(app: Workbe
 
 def test_a_model_chosen_in_the_menu_is_there_again_when_the_cell_is_run_again(app: Workbench, tmp_path: Path) -> None:
     menu = Workbench(protocol=tiny.QUICK)
-    menu.state.subject.source, menu.state.subject.path = "ONNX file", str(tmp_path / "classifier.onnx")
+    menu.state.selection.source, menu.state.selection.path = "ONNX file", str(tmp_path / "classifier.onnx")
     control(menu, widgets.Button, "Load").click()
     settle()
     menu.start()
     again = Workbench(protocol=tiny.QUICK)
-    assert again.state.subject.model == menu.state.subject.model
+    assert again.state.selection.model == menu.state.selection.model
     assert again.result(120).record.model.name == "classifier"
     assert "wb.load" in again.code()
     again.close()
@@ -180,7 +180,7 @@ def test_closing_stops_a_running_study(app: Workbench) -> None:
 
 def test_a_closed_app_takes_no_more_commands(app: Workbench) -> None:
     app.close()
-    app.state.desk.attempt(app.state.plan.add_named, "nothing")
+    app.state.session.attempt(app.state.plan.add_named, "nothing")
     assert app.error == ""
 
 
@@ -191,12 +191,12 @@ def test_the_model_page_says_what_is_needed_before_anything_is_built(app: Workbe
 
 
 def test_data_without_calibration_offer_to_split_some_off(app: Workbench) -> None:
-    subject = app.state.subject
-    subject.data = dataclasses.replace(subject.data, calibration=None)
+    selection = app.state.selection
+    selection.data = dataclasses.replace(selection.data, calibration=None)
     assert "no calibration samples" in shown(app)
     control(app, widgets.BoundedIntText, "Samples to move").value = 5
     control(app, widgets.Button, "Split off").click()
-    assert len(subject.data.calibration) == 5
+    assert len(selection.data.calibration) == 5
 
 
 HOSTILE = "<img src=x onerror=alert(1)>"

@@ -10,7 +10,7 @@ import pytest
 
 from workbench.errors import BuildError, Cancelled
 from workbench.records import Progress
-from workbench.ui.jobs import PULSE_SECONDS, Job, Lane, Snapshot
+from workbench.ui.jobs import PULSE_SECONDS, Job, Queue, Snapshot
 
 SOON = 10.0
 
@@ -31,40 +31,40 @@ class Gate:
 
 
 @pytest.fixture
-def lane() -> Iterator[Lane]:
-    lane = Lane("test")
-    yield lane
-    lane.stop()
+def queue() -> Iterator[Queue]:
+    queue = Queue("test")
+    yield queue
+    queue.stop()
 
 
-def test_a_job_returns_what_its_work_returned(lane: Lane) -> None:
-    job = lane.start(Job("sum", lambda job: 2 + 3))
+def test_a_job_returns_what_its_work_returned(queue: Queue) -> None:
+    job = queue.start(Job("sum", lambda job: 2 + 3))
     assert job.result(SOON) == 5
     assert job.snapshot.state == "done"
 
 
-def test_a_job_raises_what_its_work_raised_and_keeps_the_message(lane: Lane) -> None:
+def test_a_job_raises_what_its_work_raised_and_keeps_the_message(queue: Queue) -> None:
     def work(job: Job[None]) -> None:
         raise BuildError("no kernel for Foo")
 
-    job = lane.start(Job("build", work))
+    job = queue.start(Job("build", work))
     with pytest.raises(BuildError, match="no kernel for Foo"):
         job.result(SOON)
     assert (job.snapshot.state, job.snapshot.error) == ("failed", "no kernel for Foo")
 
 
-def test_waiting_for_a_result_that_does_not_come_says_that_the_job_goes_on(lane: Lane) -> None:
+def test_waiting_for_a_result_that_does_not_come_says_that_the_job_goes_on(queue: Queue) -> None:
     gate = Gate()
-    job = lane.start(Job("slow", gate))
+    job = queue.start(Job("slow", gate))
     with pytest.raises(TimeoutError, match="slow has not ended"):
         job.result(0.01)
     gate.open.set()
     assert job.result(SOON) == "through"
 
 
-def test_cancel_stops_running_work_and_the_state_stays(lane: Lane) -> None:
+def test_cancel_stops_running_work_and_the_state_stays(queue: Queue) -> None:
     gate = Gate()
-    job = lane.start(Job("slow", gate))
+    job = queue.start(Job("slow", gate))
     assert gate.reached.wait(SOON)
     job.cancel()
     with pytest.raises(Cancelled):
@@ -76,61 +76,61 @@ def test_cancel_stops_running_work_and_the_state_stays(lane: Lane) -> None:
     assert job.snapshot.state == "cancelled"
 
 
-def test_cancelling_a_finished_job_changes_nothing(lane: Lane) -> None:
-    job = lane.start(Job("sum", lambda job: 5))
+def test_cancelling_a_finished_job_changes_nothing(queue: Queue) -> None:
+    job = queue.start(Job("sum", lambda job: 5))
     job.result(SOON)
     job.cancel()
     assert (job.snapshot.state, job.result()) == ("done", 5)
 
 
-def test_a_lane_runs_one_job_at_a_time_in_order(lane: Lane) -> None:
+def test_a_lane_runs_one_job_at_a_time_in_order(queue: Queue) -> None:
     gate, order = Gate(), []
-    first = lane.start(Job("first", lambda job: (gate(job), order.append(1))))
-    second = lane.start(Job("second", lambda job: order.append(2)))
+    first = queue.start(Job("first", lambda job: (gate(job), order.append(1))))
+    second = queue.start(Job("second", lambda job: order.append(2)))
     assert gate.reached.wait(SOON)
-    assert (lane.running, second.snapshot.state) == (first, "waiting")
+    assert (queue.running, second.snapshot.state) == (first, "waiting")
     gate.open.set()
     second.result(SOON)
     assert order == [1, 2]
 
 
-def test_a_job_cancelled_while_it_waits_never_begins(lane: Lane) -> None:
+def test_a_job_cancelled_while_it_waits_never_begins(queue: Queue) -> None:
     gate, began = Gate(), threading.Event()
-    lane.start(Job("first", gate))
-    second = lane.start(Job("second", lambda job: began.set()))
+    queue.start(Job("first", gate))
+    second = queue.start(Job("second", lambda job: began.set()))
     second.cancel()
     gate.open.set()
     with pytest.raises(Cancelled, match="before it began"):
         second.result(SOON)
-    lane.stop()
+    queue.stop()
     assert not began.is_set()
 
 
-def test_a_later_job_of_the_same_key_replaces_one_that_waits(lane: Lane) -> None:
+def test_a_later_job_of_the_same_key_replaces_one_that_waits(queue: Queue) -> None:
     gate = Gate()
-    lane.start(Job("busy", gate))
-    older = lane.start(Job("older", lambda job: "older", key="plot"))
-    newer = lane.start(Job("newer", lambda job: "newer", key="plot"))
+    queue.start(Job("busy", gate))
+    older = queue.start(Job("older", lambda job: "older", key="plot"))
+    newer = queue.start(Job("newer", lambda job: "newer", key="plot"))
     gate.open.set()
     assert newer.result(SOON) == "newer"
     assert older.snapshot.state == "cancelled"
-    assert lane.find("plot") is newer
+    assert queue.find("plot") is newer
 
 
-def test_a_running_and_a_finished_job_are_found_by_their_key_until_forgotten(lane: Lane) -> None:
+def test_a_running_and_a_finished_job_are_found_by_their_key_until_forgotten(queue: Queue) -> None:
     gate = Gate()
-    job = lane.start(Job("study", gate, key=("model", "data")))
-    assert lane.find(("model", "data")) is job
-    lane.forget(("model", "data"))
-    assert lane.find(("model", "data")) is job, "a running job is not forgotten"
+    job = queue.start(Job("study", gate, key=("model", "data")))
+    assert queue.find(("model", "data")) is job
+    queue.forget(("model", "data"))
+    assert queue.find(("model", "data")) is job, "a running job is not forgotten"
     gate.open.set()
     job.result(SOON)
-    assert lane.find(("model", "data")) is job
-    lane.forget(("model", "data"))
-    assert lane.find(("model", "data")) is None
+    assert queue.find(("model", "data")) is job
+    queue.forget(("model", "data"))
+    assert queue.find(("model", "data")) is None
 
 
-def test_listeners_hear_of_progress_and_of_the_end_and_no_more_after_unlisten(lane: Lane) -> None:
+def test_listeners_hear_of_progress_and_of_the_end_and_no_more_after_unlisten(queue: Queue) -> None:
     seen: list[Snapshot] = []
     heard = threading.Event()
     gate = Gate()
@@ -150,7 +150,7 @@ def test_listeners_hear_of_progress_and_of_the_end_and_no_more_after_unlisten(la
             heard.set()
 
     job.listen(listener)
-    lane.start(job)
+    queue.start(job)
     assert heard.wait(SOON)
     assert seen[-1].state == "running"
     assert (job.snapshot.partial, job.snapshot.log) == ("half a record", "opening\nready")
@@ -163,7 +163,7 @@ def test_listeners_hear_of_progress_and_of_the_end_and_no_more_after_unlisten(la
     assert len(seen) == count
 
 
-def test_a_thousand_reports_are_told_a_few_times_only(lane: Lane) -> None:
+def test_a_thousand_reports_are_told_a_few_times_only(queue: Queue) -> None:
     calls: list[float] = []
 
     def work(job: Job[None]) -> None:
@@ -173,14 +173,14 @@ def test_a_thousand_reports_are_told_a_few_times_only(lane: Lane) -> None:
 
     job = Job("study", work)
     job.listen(lambda: calls.append(time.monotonic()))
-    lane.start(job)
+    queue.start(job)
     job.result(SOON)
     seconds = job.snapshot.elapsed_seconds
     # One at once, one a pulse, one at the end; and one more for a pulse that was under way.
     assert len(calls) <= seconds / PULSE_SECONDS + 3
 
 
-def test_the_remaining_time_starts_from_where_a_resumed_job_began(lane: Lane) -> None:
+def test_the_remaining_time_starts_from_where_a_resumed_job_began(queue: Queue) -> None:
     gate = Gate()
 
     def work(job: Job[str]) -> str:
@@ -190,7 +190,7 @@ def test_the_remaining_time_starts_from_where_a_resumed_job_began(lane: Lane) ->
         job.report(Progress("measure", "fp32", 0.75))
         return gate(job)
 
-    job = lane.start(Job("study", work))
+    job = queue.start(Job("study", work))
     assert gate.reached.wait(SOON)
     shown = job.snapshot
     assert shown.remaining_seconds is not None
@@ -201,20 +201,20 @@ def test_the_remaining_time_starts_from_where_a_resumed_job_began(lane: Lane) ->
 
 
 @pytest.mark.expects_callback_error
-def test_a_listener_that_fails_is_logged_and_the_job_goes_on(lane: Lane, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_that_fails_is_logged_and_the_job_goes_on(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> None:
         raise KeyError("no such trait")
 
     job = Job("study", lambda job: 1)
     job.listen(broken)
-    lane.start(job)
+    queue.start(job)
     assert job.result(SOON) == 1
     assert "A listener of the job study failed" in caplog.text
 
 
-def test_a_lane_has_no_thread_once_it_has_no_work(lane: Lane) -> None:
-    lane.start(Job("sum", lambda job: 1)).result(SOON)
-    lane.settle()
+def test_a_lane_has_no_thread_once_it_has_no_work(queue: Queue) -> None:
+    queue.start(Job("sum", lambda job: 1)).result(SOON)
+    queue.settle()
     assert not [thread for thread in threading.enumerate() if thread.name == "workbench-test"]
-    assert lane.start(Job("again", lambda job: 2)).result(SOON) == 2
-    lane.settle()
+    assert queue.start(Job("again", lambda job: 2)).result(SOON) == 2
+    queue.settle()

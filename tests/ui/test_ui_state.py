@@ -35,8 +35,8 @@ def state(tmp_path: Path, own_store: Path, fake: FakeRun) -> Iterator[State]:
     settle()
     yield made
     fake.go_on.set()
-    made.desk.stop()
-    made.desk.leave()
+    made.session.stop()
+    made.session.leave()
 
 
 def settle() -> None:
@@ -45,7 +45,7 @@ def settle() -> None:
 
 
 def attempt(state: State, command: object, *arguments: object) -> str:
-    state.desk.attempt(command, *arguments)  # type: ignore[arg-type]
+    state.session.attempt(command, *arguments)  # type: ignore[arg-type]
     settle()
     return state.error
 
@@ -58,53 +58,53 @@ def finished(state: State) -> StudyRecord:
 
 
 def test_a_given_model_is_looked_at_before_anything_is_built(state: State) -> None:
-    subject = state.subject
-    assert subject.cost.flops == 2 * (8 * 16 + 16 * 3)
-    assert list(subject.layers) == ["/first/Gemm", "/relu/Relu", "/head/Gemm"]
-    assert subject.lacks["onnxruntime-cpu"] == {}
-    assert (subject.source, subject.data_source, subject.busy) == ("from the notebook", "from the notebook", "")
+    selection = state.selection
+    assert selection.cost.flops == 2 * (8 * 16 + 16 * 3)
+    assert list(selection.layers) == ["/first/Gemm", "/relu/Relu", "/head/Gemm"]
+    assert selection.lacks["onnxruntime-cpu"] == {}
+    assert (selection.source, selection.data_source, selection.busy) == ("from the notebook", "from the notebook", "")
 
 
 def test_a_shipped_model_is_loaded_with_data_that_fit_it(own_store: Path) -> None:
     state = State()
-    subject = state.subject
-    assert "digits_resnet" in subject.shipped_names and subject.model is None
-    subject.shipped = "digits_resnet"
-    assert attempt(state, subject.load) == ""
-    assert subject.model.name == "digits_resnet"
-    assert (subject.data_source, len(subject.data.evaluation)) == ("digits", 539)
+    selection = state.selection
+    assert "digits_resnet" in selection.shipped_names and selection.model is None
+    selection.shipped = "digits_resnet"
+    assert attempt(state, selection.load) == ""
+    assert selection.model.name == "digits_resnet"
+    assert (selection.data_source, len(selection.data.evaluation)) == ("digits", 539)
 
 
 def test_an_onnx_file_without_fitting_data_gets_random_numbers(state: State, tmp_path: Path) -> None:
-    subject = State().subject
-    subject.source, subject.path = "ONNX file", str(tmp_path / "classifier.onnx")
-    subject.desk.attempt(subject.load)
+    selection = State().selection
+    selection.source, selection.path = "ONNX file", str(tmp_path / "classifier.onnx")
+    selection.session.attempt(selection.load)
     settle()
-    assert (subject.model.name, subject.data.kind) == ("classifier", "random")
+    assert (selection.model.name, selection.data.kind) == ("classifier", "random")
 
 
 @pytest.mark.parametrize(("path", "words"), [("", "No path was given"), ("nowhere.onnx", "nowhere.onnx")])
 def test_a_model_that_cannot_be_loaded_is_an_error_that_is_shown(state: State, path: str, words: str) -> None:
-    state.subject.source, state.subject.path = "ONNX file", path
-    assert words in attempt(state, state.subject.load)
-    assert state.subject.busy == ""
+    state.selection.source, state.selection.path = "ONNX file", path
+    assert words in attempt(state, state.selection.load)
+    assert state.selection.busy == ""
 
 
 def test_data_from_a_file_are_fitted_to_the_model(state: State, tmp_path: Path) -> None:
     np.savez(tmp_path / "good.npz", x=np.ones((5, 8), np.float32) * np.arange(5)[:, None], labels=np.arange(5))
     np.savez(tmp_path / "bad.npz", x=np.ones((5, 9), np.float32) * np.arange(5)[:, None], labels=np.arange(5))
-    subject = state.subject
-    subject.data_source = ".npz file"
-    assert "No path was given" in attempt(state, subject.use_data)
-    subject.data_path = str(tmp_path / "bad.npz")
-    assert "shape (5, 9)" in attempt(state, subject.use_data)
-    assert subject.data.name == "points", "what was there stays"
-    subject.data_path = str(tmp_path / "good.npz")
-    assert attempt(state, subject.use_data) == ""
-    assert len(subject.data.evaluation) == 5
+    selection = state.selection
+    selection.data_source = ".npz file"
+    assert "No path was given" in attempt(state, selection.use_data)
+    selection.data_path = str(tmp_path / "bad.npz")
+    assert "shape (5, 9)" in attempt(state, selection.use_data)
+    assert selection.data.name == "points", "what was there stays"
+    selection.data_path = str(tmp_path / "good.npz")
+    assert attempt(state, selection.use_data) == ""
+    assert len(selection.data.evaluation) == 5
     assert "quantization" in {toggle for toggle, _ in state.plan.reasons}, "there is nothing to calibrate with"
-    assert attempt(state, subject.split_off, 2) == ""
-    assert len(subject.data.calibration) == 2
+    assert attempt(state, selection.split_off, 2) == ""
+    assert len(selection.data.calibration) == 2
     assert ("quantization", "int8") not in state.plan.reasons
 
 
@@ -161,7 +161,7 @@ def test_a_study_runs_and_its_results_are_shown(state: State, fake: FakeRun) -> 
 
 def test_progress_says_stage_share_and_time_while_the_study_runs(state: State, fake: FakeRun) -> None:
     fake.hold()
-    state.desk.attempt(state.running.start)
+    state.session.attempt(state.running.start)
     assert fake.reached.wait(SOON)
     state.running.job.flush()
     running = state.running
@@ -173,15 +173,15 @@ def test_progress_says_stage_share_and_time_while_the_study_runs(state: State, f
 
 
 def attempt_only(state: State, command: object) -> str:
-    state.desk.attempt(command)  # type: ignore[arg-type]
+    state.session.attempt(command)  # type: ignore[arg-type]
     return state.error
 
 
 def test_cancel_stops_and_resume_does_only_what_is_left(state: State, fake: FakeRun) -> None:
     fake.hold()
-    state.desk.attempt(state.running.start)
+    state.session.attempt(state.running.start)
     assert fake.reached.wait(SOON)
-    state.desk.attempt(state.running.cancel)
+    state.session.attempt(state.running.cancel)
     with pytest.raises(Cancelled):
         state.running.result(SOON)
     assert "cancelled" in state.running.words and state.running.can_start
@@ -202,27 +202,27 @@ def test_a_failed_variant_shows_its_message_and_log_and_the_others_go_on(state: 
 
 def test_running_the_cell_again_finds_the_study_that_runs(state: State, fake: FakeRun) -> None:
     fake.hold()
-    state.desk.attempt(state.running.start)
+    state.session.attempt(state.running.start)
     assert fake.reached.wait(SOON)
-    again = State(state.subject.model, state.subject.data, run_study=fake, protocol=tiny.QUICK)
-    again.desk.attempt(again.running.find)
+    again = State(state.selection.model, state.selection.data, run_study=fake, protocol=tiny.QUICK)
+    again.session.attempt(again.running.find)
     assert again.running.job is state.running.job and again.running.can_cancel
     fake.go_on.set()
     assert again.running.result(SOON).record.name == "fake study"
     settle()
     assert again.results.record is not None and len(fake.calls) == 1
-    again.desk.leave()
+    again.session.leave()
 
 
 def test_after_a_restart_the_study_in_the_store_is_found_and_can_be_resumed(state: State, own_store: Path) -> None:
-    model = state.subject.model
+    model = state.selection.model
     whole = dataclasses.replace(
         synthetic_study.study(("fp32", "int8-kl"), protocol=tiny.QUICK), name="classifier-1234", model=model
     )
     cut = dataclasses.replace(whole.results[1], measurement=None)
     Store().put("study", whole.name, codec.to_json(dataclasses.replace(whole, results=(whole.results[0], cut))))
-    again = State(model, state.subject.data)
-    again.desk.attempt(again.running.find)
+    again = State(model, state.selection.data)
+    again.session.attempt(again.running.find)
     settle()
     assert again.running.start_words == "Resume"
     assert "was cut off" in again.running.words
@@ -274,24 +274,24 @@ def test_with_many_variants_the_front_comes_after_table_and_plot(state: State) -
 
 
 def test_the_report_is_written_and_the_link_opens_it(state: State, tmp_path: Path) -> None:
-    handoff = state.handoff
-    assert "no study to report" in attempt(state, handoff.export)
+    export = state.export
+    assert "no study to report" in attempt(state, export.export)
     finished(state)
-    handoff.report_path = str(tmp_path / "out")
-    assert attempt(state, handoff.export) == ""
-    assert Path(handoff.written) == tmp_path / "out.html"
-    assert handoff.report_page == (tmp_path / "out.html").read_text()
-    handoff.report_format = "CSV"
-    attempt(state, handoff.export)
-    assert handoff.written.endswith("out.csv") and handoff.report_page == ""
-    handoff.report_path = " "
-    assert "No file was named" in attempt(state, handoff.export)
-    handoff.report_path = str(tmp_path / "missing" / "deep" / "out")
-    assert attempt(state, handoff.export) != "" or Path(handoff.written).exists()
+    export.report_path = str(tmp_path / "out")
+    assert attempt(state, export.export) == ""
+    assert Path(export.written) == tmp_path / "out.html"
+    assert export.report_page == (tmp_path / "out.html").read_text()
+    export.report_format = "CSV"
+    attempt(state, export.export)
+    assert export.written.endswith("out.csv") and export.report_page == ""
+    export.report_path = " "
+    assert "No file was named" in attempt(state, export.export)
+    export.report_path = str(tmp_path / "missing" / "deep" / "out")
+    assert attempt(state, export.export) != "" or Path(export.written).exists()
 
 
 def test_earlier_studies_are_found_opened_and_compared(state: State) -> None:
-    store, first = state.desk.store, synthetic_study.study(("fp32", "int8-kl"), name="alpha", created_at=1.0)
+    store, first = state.session.store, synthetic_study.study(("fp32", "int8-kl"), name="alpha", created_at=1.0)
     second = dataclasses.replace(first, name="beta", created_at=2.0)
     for record in (first, second):
         store.put("study", record.name, codec.to_json(record))
@@ -304,7 +304,7 @@ def test_earlier_studies_are_found_opened_and_compared(state: State) -> None:
     attempt(state, history.choose, ("alpha",))
     assert "variants fp32, int8-kl" in history.words
     attempt(state, history.open)
-    assert state.results.record.name == "alpha" and state.desk.page == "Results"
+    assert state.results.record.name == "alpha" and state.session.page == "Results"
     assert "select two" in attempt(state, history.compare)
     attempt(state, history.choose, ("beta", "alpha"))
     assert attempt(state, history.compare) == ""
@@ -313,7 +313,7 @@ def test_earlier_studies_are_found_opened_and_compared(state: State) -> None:
 
 
 def test_a_damaged_study_is_an_error_that_is_shown(state: State) -> None:
-    state.desk.store.put("study", "broken", "{not json")
+    state.session.store.put("study", "broken", "{not json")
     attempt(state, state.history.search, "")
     assert "StoreError" in attempt(state, state.history.choose, ("broken",))
 
@@ -328,7 +328,7 @@ def test_calibration_shows_what_each_calibrator_would_clip(state: State) -> None
     )
     assert inspection.histogram_light.startswith(b"\x89PNG") and inspection.curve_dark.startswith(b"\x89PNG")
     assert "no tensor 'y'" in attempt(state, inspection.show_tensor, "y")
-    state.subject.data = dataclasses.replace(state.subject.data, calibration=None)
+    state.selection.data = dataclasses.replace(state.selection.data, calibration=None)
     assert inspection.tensors == (), "another data set, another table"
     assert "calibration samples" in attempt(state, inspection.collect)
 
@@ -341,17 +341,17 @@ def test_layers_of_an_engine_that_is_not_here_are_not_claimed(state: State) -> N
 
 
 def test_the_code_is_that_of_the_chosen_settings(state: State) -> None:
-    attempt(state, state.handoff.show_code)
-    assert 'recipes=["fp32", "fp16", "int8-kl"]' in state.handoff.code
-    state.subject.source, state.subject.shipped = "shipped model", "digits_vit"
-    state.subject.data_source = "digits"
-    attempt(state, state.handoff.show_code)
-    assert "wb.load('digits_vit')" in state.handoff.code and "wb.datasets.digits()" in state.handoff.code
+    attempt(state, state.export.show_code)
+    assert 'recipes=["fp32", "fp16", "int8-kl"]' in state.export.code
+    state.selection.source, state.selection.shipped = "shipped model", "digits_vit"
+    state.selection.data_source = "digits"
+    attempt(state, state.export.show_code)
+    assert "wb.load('digits_vit')" in state.export.code and "wb.datasets.digits()" in state.export.code
 
 
 def test_an_error_stays_until_a_command_goes_well(state: State) -> None:
     assert attempt(state, state.plan.add_named, "nothing") != ""
-    state.desk.deliver(lambda: None)
+    state.session.deliver(lambda: None)
     assert state.error != ""
     assert attempt(state, state.plan.search, "") == ""
 

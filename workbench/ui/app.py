@@ -45,14 +45,14 @@ class Workbench:
         name: str | None = None,
     ) -> None:
         self.state = State(model, data, store=store, backend=backend, protocol=protocol, name=name)
-        key = (str(self.state.desk.store.root), None if model is None else model.sha256, name)
+        key = (str(self.state.session.store.root), None if model is None else model.sha256, name)
         if (earlier := _SHOWN.pop(key, None)) is not None:
             earlier._detach()
             if model is None:
-                self.state.subject.take_over(earlier.state.subject)
+                self.state.selection.take_over(earlier.state.selection)
         _SHOWN[key] = self
         self.widget = frame(self.state)
-        self.state.desk.attempt(self.state.running.find)
+        self.state.session.attempt(self.state.running.find)
 
     @property
     def error(self) -> str:
@@ -65,12 +65,12 @@ class Workbench:
         Raises:
             WorkbenchError: there is nothing to start, or a study runs already.
         """
-        with self.state.desk.lock:
+        with self.state.session.lock:
             self.state.running.start()
 
     def cancel(self) -> None:
         """Stop the study that runs; what is finished is kept."""
-        self.state.desk.attempt(self.state.running.cancel)
+        self.state.session.attempt(self.state.running.cancel)
 
     def result(self, timeout: float | None = None) -> Study:
         """Wait for the study and return it, so that a cell below the app can go on with it.
@@ -92,18 +92,18 @@ class Workbench:
         Raises:
             WorkbenchError: the protocol that was typed is not possible.
         """
-        with self.state.desk.lock:
-            self.state.handoff.show_code()
-            return str(self.state.handoff.code)
+        with self.state.session.lock:
+            self.state.export.show_code()
+            return str(self.state.export.code)
 
     def close(self) -> None:
         """Stop what runs, and take every widget and thread away; the studies stay in the store."""
-        self.state.desk.stop()
+        self.state.session.stop()
         self._detach()
 
     def _detach(self) -> None:
         """Close the widgets; a study goes on, for the app that takes this one's place."""
-        self.state.desk.leave()
+        self.state.session.leave()
         for widget in list(_family(self.widget)):
             widget.close()
 

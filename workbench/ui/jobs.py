@@ -1,4 +1,4 @@
-"""Long work on one thread: progress, cancel, final states; and lanes by which a re-run cell finds its job again.
+"""Long work on one thread: progress, cancel, final states; and queues by which a re-run cell finds its job again.
 
 A job's work stores what it has to say; a pulse thread tells the listeners that there is news, at most five times a
 second, and they read an immutable `Snapshot`. So a front end is never flooded, and nobody who was slow to listen sees
@@ -248,7 +248,7 @@ class Job(Generic[Result]):
             logger.exception("A listener of the job %s failed", self.name)
 
 
-class Lane:
+class Queue:
     """Runs jobs one after the other, on a thread that lives only while there is work."""
 
     def __init__(self, name: str) -> None:
@@ -325,6 +325,6 @@ class Lane:
 
 
 # Heavy work: one at a time, because two studies side by side would measure each other.
-STUDIES = Lane("studies")
+STUDIES = Queue("studies")
 # Light work that would still hold up a click: pictures and comparisons.
-DRAWING = Lane("drawing")
+DRAWING = Queue("drawing")

@@ -8,13 +8,13 @@ from workbench.datasets import Dataset
 from workbench.machine.store import Store
 from workbench.records import Model, Protocol
 from workbench.study import Study, run
-from workbench.ui.state.desk import PAGES, Desk
-from workbench.ui.state.handoff import HandOff, History
+from workbench.ui.state.export import Export, History
 from workbench.ui.state.inspection import Inspection
 from workbench.ui.state.plan import Plan
 from workbench.ui.state.results import Results
 from workbench.ui.state.running import Running
-from workbench.ui.state.subject import Subject
+from workbench.ui.state.selection import ModelSelection
+from workbench.ui.state.session import PAGES, Session
 
 __all__ = ["PAGES", "State"]
 
@@ -38,17 +38,17 @@ class State:
         name: str | None = None,
         run_study: Callable[..., Study] = run,
     ) -> None:
-        self.desk = Desk(store)
-        self.subject = Subject(self.desk, model, data)
-        self.plan = Plan(self.desk, self.subject, protocol, backend)
-        self.running = Running(self.desk, self.subject, self.plan, run_study, name)
-        self.results = Results(self.desk, self.subject)
-        self.inspection = Inspection(self.desk, self.subject, self.plan)
-        self.handoff = HandOff(self.desk, self.subject, self.plan, self.results, name)
-        self.history = History(self.desk, self.results)
+        self.session = Session(store)
+        self.selection = ModelSelection(self.session, model, data)
+        self.plan = Plan(self.session, self.selection, protocol, backend)
+        self.running = Running(self.session, self.selection, self.plan, run_study, name)
+        self.results = Results(self.session, self.selection)
+        self.inspection = Inspection(self.session, self.selection, self.plan)
+        self.export = Export(self.session, self.selection, self.plan, self.results, name)
+        self.history = History(self.session, self.results)
         self.running.observe(lambda change: self.results.show(change["new"], self.running.is_settled), "drawn")
 
     @property
     def error(self) -> str:
         """What went wrong last, as the user sees it."""
-        return str(self.desk.error)
+        return str(self.session.error)

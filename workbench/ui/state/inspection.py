@@ -18,10 +18,10 @@ from workbench.records import StudyRecord, VariantResult
 from workbench.tuning.calibrating import calibrate
 from workbench.ui import pictures
 from workbench.ui.jobs import DRAWING, STUDIES, Job
-from workbench.ui.state.desk import Desk
 from workbench.ui.state.plan import Plan
 from workbench.ui.state.results import THEMES
-from workbench.ui.state.subject import Subject
+from workbench.ui.state.selection import ModelSelection
+from workbench.ui.state.session import Session
 
 # Any recipe with static quantization: the table is the same for all calibrators.
 _CALIBRATED = NAMED["int8-kl"]
@@ -54,10 +54,10 @@ class Inspection(HasTraits):
     fusion = Instance(FusionMap, allow_none=True)
     fusion_words = Unicode("Choose a variant that was built.")
 
-    def __init__(self, desk: Desk, subject: Subject, plan: Plan) -> None:
+    def __init__(self, session: Session, selection: ModelSelection, plan: Plan) -> None:
         super().__init__()
-        self.desk, self.subject, self.plan = desk, subject, plan
-        subject.observe(lambda change: self._forget(), ["model", "data"])
+        self.session, self.selection, self.plan = session, selection, plan
+        selection.observe(lambda change: self._forget(), ["model", "data"])
 
     def collect(self) -> None:
         """Run the model over its calibration samples, or read what a study collected.
@@ -65,10 +65,10 @@ class Inspection(HasTraits):
         Raises:
             DataError: no model, or data without calibration samples.
         """
-        model, data, plan = self.subject.model, self.subject.data, self.plan
+        model, data, plan = self.selection.model, self.selection.data, self.plan
         if model is None or data is None or data.calibration is None:
             raise DataError("Calibration needs a model and data with calibration samples. Choose both on page `Model`.")
-        backend, store = plan.backend, self.desk.store
+        backend, store = plan.backend, self.session.store
 
         def work(job: Job[CalibrationTable]) -> CalibrationTable:
             dialect = engines.backend(backend).dialect(backend)
@@ -79,7 +79,7 @@ class Inspection(HasTraits):
             return known.table
 
         self.words = "Collecting …"
-        self.desk.start(STUDIES, Job("calibration", work, key=("calibration", id(self))), self._take_table)
+        self.session.start(STUDIES, Job("calibration", work, key=("calibration", id(self))), self._take_table)
 
     def show_tensor(self, tensor: str) -> None:
         """Draw the histogram and the KL curve of a tensor.
@@ -103,7 +103,7 @@ class Inspection(HasTraits):
             return pictures.clips(values), drawn
 
         self.words = f"Drawing {tensor} …"
-        self.desk.start(DRAWING, Job("tensor", work, key=("tensor", id(self))), self._take_pictures)
+        self.session.start(DRAWING, Job("tensor", work, key=("tensor", id(self))), self._take_pictures)
 
     def show_layers(self, record: StudyRecord | None, variant: str) -> None:
         """Map the layers of a variant's runtime to the nodes they stand for.
@@ -129,7 +129,7 @@ class Inspection(HasTraits):
             graphs = [onnx.load(path, load_external_data=False) for path in (source, str(place))]
             return _counts(graphs[0]), fusion_map(*graphs)
 
-        self.desk.start(DRAWING, Job("layers", work, key=("layers", id(self))), self._take_layers)
+        self.session.start(DRAWING, Job("layers", work, key=("layers", id(self))), self._take_layers)
 
     def _take_table(self, job: Job[CalibrationTable]) -> None:
         snapshot = job.snapshot

@@ -16,8 +16,8 @@ from workbench.records import BuildOptions, Protocol, ShapeProfile
 from workbench.study import estimate, offers, sweep
 from workbench.study.estimate import Pace
 from workbench.study.sweep import Toggles
-from workbench.ui.state.desk import Desk
-from workbench.ui.state.subject import Subject
+from workbench.ui.state.selection import ModelSelection
+from workbench.ui.state.session import Session
 
 DEFAULT_RECIPES = ("fp32", "fp16", "int8-kl")
 # A search shows the first ones; typing on narrows it.
@@ -70,19 +70,21 @@ class Plan(HasTraits):
     estimate = Unicode()
     trtexec_words = Unicode()
 
-    def __init__(self, desk: Desk, subject: Subject, protocol: Protocol | None = None, backend: str = "auto") -> None:
+    def __init__(
+        self, session: Session, selection: ModelSelection, protocol: Protocol | None = None, backend: str = "auto"
+    ) -> None:
         super().__init__()
-        self.desk, self.subject = desk, subject
+        self.session, self.selection = session, selection
         self._protocol = protocol or Protocol()
         self._extra = BuildOptions()
         self.batch, self.rounds = self._protocol.batch, self._protocol.rounds
         self.boundary, self.min_seconds_text = self._protocol.boundary, f"{self._protocol.min_seconds:g}"
-        self.backends = tuple(name for name, absent in subject.backends.items() if absent is None)
+        self.backends = tuple(name for name, absent in selection.backends.items() if absent is None)
         self.backend = engines.choose(backend)[0] if self.backends else ""
         self._refresh()
         self.recipes = tuple(NAMED[name] for name in DEFAULT_RECIPES)
-        subject.observe(lambda change: self._refresh(), ["model", "data"])
-        subject.observe(lambda change: self.search(self.query), "layers")
+        selection.observe(lambda change: self._refresh(), ["model", "data"])
+        selection.observe(lambda change: self.search(self.query), "layers")
 
     def set_toggle(self, toggle: str, values: tuple[Any, ...]) -> None:
         """Choose the values of a toggle; none chosen leaves its first.
@@ -117,7 +119,7 @@ class Plan(HasTraits):
         words = query.lower().split()
         found = [
             node
-            for node, module in self.subject.layers.items()
+            for node, module in self.selection.layers.items()
             if all(word in f"{node} {module}".lower() for word in words)
         ]
         self.matches = tuple(found[:_MOST_MATCHES])
@@ -221,7 +223,7 @@ class Plan(HasTraits):
             RecipeError: the shape profile does not hold the batch.
         """
         threads = None if ("threads", "count") in self.reasons else self.threads
-        if not self.largest_batch or ("profile", "shapes") in self.reasons or self.subject.model is None:
+        if not self.largest_batch or ("profile", "shapes") in self.reasons or self.selection.model is None:
             return replace(self._extra, threads=threads)
         if not 1 <= self.smallest_batch <= self.batch <= self.largest_batch:
             raise RecipeError(
@@ -232,7 +234,7 @@ class Plan(HasTraits):
             spec.name: ShapeProfile(
                 *((size, *(axis or 1 for axis in spec.shape[1:])) for size in self._profile_batches())
             )
-            for spec in self.subject.model.inputs
+            for spec in self.selection.model.inputs
         }
         return replace(self._extra, threads=threads, profiles=(profile,))
 
@@ -242,7 +244,7 @@ class Plan(HasTraits):
 
     def pace(self) -> Pace:
         """Return what earlier studies on this backend took, as the store remembers it."""
-        text = self.desk.store.get("pace", self.backend)
+        text = self.session.store.get("pace", self.backend)
         try:
             return Pace() if text is None else codec.from_json(Pace, text)
         except WorkbenchError:
@@ -267,7 +269,7 @@ class Plan(HasTraits):
         self._estimate()
 
     def _refresh(self) -> None:
-        self.reasons = offers.refusals(self.backend, self.subject.model, self.subject.data) if self.backend else {}
+        self.reasons = offers.refusals(self.backend, self.selection.model, self.selection.data) if self.backend else {}
         self.caveats = offers.caveats(self.backend)
         kept: dict[str, Any] = {}
         for toggle, field in _TOGGLES.items():

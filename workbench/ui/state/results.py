@@ -1,4 +1,4 @@
-"""What a study found: table, plot, budgets, disagreements. Everything slow is computed on the drawing lane."""
+"""What a study found: table, plot, budgets, disagreements. Everything slow is computed on the drawing queue."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from workbench.ui import pictures
 from workbench.ui.disagreements import Disagreements, disagreements
 from workbench.ui.jobs import DRAWING, Job
 from workbench.ui.pictures import Summary
-from workbench.ui.state.desk import Desk
-from workbench.ui.state.subject import Subject
+from workbench.ui.state.selection import ModelSelection
+from workbench.ui.state.session import Session
 
 # From here on finding the front (every pair is compared) takes seconds: it comes after the rest.
 MANY_VARIANTS = 30
@@ -57,9 +57,9 @@ class Results(HasTraits):
     second = Unicode()
     disagreements = Instance(Disagreements, args=("",))
 
-    def __init__(self, desk: Desk, subject: Subject) -> None:
+    def __init__(self, session: Session, selection: ModelSelection) -> None:
         super().__init__()
-        self.desk, self.subject = desk, subject
+        self.session, self.selection = session, selection
         self._front_missing = False
 
     def show(self, record: StudyRecord | None, final: bool = True) -> None:
@@ -169,13 +169,13 @@ class Results(HasTraits):
 
     def _show(self, record: StudyRecord) -> Callable[[int], dict[str, Any]] | None:
         """How samples are shown, where the data at hand are those of the record."""
-        data = self.subject.data
+        data = self.selection.data
         if data is None or data.name != record.data.get("name"):
             return None
         return data.show if len(data.evaluation) == record.data.get("evaluation_samples") else None
 
     def _start(self, what: str, work: Callable[[Job[Any]], Any], news: Callable[[Job[Any]], None]) -> None:
-        self.desk.start(DRAWING, Job(what, work, key=(what, id(self))), news)
+        self.session.start(DRAWING, Job(what, work, key=(what, id(self))), news)
 
 
 def _outcome(job: Job[Any]) -> Any:

@@ -14,9 +14,9 @@ from workbench.errors import DataError, RecipeError
 from workbench.records import Progress, StudyRecord, VariantResult
 from workbench.study import Study, estimate, run
 from workbench.ui.jobs import DRAWING, STUDIES, Job, Snapshot
-from workbench.ui.state.desk import Desk
 from workbench.ui.state.plan import Plan
-from workbench.ui.state.subject import Subject
+from workbench.ui.state.selection import ModelSelection
+from workbench.ui.state.session import Session
 
 # Drawing takes at most one part in so many of a study's time.
 _DRAWING_SHARE = 8
@@ -78,23 +78,28 @@ class Running(HasTraits):
     start_words = Unicode("Start")
 
     def __init__(
-        self, desk: Desk, subject: Subject, plan: Plan, run_study: Callable[..., Study] = run, name: str | None = None
+        self,
+        session: Session,
+        selection: ModelSelection,
+        plan: Plan,
+        run_study: Callable[..., Study] = run,
+        name: str | None = None,
     ) -> None:
         super().__init__()
-        self.desk, self.subject, self.plan = desk, subject, plan
+        self.session, self.selection, self.plan = session, selection, plan
         self._run_study, self._name = run_study, name
         self._planned: tuple[str, ...] = ()
-        subject.observe(lambda change: self._settle(), ["model", "data"])
+        selection.observe(lambda change: self._settle(), ["model", "data"])
         plan.observe(lambda change: self._settle(), ["recipes"])
         self._settle()
 
     @property
     def key(self) -> tuple[str, str, str] | None:
         """What this cell's study is found by when the cell is run again."""
-        model, data = self.subject.model, self.subject.data
+        model, data = self.selection.model, self.selection.data
         if model is None:
             return None
-        return (str(self.desk.store.root), model.sha256, "" if data is None else data.sha256)
+        return (str(self.session.store.root), model.sha256, "" if data is None else data.sha256)
 
     @property
     def is_settled(self) -> bool:
@@ -108,7 +113,7 @@ class Running(HasTraits):
             RecipeError: there is no recipe, or a study runs already.
             DataError: no model is loaded.
         """
-        model, data, plan = self.subject.model, self.subject.data, self.plan
+        model, data, plan = self.selection.model, self.selection.data, self.plan
         if model is None:
             raise DataError("No model is loaded. Choose one on the page `Model` first.")
         if not plan.recipes:
@@ -116,7 +121,7 @@ class Running(HasTraits):
         if self.job is not None and not self.job.is_final:
             raise RecipeError("A study runs already. Cancel it, or wait for its end.")
         protocol, options, backend = plan.protocol, plan.options, plan.backend
-        recipes, store, name = plan.recipes, self.desk.store, self._name
+        recipes, store, name = plan.recipes, self.session.store, self._name
         self._planned = tuple(dict.fromkeys(("fp32", *(recipe.name for recipe in recipes))))
 
         def work(job: Job[Study]) -> Study:
@@ -167,7 +172,7 @@ class Running(HasTraits):
         job = Job(f"study of {model.name}", work, key=self.key)
         self.record, self.study_name = None, ""
         self.job = job
-        self.desk.start(STUDIES, job, self._take)
+        self.session.start(STUDIES, job, self._take)
         self._take(job)
 
     def cancel(self) -> None:
@@ -182,9 +187,9 @@ class Running(HasTraits):
         job = None if self.key is None else STUDIES.find(self.key)
         if job is not None:
             self.job = job
-            self.desk.follow(STUDIES, job, self._take)
+            self.session.follow(STUDIES, job, self._take)
             self._take(job)
-        elif self.subject.model is not None:
+        elif self.selection.model is not None:
             self._find_stored()
 
     def result(self, timeout: float | None = None) -> Study:
@@ -226,7 +231,7 @@ class Running(HasTraits):
 
     def _settle(self) -> None:
         busy = self.job is not None and not self.job.snapshot.is_final
-        self.can_start = self.subject.model is not None and bool(self.plan.recipes) and not busy
+        self.can_start = self.selection.model is not None and bool(self.plan.recipes) and not busy
         self.can_cancel = busy and self.job is not None and not self.job.cancelled()
         self.start_words = "Resume" if not busy and self._is_cut_off() else "Start"
 
@@ -237,15 +242,15 @@ class Running(HasTraits):
         return any(result.failure is None and _rounds(result) < rounds for result in self.record.results)
 
     def _find_stored(self) -> None:
-        key, model = self.key, self.subject.model
+        key, model = self.key, self.selection.model
         if key is None or model is None:
             return
-        for name in self.desk.store.keys("study"):
+        for name in self.session.store.keys("study"):
             if self._name is not None and name != self._name:
                 continue
             if self._name is None and not name.startswith(f"{model.name}-"):
                 continue
-            record = Study.open(name, self.desk.store).record
+            record = Study.open(name, self.session.store).record
             if record.model.sha256 == model.sha256:
                 self._show_stored(record)
                 return

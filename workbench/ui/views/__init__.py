@@ -6,7 +6,7 @@ import ipywidgets as widgets
 
 from workbench.ui.state import PAGES, State
 from workbench.ui.views import controls, markup
-from workbench.ui.views.handoff import handoff_page, history_page
+from workbench.ui.views.export import export_page, history_page
 from workbench.ui.views.model import model_page
 from workbench.ui.views.recipes import recipes_page
 from workbench.ui.views.results import results_page
@@ -16,13 +16,13 @@ from workbench.ui.views.style import CSS
 
 def frame(state: State) -> widgets.VBox:
     """Return the whole app: navigation, the line that says where the study stands, errors, and the page."""
-    desk = state.desk
+    session = state.session
     status, error = controls.html("", "wb-status"), controls.html()
-    makers = (model_page, recipes_page, run_page, results_page, handoff_page, history_page)
+    makers = (model_page, recipes_page, run_page, results_page, export_page, history_page)
     pages = controls.tabs(
-        desk, desk, "page", "Page", {name: make(state) for name, make in zip(PAGES, makers, strict=True)}
+        session, session, "page", "Page", {name: make(state) for name, make in zip(PAGES, makers, strict=True)}
     )
-    controls.follow(desk, "error", lambda: controls.write(error, markup.error(desk.error)))
+    controls.follow(session, "error", lambda: controls.write(error, markup.error(session.error)))
     controls.follow(
         state.running,
         "words",

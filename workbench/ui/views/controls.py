@@ -1,6 +1,6 @@
 """Building blocks of the views: labelled controls, each bound to a trait and to one command.
 
-A callback is one call to a command; the desk catches and shows what goes wrong in it.
+A callback is one call to a command; the session catches and shows what goes wrong in it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import ipywidgets as widgets
 from traitlets import HasTraits
 
-from workbench.ui.state.desk import Desk
+from workbench.ui.state.session import Session
 from workbench.ui.views.markup import escape
 
 FIELD_WIDTH = "460px"
@@ -47,7 +47,7 @@ def page(*children: widgets.Widget) -> widgets.VBox:
     return made
 
 
-def tabs(desk: Desk, part: HasTraits, trait: str, words: str, pages: dict[str, widgets.Widget]) -> widgets.VBox:
+def tabs(session: Session, part: HasTraits, trait: str, words: str, pages: dict[str, widgets.Widget]) -> widgets.VBox:
     """Return buttons, one a page, and the page that was chosen.
 
     The browser itself changes the page, so that this is instant however busy the kernel is.
@@ -56,7 +56,7 @@ def tabs(desk: Desk, part: HasTraits, trait: str, words: str, pages: dict[str, w
         options=list(pages), description=words, tooltips=[f"{words}: {name}" for name in pages]
     )
     buttons.add_class("wb-tabs")
-    bind(desk, part, trait, buttons)
+    bind(session, part, trait, buttons)
     stack = widgets.Stack(list(pages.values()), selected_index=buttons.index)
     link = widgets.jsdlink((buttons, "index"), (stack, "selected_index"))
     made = page(buttons, stack)
@@ -64,12 +64,14 @@ def tabs(desk: Desk, part: HasTraits, trait: str, words: str, pages: dict[str, w
     return made
 
 
-def button(desk: Desk, words: str, command: Callable[[], None], tooltip: str = "", **options: Any) -> widgets.Button:
+def button(
+    session: Session, words: str, command: Callable[[], None], tooltip: str = "", **options: Any
+) -> widgets.Button:
     """Return a button that calls a command."""
     made = widgets.Button(
         description=words, tooltip=tooltip or words, layout=widgets.Layout(width="auto", min_width="110px"), **options
     )
-    made.on_click(lambda clicked: desk.attempt(command))
+    made.on_click(lambda clicked: session.attempt(command))
     return made
 
 
@@ -83,7 +85,7 @@ def field(made: widgets.Widget, width: str = FIELD_WIDTH) -> widgets.Widget:
 
 
 def bind(
-    desk: Desk, part: HasTraits, trait: str, control: widgets.Widget, command: Callable[[Any], None] | None = None
+    session: Session, part: HasTraits, trait: str, control: widgets.Widget, command: Callable[[Any], None] | None = None
 ) -> widgets.Widget:
     """Keep a control's value and a trait equal.
 
@@ -98,7 +100,7 @@ def bind(
 
     def choose(change: Any) -> None:
         if change["new"] != getattr(part, trait):
-            desk.attempt(setter, change["new"])
+            session.attempt(setter, change["new"])
 
     show()
     part.observe(show, trait)
@@ -107,7 +109,7 @@ def bind(
 
 
 def menu(
-    desk: Desk,
+    session: Session,
     part: HasTraits,
     words: str,
     options_trait: str,
@@ -129,7 +131,7 @@ def menu(
 
     def choose(change: Any) -> None:
         if not state["quiet"] and change["new"] is not None and change["new"] != getattr(part, value_trait):
-            desk.attempt(setter, change["new"])
+            session.attempt(setter, change["new"])
 
     show()
     part.observe(show, [options_trait, value_trait])
@@ -158,9 +160,9 @@ class Checks:
     """
 
     def __init__(
-        self, desk: Desk, words: str, values: dict[Any, str], command: Callable[[tuple[Any, ...]], None]
+        self, session: Session, words: str, values: dict[Any, str], command: Callable[[tuple[Any, ...]], None]
     ) -> None:
-        self._desk, self._command, self._quiet = desk, command, False
+        self._desk, self._command, self._quiet = session, command, False
         # What shows the state again: a refused choice must not stay ticked.
         self.refresh: Callable[[], None] = lambda: None
         self.boxes = {

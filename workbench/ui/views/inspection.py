@@ -11,14 +11,14 @@ from workbench.ui.views.markup import escape
 
 def calibration_view(state: State) -> widgets.Widget:
     """Return histogram, clips and KL curve of a tensor."""
-    desk, inspection = state.desk, state.inspection
+    session, inspection = state.session, state.inspection
     collect = controls.button(
-        desk,
+        session,
         "Collect",
         inspection.collect,
         "Run the calibration samples through the model, or read what a study collected",
     )
-    tensor = controls.menu(desk, inspection, "Tensor", "tensors", "tensor", inspection.show_tensor)
+    tensor = controls.menu(session, inspection, "Tensor", "tensors", "tensor", inspection.show_tensor)
     tensor.layout.width = "700px"
     words, clips = controls.html(), controls.html()
     controls.follow(
@@ -37,10 +37,10 @@ def calibration_view(state: State) -> widgets.Widget:
 
 def fusion_view(state: State) -> widgets.Widget:
     """Return the layers of a variant's runtime and the nodes behind them."""
-    desk, inspection, results = state.desk, state.inspection, state.results
+    session, inspection, results = state.session, state.inspection, state.results
     variant = controls.field(widgets.Dropdown(description="Variant"))
     show_button = controls.button(
-        desk,
+        session,
         "Show layers",
         lambda: inspection.show_layers(results.record, str(variant.value)),
         "Map the runtime's layers to the nodes of the file",

@@ -46,13 +46,13 @@ def recipes_page(state: State) -> widgets.Widget:
 
 
 def _chosen(state: State) -> tuple[widgets.Widget, ...]:
-    desk, plan = state.desk, state.plan
+    session, plan = state.session, state.plan
     chosen = controls.field(widgets.SelectMultiple(description="In the study", rows=6), "700px")
     remove = controls.button(
-        desk, "Remove selected", lambda: plan.remove(tuple(chosen.value)), "Drop the selected recipes from the study"
+        session, "Remove selected", lambda: plan.remove(tuple(chosen.value)), "Drop the selected recipes from the study"
     )
     named = controls.field(widgets.Dropdown(description="Known recipe", options=list(NAMED)))
-    add = controls.button(desk, "Add", lambda: plan.add_named(named.value), "Add the known recipe to the study")
+    add = controls.button(session, "Add", lambda: plan.add_named(named.value), "Add the known recipe to the study")
 
     def show() -> None:
         chosen.options = [(f"{recipe.name}:  {sweep.describe(recipe)}", recipe.name) for recipe in plan.recipes]
@@ -70,15 +70,15 @@ def _chosen(state: State) -> tuple[widgets.Widget, ...]:
 
 
 def _toggles(state: State) -> tuple[widgets.Widget, ...]:
-    desk, plan = state.desk, state.plan
+    session, plan = state.session, state.plan
     groups = {
-        toggle: (field, controls.Checks(desk, words, values, _setter(plan, toggle)))
+        toggle: (field, controls.Checks(session, words, values, _setter(plan, toggle)))
         for toggle, field, words, values in _TOGGLES
     }
     samples = controls.field(
         widgets.Text(description="Samples", placeholder="64, 256, all", continuous_update=False), "320px"
     )
-    controls.bind(desk, plan, "samples_text", samples, plan.set_samples)
+    controls.bind(session, plan, "samples_text", samples, plan.set_samples)
 
     def show() -> None:
         for toggle, (field, checks) in groups.items():
@@ -109,20 +109,20 @@ def _setter(plan: Plan, toggle: str) -> Any:
 
 
 def _layers(state: State) -> tuple[widgets.Widget, ...]:
-    desk, plan, subject = state.desk, state.plan, state.subject
+    session, plan, selection = state.session, state.plan, state.selection
     query = controls.field(widgets.Text(description="Search layers", placeholder="words of a node or module name"))
-    controls.bind(desk, plan, "query", query, plan.search)
+    controls.bind(session, plan, "query", query, plan.search)
     found = controls.field(widgets.SelectMultiple(description="Found", rows=5), "700px")
     left_out = controls.field(widgets.SelectMultiple(description="Left out", rows=3), "700px")
     leave = controls.button(
-        desk, "Leave out", lambda: plan.exclude(tuple(found.value)), "Keep the selected layers in floating point"
+        session, "Leave out", lambda: plan.exclude(tuple(found.value)), "Keep the selected layers in floating point"
     )
     take = controls.button(
-        desk, "Take back", lambda: plan.include(tuple(left_out.value)), "Quantize the selected layers again"
+        session, "Take back", lambda: plan.include(tuple(left_out.value)), "Quantize the selected layers again"
     )
 
     def label(node: str) -> str:
-        module = subject.layers.get(node, "")
+        module = selection.layers.get(node, "")
         return f"{node}  ({module})" if module else node
 
     def show_found() -> None:
@@ -141,12 +141,12 @@ def _layers(state: State) -> tuple[widgets.Widget, ...]:
 
 
 def _trtexec(state: State) -> tuple[widgets.Widget, ...]:
-    desk, plan = state.desk, state.plan
+    session, plan = state.session, state.plan
     line = controls.field(
         widgets.Text(description="trtexec", placeholder="trtexec --onnx=model.onnx --fp16 --noTF32"), "700px"
     )
     take = controls.button(
-        desk, "Take over", lambda: plan.add_trtexec(line.value), "Add what the pasted command asks for"
+        session, "Take over", lambda: plan.add_trtexec(line.value), "Add what the pasted command asks for"
     )
     words = controls.html()
 
@@ -158,9 +158,9 @@ def _trtexec(state: State) -> tuple[widgets.Widget, ...]:
 
 
 def _add_sweep(state: State) -> tuple[widgets.Widget, ...]:
-    desk, plan = state.desk, state.plan
+    session, plan = state.session, state.plan
     words = controls.html()
-    add = controls.button(desk, "Add sweep", plan.add_sweep, "Add every recipe of the sweep to the study")
+    add = controls.button(session, "Add sweep", plan.add_sweep, "Add every recipe of the sweep to the study")
 
     def show() -> None:
         count = plan.sweep_size
@@ -172,12 +172,12 @@ def _add_sweep(state: State) -> tuple[widgets.Widget, ...]:
 
 
 def _protocol(state: State) -> tuple[widgets.Widget, ...]:
-    desk, plan = state.desk, state.plan
-    backend = controls.menu(desk, plan, "Backend", "backends", "backend", plan.set_backend)
+    session, plan = state.session, state.plan
+    backend = controls.menu(session, plan, "Backend", "backends", "backend", plan.set_backend)
     boundary = controls.field(widgets.Dropdown(description="Time boundary", options=_BOUNDARIES))
-    controls.bind(desk, plan, "boundary", boundary)
+    controls.bind(session, plan, "boundary", boundary)
     numbers = {
-        trait: controls.bind(desk, plan, trait, controls.field(_number(words, least), "260px"))
+        trait: controls.bind(session, plan, trait, controls.field(_number(words, least), "260px"))
         for trait, words, least in (
             ("batch", "Batch", 1),
             ("rounds", "Rounds", 1),
@@ -187,7 +187,7 @@ def _protocol(state: State) -> tuple[widgets.Widget, ...]:
         )
     }
     seconds = controls.field(widgets.Text(description="Seconds a round", continuous_update=False), "260px")
-    controls.bind(desk, plan, "min_seconds_text", seconds)
+    controls.bind(session, plan, "min_seconds_text", seconds)
     notes = controls.html("", "wb-quiet")
 
     def show() -> None:
@@ -198,7 +198,7 @@ def _protocol(state: State) -> tuple[widgets.Widget, ...]:
         controls.write(notes, controls.greyed_words({name: why for name, why in greyed.items() if why}))
 
     controls.follow(plan, "reasons", show)
-    plan.observe(lambda change: desk.attempt(plan.restart_estimate), ["batch", "rounds", "min_seconds_text"])
+    plan.observe(lambda change: session.attempt(plan.restart_estimate), ["batch", "rounds", "min_seconds_text"])
     return (
         backend,
         boundary,

@@ -15,7 +15,7 @@ from workbench.ui.views.markup import escape
 
 def results_page(state: State) -> widgets.Widget:
     """Return the page; one of its views is shown at a time."""
-    desk, results = state.desk, state.results
+    session, results = state.session, state.results
     words = controls.html()
     controls.follow(results, "words", lambda: controls.write(words, f"<p><b>{escape(results.words)}</b></p>"))
     makers = {
@@ -25,16 +25,16 @@ def results_page(state: State) -> widgets.Widget:
         "Calibration": calibration_view,
         "Fusion": fusion_view,
     }
-    views = controls.tabs(desk, results, "view", "View", {name: makers[name](state) for name in VIEWS})
+    views = controls.tabs(session, results, "view", "View", {name: makers[name](state) for name in VIEWS})
     return controls.page(controls.html("<h2>Results</h2>"), words, views)
 
 
 def _plot(state: State) -> widgets.Widget:
-    desk, results = state.desk, state.results
+    session, results = state.session, state.results
     latency = widgets.Text(description="Latency (ms)", placeholder="none", continuous_update=False)
     loss = widgets.Text(description="Loss (points)", placeholder="none", continuous_update=False)
-    controls.bind(desk, results, "latency_text", latency, lambda text: results.set_budget(text, results.loss_text))
-    controls.bind(desk, results, "loss_text", loss, lambda text: results.set_budget(results.latency_text, text))
+    controls.bind(session, results, "latency_text", latency, lambda text: results.set_budget(text, results.loss_text))
+    controls.bind(session, results, "loss_text", loss, lambda text: results.set_budget(results.latency_text, text))
     for control in (latency, loss):
         control.add_class("wb-tight")
     words = controls.html()
@@ -56,12 +56,12 @@ def _plot(state: State) -> widgets.Widget:
 
 
 def _table(state: State) -> widgets.Widget:
-    desk, results = state.desk, state.results
+    session, results = state.session, state.results
     column = controls.menu(
-        desk, results, "Sort by", "columns", "sort_column", lambda value: results.sort(value, results.descending)
+        session, results, "Sort by", "columns", "sort_column", lambda value: results.sort(value, results.descending)
     )
     descending = widgets.Checkbox(description="Largest first", indent=False, tooltip="Sort in descending order")
-    controls.bind(desk, results, "descending", descending, lambda value: results.sort(results.sort_column, value))
+    controls.bind(session, results, "descending", descending, lambda value: results.sort(results.sort_column, value))
     shown = controls.html()
 
     def show() -> None:
@@ -74,12 +74,12 @@ def _table(state: State) -> widgets.Widget:
 
 
 def _disagreements(state: State) -> widgets.Widget:
-    desk, results = state.desk, state.results
+    session, results = state.session, state.results
     first = controls.menu(
-        desk, results, "Variant", "variants", "first", lambda name: results.compare_answers(name, results.second)
+        session, results, "Variant", "variants", "first", lambda name: results.compare_answers(name, results.second)
     )
     second = controls.menu(
-        desk, results, "against", "variants", "second", lambda name: results.compare_answers(results.first, name)
+        session, results, "against", "variants", "second", lambda name: results.compare_answers(results.first, name)
     )
     shown = controls.html()
 

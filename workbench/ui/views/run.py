@@ -11,11 +11,11 @@ from workbench.ui.views.markup import escape
 
 def run_page(state: State) -> widgets.Widget:
     """Return the page."""
-    desk, running, plan = state.desk, state.running, state.plan
+    session, running, plan = state.session, state.running, state.plan
     start = controls.button(
-        desk, "Start", running.start, "Start the study, or go on with one cut off", button_style="primary"
+        session, "Start", running.start, "Start the study, or go on with one cut off", button_style="primary"
     )
-    cancel = controls.button(desk, "Cancel", running.cancel, "Stop the study; what is finished is kept")
+    cancel = controls.button(session, "Cancel", running.cancel, "Stop the study; what is finished is kept")
     bar = controls.field(widgets.FloatProgress(description="All variants", min=0.0, max=1.0), "100%")
     table, failed, plan_words = (controls.html() for _ in range(3))
     log = controls.html()

@@ -15,14 +15,14 @@ from traitlets import HasTraits, Unicode
 
 from workbench.errors import WorkbenchError
 from workbench.machine.store import Store
-from workbench.ui.jobs import Job, Lane
+from workbench.ui.jobs import Job, Queue
 
-PAGES = ("Model", "Recipes", "Run", "Results", "Hand-off", "History")
+PAGES = ("Model", "Recipes", "Run", "Results", "Export", "History")
 
 logger = logging.getLogger("workbench.ui")
 
 
-class Desk(HasTraits):
+class Session(HasTraits):
     """The shared part of the state.
 
     Attributes:
@@ -41,7 +41,7 @@ class Desk(HasTraits):
         self.lock = threading.RLock()
         self.is_closed = False
         self._listening: list[tuple[Job[Any], Callable[[], None]]] = []
-        self._keys: dict[Lane, set[Hashable]] = {}
+        self._keys: dict[Queue, set[Hashable]] = {}
 
     def attempt(self, command: Callable[..., None], *arguments: Any) -> None:
         """Do what a user asked for; what goes wrong is shown, and logged where it is not an expected error."""
@@ -57,15 +57,15 @@ class Desk(HasTraits):
             if not self.is_closed:
                 self._guarded(news, *arguments)
 
-    def start(self, lane: Lane, job: Job[Any], news: Callable[[Job[Any]], None]) -> Job[Any]:
-        """Start a job and hear of it until this desk is closed."""
-        self.follow(lane, job, news)
-        return lane.start(job)
+    def start(self, queue: Queue, job: Job[Any], news: Callable[[Job[Any]], None]) -> Job[Any]:
+        """Start a job and hear of it until this session is closed."""
+        self.follow(queue, job, news)
+        return queue.start(job)
 
-    def follow(self, lane: Lane, job: Job[Any], news: Callable[[Job[Any]], None]) -> None:
+    def follow(self, queue: Queue, job: Job[Any], news: Callable[[Job[Any]], None]) -> None:
         """Hear of a job that may be running already; `stop` stops it too."""
         with self.lock:
-            self._keys.setdefault(lane, set()).add(job.key)
+            self._keys.setdefault(queue, set()).add(job.key)
 
         def listener() -> None:
             self.deliver(news, job)
@@ -83,11 +83,11 @@ class Desk(HasTraits):
             job.unlisten(listener)
 
     def stop(self) -> None:
-        """Cancel the jobs that this desk hears of and wait for their end; the lock must not be held."""
+        """Cancel the jobs that this session hears of and wait for their end; the lock must not be held."""
         with self.lock:
-            chosen = [(lane, set(keys)) for lane, keys in self._keys.items()]
-        for lane, keys in chosen:
-            lane.stop(keys)
+            chosen = [(queue, set(keys)) for queue, keys in self._keys.items()]
+        for queue, keys in chosen:
+            queue.stop(keys)
 
     def _guarded(self, command: Callable[..., None], *arguments: Any) -> None:
         try:

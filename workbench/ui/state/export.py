@@ -13,15 +13,15 @@ from workbench.records import StudyRecord
 from workbench.reports import code, formats
 from workbench.study import Study
 from workbench.ui.jobs import DRAWING, Job
-from workbench.ui.state.desk import Desk
 from workbench.ui.state.plan import Plan
 from workbench.ui.state.results import Results
-from workbench.ui.state.subject import FOLDER, GIVEN, IMAGES, NPZ, ONNX_FILE, RANDOM, SHIPPED, Subject
+from workbench.ui.state.selection import FOLDER, GIVEN, IMAGES, NPZ, ONNX_FILE, RANDOM, SHIPPED, ModelSelection
+from workbench.ui.state.session import Session
 
 FORMATS = {"HTML page": ".html", "Markdown": ".md", "CSV": ".csv", "JSON": ".json", "folder with all four": ""}
 
 
-class HandOff(HasTraits):
+class Export(HasTraits):
     """Code and reports.
 
     Attributes:
@@ -36,9 +36,11 @@ class HandOff(HasTraits):
     written = Unicode()
     report_page = Unicode()
 
-    def __init__(self, desk: Desk, subject: Subject, plan: Plan, results: Results, name: str | None = None) -> None:
+    def __init__(
+        self, session: Session, selection: ModelSelection, plan: Plan, results: Results, name: str | None = None
+    ) -> None:
         super().__init__()
-        self.desk, self.subject, self.plan, self.results = desk, subject, plan, results
+        self.session, self.selection, self.plan, self.results = session, selection, plan, results
         self._name = name
 
     def show_code(self) -> None:
@@ -80,7 +82,7 @@ class HandOff(HasTraits):
             return written, written.read_text(encoding="utf-8") if suffix == ".html" else ""
 
         self.written, self.report_page = "Writing …", ""
-        self.desk.start(DRAWING, Job("report", work, key=("report", id(self))), self._take)
+        self.session.start(DRAWING, Job("report", work, key=("report", id(self))), self._take)
 
     def _take(self, job: Job[tuple[Path, str]]) -> None:
         snapshot = job.snapshot
@@ -92,24 +94,24 @@ class HandOff(HasTraits):
             self.written = str(path.resolve())
 
     def _model(self) -> str:
-        subject = self.subject
-        if subject.source == GIVEN:
+        selection = self.selection
+        if selection.source == GIVEN:
             return "model"
-        if subject.source == SHIPPED:
-            return f"wb.load({subject.shipped!r})"
-        assert subject.source in (ONNX_FILE, FOLDER)
-        return f"wb.load({subject.path.strip()!r})"
+        if selection.source == SHIPPED:
+            return f"wb.load({selection.shipped!r})"
+        assert selection.source in (ONNX_FILE, FOLDER)
+        return f"wb.load({selection.path.strip()!r})"
 
     def _data(self) -> str:
-        subject = self.subject
-        if subject.data_source == GIVEN:
+        selection = self.selection
+        if selection.data_source == GIVEN:
             return "data"
-        if subject.data_source == RANDOM:
+        if selection.data_source == RANDOM:
             return "wb.datasets.random(model)"
-        if subject.data_source in (NPZ, IMAGES):
-            reader = "npz" if subject.data_source == NPZ else "image_folder"
-            return f"wb.datasets.{reader}({subject.data_path.strip()!r})"
-        return f"wb.datasets.{subject.data_source}()"
+        if selection.data_source in (NPZ, IMAGES):
+            reader = "npz" if selection.data_source == NPZ else "image_folder"
+            return f"wb.datasets.{reader}({selection.data_path.strip()!r})"
+        return f"wb.datasets.{selection.data_source}()"
 
 
 class History(HasTraits):
@@ -127,18 +129,18 @@ class History(HasTraits):
     words = Unicode()
     comparison = Instance(Comparison, allow_none=True)
 
-    def __init__(self, desk: Desk, results: Results) -> None:
+    def __init__(self, session: Session, results: Results) -> None:
         super().__init__()
-        self.desk, self.results = desk, results
+        self.session, self.results = session, results
 
     def search(self, query: str) -> None:
         """List the studies whose name holds all words of the query."""
         self.query = query
         words = query.lower().split()
-        names = self.desk.store.keys("study")
+        names = self.session.store.keys("study")
         self.names = tuple(name for name in names if all(word in name.lower() for word in words))
         found = "study" if len(self.names) == 1 else "studies"
-        self.words = f"{len(self.names)} {found} of {len(names)} in {self.desk.store.root}."
+        self.words = f"{len(self.names)} {found} of {len(names)} in {self.session.store.root}."
         self.chosen = tuple(name for name in self.chosen if name in self.names)
 
     def choose(self, names: tuple[str, ...]) -> None:
@@ -155,7 +157,7 @@ class History(HasTraits):
         if len(self.chosen) != 1:
             raise StoreError(f"{len(self.chosen)} studies are selected; select one to open it.")
         self.results.show(self._record(self.chosen[0]))
-        self.desk.page = "Results"
+        self.session.page = "Results"
 
     def compare(self) -> None:
         """Compare two selected studies, the later one against the earlier; unlike conditions are let pass and named.
@@ -172,7 +174,7 @@ class History(HasTraits):
 
         self.words = f"Comparing {after.name} with {before.name} …"
         job = Job("comparison", work, key=("comparison", id(self)))
-        self.desk.start(DRAWING, job, lambda job: self._take(job, before, after))
+        self.session.start(DRAWING, job, lambda job: self._take(job, before, after))
 
     def _take(self, job: Job[Any], before: StudyRecord, after: StudyRecord) -> None:
         snapshot = job.snapshot
@@ -184,7 +186,7 @@ class History(HasTraits):
             self.words = f"{after.name} (later) against {before.name} (earlier)."
 
     def _record(self, name: str) -> StudyRecord:
-        return Study.open(name, self.desk.store).record
+        return Study.open(name, self.session.store).record
 
 
 def _summary(record: StudyRecord) -> str:

@@ -19,7 +19,7 @@ from workbench.records import Model
 from workbench.study import offers
 from workbench.transformation.steps import load_proto
 from workbench.ui.jobs import STUDIES, Job
-from workbench.ui.state.desk import Desk
+from workbench.ui.state.session import Session
 
 SHIPPED, ONNX_FILE, FOLDER, GIVEN = "shipped model", "ONNX file", "transformers folder", "from the notebook"
 NPZ, IMAGES, RANDOM = ".npz file", "image folder", "random numbers"
@@ -46,7 +46,7 @@ class Examined:
     data: Dataset
 
 
-class Subject(HasTraits):
+class ModelSelection(HasTraits):
     """The model and the data that were chosen.
 
     Attributes:
@@ -73,11 +73,11 @@ class Subject(HasTraits):
     backends = Dict()
     busy = Unicode()
 
-    def __init__(self, desk: Desk, model: Model | None = None, data: Dataset | None = None) -> None:
+    def __init__(self, session: Session, model: Model | None = None, data: Dataset | None = None) -> None:
         super().__init__()
-        self.desk = desk
+        self.session = session
         self._given_model, self._given_data = model, data
-        self.shipped_names = tuple(_shipped_names(desk))
+        self.shipped_names = tuple(_shipped_names(session))
         first = _FIRST_SHIPPED if _FIRST_SHIPPED in self.shipped_names else ""
         self.shipped = first or (self.shipped_names[0] if self.shipped_names else "")
         self.backends = engines.backends()
@@ -89,7 +89,7 @@ class Subject(HasTraits):
             self.source, self.model = GIVEN, model
             self._examine(lambda: model, model.name)
 
-    def take_over(self, earlier: Subject) -> None:
+    def take_over(self, earlier: ModelSelection) -> None:
         """Go on with what was chosen and loaded in an earlier app."""
         for trait in (
             "source",
@@ -118,7 +118,7 @@ class Subject(HasTraits):
         reference = self.shipped if self.source == SHIPPED else str(Path(self.path.strip()).expanduser())
         if self.source != SHIPPED and not self.path.strip():
             raise LoadError(f"No path was given for the {self.source}. Write one into the field `Path`.")
-        self._examine(lambda: workbench.load(reference, store=self.desk.store), reference)
+        self._examine(lambda: workbench.load(reference, store=self.session.store), reference)
 
     def use_data(self) -> None:
         """Take the chosen data, in the background.
@@ -138,7 +138,7 @@ class Subject(HasTraits):
             return data
 
         self.busy = f"Reading {source}"
-        self.desk.start(STUDIES, Job(f"data {source}", work, key=("data", id(self))), self._take_data)
+        self.session.start(STUDIES, Job(f"data {source}", work, key=("data", id(self))), self._take_data)
 
     def split_off(self, samples: int) -> None:
         """Take calibration samples out of the evaluation data.
@@ -159,7 +159,7 @@ class Subject(HasTraits):
             return examine(model, self.backends, *chosen)
 
         self.busy = f"Reading {words}"
-        self.desk.start(STUDIES, Job(f"model {words}", work, key=("model", id(self))), self._take_model)
+        self.session.start(STUDIES, Job(f"model {words}", work, key=("model", id(self))), self._take_model)
 
     def _take_model(self, job: Job[Examined]) -> None:
         found = self._outcome(job)
@@ -222,9 +222,9 @@ def _fitting_data(model: Model) -> tuple[str, Dataset]:
     return RANDOM, datasets.random(model)
 
 
-def _shipped_names(desk: Desk) -> list[str]:
+def _shipped_names(session: Session) -> list[str]:
     try:
         return list(zoo.models())
     except WorkbenchError as error:
-        desk.error = str(error)
+        session.error = str(error)
         return []
