@@ -63,18 +63,25 @@ def label(node: onnx.NodeProto) -> str:
 
 
 def place(
-    graph: Graph, step: Quantize, context: Context, dialect: Dialect, unusable: Mapping[str, str] | None = None
+    graph: Graph,
+    step: Quantize,
+    context: Context,
+    dialect: Dialect,
+    unusable: Mapping[str, str] | None = None,
+    *,
+    types: TensorTypes | None = None,
 ) -> Placement:
     """Decide where Q/DQ pairs go.
 
     Args:
         unusable: activation tensor -> why it cannot be quantized; nodes that read it are skipped.
+        types: of the graph, where the caller has inferred them already.
 
     Raises:
         RecipeError: the step names an operator that is not quantized at all.
     """
-    types = tensor_types(graph.model)
-    lowered, skipped = quantizable_nodes(graph, step, context, dialect, unusable)
+    types = types or tensor_types(graph.model)
+    lowered, skipped = quantizable_nodes(graph, step, context, dialect, unusable, types=types)
     weights = tuple(weight for node in lowered for weight in _weights(graph, node, step, types))
     inputs = _activations(graph, lowered)
     if dialect.integer_chains and step.to == "int8":
@@ -91,10 +98,16 @@ def place(
 
 
 def quantizable_nodes(
-    graph: Graph, step: Quantize, context: Context, dialect: Dialect, unusable: Mapping[str, str] | None = None
+    graph: Graph,
+    step: Quantize,
+    context: Context,
+    dialect: Dialect,
+    unusable: Mapping[str, str] | None = None,
+    *,
+    types: TensorTypes | None = None,
 ) -> tuple[list[onnx.NodeProto], list[Skipped]]:
     """Return the nodes that the step lowers, and those of their kinds that it skips; arguments as for `place`."""
-    types = tensor_types(graph.model)
+    types = types or tensor_types(graph.model)
     lowered, skipped = [], []
     for node in graph.nodes:
         if node.op_type not in _wanted_types(step):
@@ -119,7 +132,7 @@ def observed_tensors(model: onnx.ModelProto) -> tuple[str, ...]:
     types = tensor_types(model)
     found: set[str] = set()
     for dialect in (item for item in DIALECTS.values() if item.name == item.family):
-        placement = place(graph, Quantize(op_types=QUANTIZABLE), Context(dialect.name), dialect)
+        placement = place(graph, Quantize(op_types=QUANTIZABLE), Context(dialect.name), dialect, types=types)
         found.update(placement.readers)
         found.update(name for names in placement.ranges.values() for name in names)
         found.update(name for add, _ in skip_branches(graph, placement.lowered, types) for name in add.input)
