@@ -97,7 +97,7 @@ def measure(
     environment = device.describe()
     return {
         engine.variant: failures.get(engine.variant)
-        or _measurement(engine, feeds, protocol, rounds[engine.variant], threads, environment)
+        or _measurement(engine, feeds, protocol, rounds[engine.variant], threads=threads, environment=environment)
         for engine in built
     }
 
@@ -273,6 +273,7 @@ def _measurement(
     feeds: Feeds,
     protocol: Protocol,
     rounds: Mapping[int, Round],
+    *,
     threads: int | None,
     environment: Mapping[str, Any],
 ) -> Measurement:

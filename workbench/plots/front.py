@@ -74,8 +74,8 @@ def front(
     end = axes.get_xlim()[1 if x == "latency" else 0]
     if shown.kind == "sqnr":
         end = _exact_baseline(axes, record, comparison, x, colours)
-    lines += _front_line(axes, [point for point in found if point.on_front], shown, x, end, colours)
-    _budgets(axes, record, found, shown, x, (budget_latency, budget_loss), colours)
+    lines += _front_line(axes, [point for point in found if point.on_front], shown, x, end=end, colours=colours)
+    _budgets(axes, record, found, shown, x, budgets=(budget_latency, budget_loss), colours=colours)
     look.footnote(figure, colours, _footnote(record, shown, found, lacking))
     labels = [
         Label(_label(point, record.baseline), _across(point, x).value, point.quality.value, point.on_front)
@@ -137,7 +137,7 @@ def _name_axes(axes: Axes, record: StudyRecord, shown: Quality, x: Axis, colours
     )
 
 
-def _front_line(axes: Axes, members: list[Point], shown: Quality, x: Axis, end: float, colours: Theme) -> list[Line]:
+def _front_line(axes: Axes, members: list[Point], shown: Quality, x: Axis, *, end: float, colours: Theme) -> list[Line]:
     """Draw the border of what is reached: from each member on, at least this good until a better one comes."""
     if not members:
         return []
@@ -205,6 +205,7 @@ def _budgets(
     found: list[Point],
     shown: Quality,
     x: Axis,
+    *,
     budgets: tuple[float | None, float | None],
     colours: Theme,
 ) -> None:

@@ -183,7 +183,7 @@ def layer_costs(
         )
     dialect = engines.backend(backend).dialect(backend)
     if known is None:
-        known = _known(model, data, recipe, dialect, store, handle)
+        known = _known(model, data, recipe, dialect, store=store, handle=handle)
     rehearsal = Rehearsal(model, recipe, split, known, data.metric, store)
     groups = lowered_layers(rehearsal, recipe, by)
 

@@ -87,7 +87,7 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> Engine:
 def refit(engine: Engine, variant: Variant, folder: Path, log: Callable[[str], None] = lambda line: None) -> Engine:
     """Return the engine with the weights of another variant of the same structure; see `refitting.refit`."""
     runtime = cuda.load()
-    return refitting.refit(_capabilities(), runtime.device(), engine, variant, folder, log)
+    return refitting.refit(_capabilities(), runtime.device(), engine, variant, folder=folder, sink=log)
 
 
 def open_runner(engine: Engine, threads: int | None) -> running.TensorRTRunner:

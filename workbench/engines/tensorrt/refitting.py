@@ -32,7 +32,7 @@ def structure_sha256(graph: onnx.ModelProto) -> str:
 
 
 def refit(
-    caps: Capabilities, device: Device, engine: Engine, variant: Variant, folder: Path, sink: Callable[[str], None]
+    caps: Capabilities, device: Device, engine: Engine, variant: Variant, *, folder: Path, sink: Callable[[str], None]
 ) -> Engine:
     """Return an engine with the weights of another variant of the same structure.
 

@@ -11,6 +11,7 @@ from traitlets import Bool, Float, HasTraits, Instance, Tuple, Unicode
 
 from workbench import codec
 from workbench.errors import DataError, RecipeError
+from workbench.machine.store import Store
 from workbench.records import Progress, StudyRecord, VariantResult
 from workbench.study import Study, estimate, run
 from workbench.ui.jobs import DRAWING, STUDIES, Job, Snapshot
@@ -165,9 +166,7 @@ class Running(HasTraits):
             finally:
                 if newest:
                     job.publish(Partial(newest[0], newest[0]))
-                seen = estimate.pace(ticks, protocol)
-                if seen.answer_seconds is not None and seen.round_overhead_seconds is not None:
-                    store.put("pace", backend, codec.to_json(seen))
+                _remember_pace(store, backend, estimate.pace(ticks, protocol))
 
         job = Job(f"study of {model.name}", work, key=self.key)
         self.record, self.study_name = None, ""
@@ -286,6 +285,11 @@ class Running(HasTraits):
         rest = "" if left is None else f", about {estimate.words(left)} left"
         share = f"{snapshot.progress.fraction:.0%}"
         return f"{share}: {stage} {snapshot.progress.variant}{message}. {took} elapsed{rest}."
+
+
+def _remember_pace(store: Store, backend: str, seen: estimate.Pace) -> None:
+    if seen.answer_seconds is not None and seen.round_overhead_seconds is not None:
+        store.put("pace", backend, codec.to_json(seen))
 
 
 def variant_progress(result: VariantResult, rounds: int, current: Progress | None = None) -> VariantProgress:

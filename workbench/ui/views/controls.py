@@ -114,6 +114,7 @@ def menu(
     words: str,
     options_trait: str,
     value_trait: str,
+    *,
     command: Callable[[Any], None] | None = None,
 ) -> widgets.Dropdown:
     """Return a menu whose options and value follow traits; a change of options is no choice of the user's."""

@@ -18,7 +18,7 @@ def calibration_view(state: State) -> widgets.Widget:
         inspection.collect,
         "Run the calibration samples through the model, or read what a study collected",
     )
-    tensor = controls.menu(session, inspection, "Tensor", "tensors", "tensor", inspection.show_tensor)
+    tensor = controls.menu(session, inspection, "Tensor", "tensors", "tensor", command=inspection.show_tensor)
     tensor.layout.width = "700px"
     words, clips = controls.html(), controls.html()
     controls.follow(

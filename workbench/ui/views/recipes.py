@@ -173,7 +173,7 @@ def _add_sweep(state: State) -> tuple[widgets.Widget, ...]:
 
 def _protocol(state: State) -> tuple[widgets.Widget, ...]:
     session, plan = state.session, state.plan
-    backend = controls.menu(session, plan, "Backend", "backends", "backend", plan.set_backend)
+    backend = controls.menu(session, plan, "Backend", "backends", "backend", command=plan.set_backend)
     boundary = controls.field(widgets.Dropdown(description="Time boundary", options=_BOUNDARIES))
     controls.bind(session, plan, "boundary", boundary)
     numbers = {

@@ -58,7 +58,12 @@ def _plot(state: State) -> widgets.Widget:
 def _table(state: State) -> widgets.Widget:
     session, results = state.session, state.results
     column = controls.menu(
-        session, results, "Sort by", "columns", "sort_column", lambda value: results.sort(value, results.descending)
+        session,
+        results,
+        "Sort by",
+        "columns",
+        "sort_column",
+        command=lambda value: results.sort(value, results.descending),
     )
     descending = widgets.Checkbox(description="Largest first", indent=False, tooltip="Sort in descending order")
     controls.bind(session, results, "descending", descending, lambda value: results.sort(results.sort_column, value))
@@ -76,10 +81,20 @@ def _table(state: State) -> widgets.Widget:
 def _disagreements(state: State) -> widgets.Widget:
     session, results = state.session, state.results
     first = controls.menu(
-        session, results, "Variant", "variants", "first", lambda name: results.compare_answers(name, results.second)
+        session,
+        results,
+        "Variant",
+        "variants",
+        "first",
+        command=lambda name: results.compare_answers(name, results.second),
     )
     second = controls.menu(
-        session, results, "against", "variants", "second", lambda name: results.compare_answers(results.first, name)
+        session,
+        results,
+        "against",
+        "variants",
+        "second",
+        command=lambda name: results.compare_answers(results.first, name),
     )
     shown = controls.html()
 
