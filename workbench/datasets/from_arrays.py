@@ -5,8 +5,9 @@ Torch tensors are taken by their methods (`detach`, `cpu`, `numpy`), so torch is
 
 from __future__ import annotations
 
+import sys
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from workbench.datasets.metrics import Metric, perplexity, top1
-from workbench.datasets.split import Array, Dataset, Split
+from workbench.datasets.split import ONE_VALUE, Array, Dataset, Split
 from workbench.errors import DataError
 from workbench.records import Model, TensorSpec
 
@@ -111,7 +112,8 @@ def loader(
     """Take samples from a torch DataLoader, or any iterable of batches.
 
     Args:
-        batches: yields an array, a tuple (inputs..., labels), or a dict with the inputs and maybe `labels`.
+        batches: yields an array, a tuple (inputs..., labels), or a dict with the inputs and maybe `labels`. A torch
+            Dataset, or another object with a length and items by index, gives one sample an item instead of a batch.
         inputs: names for the first fields of a tuple; a field behind them is the labels. Unused for dicts.
         samples: stop after that many; the dataset notes it when the loader had more.
 
@@ -122,16 +124,17 @@ def loader(
         raise DataError(f"samples is {samples}; it must be at least 1.")
     gathered: dict[str, list[Array]] = {}
     taken, more = 0, False
-    for batch in batches:
+    for fields in _batches(batches, tuple(inputs)):
         if taken >= samples:
             more = True
             break
-        fields = _fields(batch, tuple(inputs))
         if gathered and fields.keys() != gathered.keys():
             raise DataError(f"A batch has the fields {sorted(fields)}, the first had {sorted(gathered)}.")
         for key, value in fields.items():
             gathered.setdefault(key, []).append(value[: samples - taken])
         size = len(next(iter(fields.values())))
+        if not size:
+            raise DataError("The loader gave a batch without samples. Leave empty batches out.")
         more = taken + size > samples
         taken += size
     if not gathered:
@@ -216,6 +219,21 @@ def to_numpy(what: str, value: ArrayLike) -> Array:
     return array
 
 
+def _batches(source: Any, inputs: tuple[str, ...]) -> Iterator[dict[str, Array]]:
+    """Yield the fields of each batch; single samples become batches of one."""
+    torch = sys.modules.get("torch")
+    indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    single = torch is not None and isinstance(source, torch.utils.data.Dataset)
+    single = single or (indexed and not isinstance(source, (list, tuple)))
+    # By index, because not every data set with a length says where it ends when it is iterated.
+    items = (source[index] for index in range(len(source))) if single and indexed else iter(source)
+    for item in items:
+        fields = _fields(item, inputs)
+        if single or any(array.ndim == 0 for array in fields.values()):
+            fields = {name: array[np.newaxis] for name, array in fields.items()}
+        yield fields
+
+
 def _fields(batch: Any, inputs: tuple[str, ...]) -> dict[str, Array]:
     """Return input name -> array, and "labels" -> array where there are labels."""
     if isinstance(batch, Mapping):
@@ -258,7 +276,7 @@ def _with_notes(dataset: Dataset, *notes: str) -> Dataset:
 
 def _draw(spec: TensorSpec, generator: np.random.Generator, sizes: tuple[int, int], integers: tuple[int, int]) -> Array:
     if not spec.shape:
-        raise DataError(f"Input {spec.name!r} is a scalar without a sample axis. Pass data of your own with arrays().")
+        raise DataError(f"Input {spec.name!r} of the model is a scalar: it has no axis for samples. {ONE_VALUE}")
     samples, dynamic_size = sizes
     shape = (samples, *(dynamic_size if size is None else size for size in spec.shape[1:]))
     if "float" in spec.dtype:

@@ -21,6 +21,19 @@ from workbench.records import Model, TensorSpec
 
 Array = NDArray[Any]
 
+# What to do about an input that is not given sample by sample.
+ONE_VALUE = (
+    "A value that all samples share, such as a temperature or a time step, is not fed here: give the input an axis for "
+    "the samples, or write the value into the model (as an initializer of the ONNX graph, or inside a small wrapper "
+    "module whose forward does not take it)."
+)
+_UNCLEAN = "Clean the data; calibration and accuracy mean nothing with them."
+_MASKING = (
+    "All of these are -inf: if they mark what must not be seen (an additive attention mask), write a large negative "
+    "number instead, such as -1e4, which FP16 can hold: a softmax gives such places the weight 0 as well. Otherwise "
+    "clean the data; no range can hold an infinite value."
+)
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -225,12 +238,15 @@ def _check_array(name: str, array: Array) -> None:
     if array.dtype.kind == "O":
         raise DataError(f"{name} holds Python objects, not numbers: are its rows of unequal length? Pad them.")
     if array.ndim == 0 or len(array) == 0:
-        raise DataError(f"{name} has no samples (shape {array.shape}). Axis 0 must be the samples, at least one.")
+        alone = "" if array.ndim else f" {ONE_VALUE}"
+        raise DataError(
+            f"{name} has no samples (shape {array.shape}). Axis 0 must be the samples, at least one.{alone}"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
         raise DataError(
             f"{name} has NaN or infinite values in {len(bad)} of {len(array)} samples (first: sample {bad[0]}). "
-            "Clean the data; calibration and accuracy mean nothing with them."
+            + (_MASKING if bool((np.isfinite(array) | np.isneginf(array)).all()) else _UNCLEAN)
         )
 
 
@@ -254,6 +270,8 @@ def _bind(split: Split, model: Model, notes: dict[str, None]) -> Split:
 
 
 def _fit(array: Array, spec: TensorSpec, notes: dict[str, None]) -> Array:
+    if not spec.shape:
+        raise DataError(f"Input {spec.name!r} of the model is a scalar: it has no axis for samples. {ONE_VALUE}")
     axes = zip(array.shape[1:], spec.shape[1:], strict=False)
     if array.ndim != len(spec.shape) or any(want not in (None, size) for size, want in axes):
         wanted = ", ".join("any" if size is None else str(size) for size in ("samples", *spec.shape[1:]))

@@ -26,6 +26,7 @@ import numpy as np
 
 from workbench import errors
 from workbench.errors import Cancelled, ChildKilled, WorkbenchError
+from workbench.machine.arrays import load, save
 
 _POLL_SECONDS = 0.02
 _GRACE_SECONDS = 2.0
@@ -69,7 +70,7 @@ def call(
     with tempfile.TemporaryDirectory(prefix="workbench-") as name:
         folder = Path(name)
         (folder / "job.json").write_text(json.dumps({"target": target, "job": job}), encoding="utf-8")
-        np.savez(folder / "arrays.npz", **dict(arrays or {}))  # type: ignore[arg-type]
+        save(folder / "arrays.npz", arrays or {})
         with (folder / "log.txt").open("wb") as log, _started(folder, log) as process:
             _wait(process, folder, cancel, on_line)
         return _answer(process, folder, target)
@@ -129,8 +130,7 @@ def _answer(process: subprocess.Popen[bytes], folder: Path, target: str) -> Answ
     plain = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in plain:
         raise _raised(plain, log)
-    with np.load(folder / "answer.npz", allow_pickle=False) as stored:
-        return Answer(plain["plain"], {name: stored[name] for name in stored.files}, log)
+    return Answer(plain["plain"], load(folder / "answer.npz"), log)
 
 
 def _ending(code: int) -> str:
@@ -163,8 +163,7 @@ def main(folder: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     plain: dict[str, Any]
     try:
-        with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
-            given = {name: stored[name] for name in stored.files}
+        given = load(folder / "arrays.npz")
         result, arrays = getattr(importlib.import_module(module), function)(request["job"], given)
         plain = {"plain": result}
     except WorkbenchError as error:
@@ -173,7 +172,7 @@ def main(folder: Path) -> None:
         message = f"{request['target']} failed with {type(error).__name__}: {error}. The log holds the traceback."
         plain = {"error": "WorkbenchError", "message": message, "log": traceback.format_exc()}
         traceback.print_exc()
-    np.savez(folder / "answer.npz", **arrays)  # type: ignore[arg-type]
+    save(folder / "answer.npz", arrays)
     (folder / "answer.tmp").write_text(json.dumps(plain), encoding="utf-8")
     (folder / "answer.tmp").replace(folder / "answer.json")
     sys.stdout.flush()

@@ -15,6 +15,7 @@ from workbench.datasets import Dataset
 from workbench.engines import jobs
 from workbench.errors import LostAnswers
 from workbench.judging import accuracy
+from workbench.machine import arrays
 from workbench.records import Accuracy, Engine
 
 Outputs = dict[str, np.ndarray]
@@ -90,12 +91,11 @@ def _parent_outputs(
 ) -> Outputs:
     kept = None if folder is None else folder / f"{parent.variant_sha256}-{rows.start}-{rows.stop}.npz"
     if kept is not None and kept.exists():
-        with np.load(kept, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+        return arrays.load(kept)
     feeds = {name: array[rows] for name, array in data.evaluation.inputs.items()}
     outputs = jobs.infer(parent, feeds, batch, cancel=cancel)
     if kept is not None:
-        np.savez(kept, **outputs)  # type: ignore[arg-type]
+        arrays.save(kept, outputs)
     return outputs
 
 

@@ -10,12 +10,11 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from workbench import codec, engines
 from workbench.datasets import Dataset
 from workbench.datasets.metrics import identity
 from workbench.engines import jobs
+from workbench.machine import arrays
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
 from workbench.measuring.answers import check
@@ -97,7 +96,7 @@ class Stages:
                 feeds = None
                 if self._native_samples() is not None and self.dataset.calibration is not None:
                     feeds = scratch / "calibration.npz"
-                    np.savez(feeds, **self.dataset.calibration.inputs)  # type: ignore[arg-type]
+                    arrays.save(feeds, self.dataset.calibration.inputs)
                 return jobs.build(
                     variant,
                     self.backend,

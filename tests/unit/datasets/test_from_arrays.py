@@ -224,3 +224,66 @@ def test_random_refuses_inputs_it_cannot_draw(spec, words):
 def test_random_refuses_an_empty_range():
     with pytest.raises(DataError, match="at least 1 sample"):
         datasets.random(model(INPUTS[0]), integers=(2, 2))
+
+
+class Indexed:
+    """A data set in torch's manner without being torch's; like many, it never says where it ends."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return rows(5)[index % 5], index % 5
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        TensorDataset(torch.from_numpy(rows(5)), torch.arange(5)),
+        torch.utils.data.Subset(TensorDataset(torch.from_numpy(rows(5)), torch.arange(5)), range(5)),
+        Indexed(),
+        [(rows(5)[index], index) for index in range(5)],
+    ],
+)
+def test_a_source_of_single_samples_gives_one_sample_an_item(source):
+    data = datasets.loader(source)
+    assert np.array_equal(data.evaluation.inputs[""], rows(5))
+    assert data.evaluation.labels.tolist() == [0, 1, 2, 3, 4]
+    assert len(datasets.loader(source, samples=3).evaluation) == 3
+
+
+def test_a_stream_of_single_samples_is_read_to_the_limit():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            while True:
+                yield torch.ones(3), torch.tensor(1)
+
+    data = datasets.loader(Stream(), samples=4)
+    assert data.evaluation.inputs[""].shape == (4, 3) and data.evaluation.labels.tolist() == [1] * 4
+
+
+def test_an_empty_batch_is_refused_and_does_not_go_on_for_ever():
+    with pytest.raises(DataError, match="a batch without samples"):
+        datasets.loader(rows(1)[:0] for _ in range(10_000))
+
+
+def test_a_mask_of_minus_infinity_is_refused_with_a_way_to_go_on():
+    mask = np.array([[0, -np.inf], [0, 0]], np.float32)
+    with pytest.raises(
+        DataError, match=r"infinite values in 1 of 2 samples.*large negative number instead, such as -1e4"
+    ):
+        datasets.arrays({"mask": mask})
+    for other in (np.nan, np.inf):
+        with pytest.raises(DataError, match="Clean the data"):
+            datasets.arrays({"mask": np.where(np.isinf(mask), np.float32(other), mask)})
+
+
+def test_an_input_without_axes_is_refused_in_the_same_words_everywhere():
+    scalar = model(TensorSpec("x", "float32", (None, 3)), TensorSpec("t", "float32", ()))
+    words = "write the value into the model"
+    with pytest.raises(DataError, match=words):
+        datasets.random(scalar)
+    with pytest.raises(DataError, match=words):
+        datasets.arrays({"x": rows(4), "t": np.float32(1)})
+    with pytest.raises(DataError, match=words):
+        datasets.arrays({"x": rows(4), "t": np.ones(4, np.float32)}).bound_to(scalar)
