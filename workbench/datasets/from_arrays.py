@@ -7,20 +7,20 @@ from __future__ import annotations
 
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from workbench.datasets.metrics import Metric, perplexity, top1
+from workbench.datasets.metrics import UNDECIDED, Metric, Outputs, guess, named
 from workbench.datasets.split import ONE_VALUE, Array, Dataset, Split
 from workbench.errors import DataError
 from workbench.records import Model, TensorSpec
 
 ArrayLike: TypeAlias = Any
-MetricChoice: TypeAlias = "Metric | Literal['auto'] | None"
+MetricChoice: TypeAlias = "Metric | str | Callable[[Outputs, Array], Array | float] | None"
 
 # A .npz of a few kilobytes can unpack to terabytes; what is larger than this is refused before it is unpacked.
 LARGEST_NPZ_BYTES = 16 << 30
@@ -34,27 +34,58 @@ def arrays(
     *,
     calibration: ArrayLike | Mapping[str, ArrayLike] | None = None,
     metric: MetricChoice = "auto",
+    output: str | None = None,
+    sample_axes: Mapping[str, int | None] | None = None,
     name: str = "arrays",
 ) -> Dataset:
     """Make a dataset of arrays (numpy, or torch tensors).
 
     Args:
         inputs: one array (samples on axis 0) for a model with one input, or {input name: array}.
-        labels: one entry a sample: class indices (N,), or the fed token ids (N, T) for perplexity.
+        labels: one entry a sample, as the metric wants them (see `workbench.metrics`).
         calibration: inputs for calibration, of other samples; None leaves the dataset without (see `split_off`).
-        metric: "auto" takes top-1 for integer labels (N,) and perplexity for integer labels (N, T).
+        metric: a name such as "binary" or "token-top-1" (see `workbench.metrics`), a Metric, a function of (outputs,
+            labels), or None for no score; "auto" takes the one that labels and the model's outputs allow, and refuses
+            where they allow two.
+        output: the output that is scored, where the model has several.
+        sample_axes: output name -> the axis that counts its samples, None where none does; others are found by running.
         name: how reports call the data.
 
     Raises:
         DataError: no samples, unequal lengths, NaN, objects, or samples shared by both splits.
     """
     evaluation = Split(as_inputs(inputs), None if labels is None else to_numpy("labels", labels))
-    chosen, notes = _choose_metric(metric, evaluation.labels)
     held_back = None if calibration is None else Split(as_inputs(calibration))
-    return Dataset(name, "user", evaluation, held_back, chosen, notes=notes)
+    dataset = Dataset(name, "user", evaluation, held_back, sample_axes=dict(sample_axes or {}))
+    return scored(dataset, metric, output)
 
 
-def npz(path: Path | str, *, metric: MetricChoice = "auto", name: str | None = None) -> Dataset:
+def scored(dataset: Dataset, metric: MetricChoice, output: str | None = None) -> Dataset:
+    """Return a dataset with a metric; see `arrays`.
+
+    Raises:
+        DataError: no such metric, or one without labels.
+    """
+    labels = dataset.evaluation.labels
+    if metric is None:
+        return dataset
+    if isinstance(metric, str) and metric == "auto":
+        if labels is None:
+            return dataset
+        guessed = guess(labels, dataset.evaluation.inputs)
+        made = replace(dataset, metric=guessed, scored_output=output)
+        if guessed is not None:
+            return made
+        return _with_notes(made, UNDECIDED.format(labels=labels))
+    chosen, notes = named(metric, output)
+    if labels is None:
+        raise DataError(f"The metric {chosen.name} needs labels, got none. Pass labels=..., or metric=None.")
+    return _with_notes(replace(dataset, metric=chosen), *notes)
+
+
+def npz(
+    path: Path | str, *, metric: MetricChoice = "auto", output: str | None = None, name: str | None = None
+) -> Dataset:
     """Read a .npz file; pickled objects in it are refused.
 
     Arrays are called like the model's inputs, with `labels` (if any) for the labels, and `calibration_<input>` for
@@ -72,7 +103,12 @@ def npz(path: Path | str, *, metric: MetricChoice = "auto", name: str | None = N
     if not stored:
         raise DataError(f"{file} has no input array. Store one array for each model input, samples on axis 0.")
     return arrays(
-        _unnamed(stored), labels, calibration=_unnamed(calibration) or None, metric=metric, name=name or file.stem
+        _unnamed(stored),
+        labels,
+        calibration=_unnamed(calibration) or None,
+        metric=metric,
+        output=output,
+        name=name or file.stem,
     )
 
 
@@ -107,6 +143,7 @@ def loader(
     inputs: Sequence[str] = ("",),
     samples: int = 1024,
     metric: MetricChoice = "auto",
+    output: str | None = None,
     name: str = "loader",
 ) -> Dataset:
     """Take samples from a torch DataLoader, or any iterable of batches.
@@ -146,7 +183,7 @@ def loader(
             f"Batches do not fit together: {error}. Samples must have one shape; pad or crop them."
         ) from error
     labels = joined.pop("labels", None)
-    dataset = arrays(joined, labels, metric=metric, name=name)
+    dataset = arrays(joined, labels, metric=metric, output=output, name=name)
     note = f"The first {samples} samples of the loader were taken; it has more."
     return _with_notes(dataset, note) if more else dataset
 
@@ -246,24 +283,6 @@ def _fields(batch: Any, inputs: tuple[str, ...]) -> dict[str, Array]:
         )
     names = (*inputs, "labels")
     return {key: to_numpy(f"field {key!r}", value) for key, value in zip(names, values, strict=False)}
-
-
-def _choose_metric(metric: MetricChoice, labels: Array | None) -> tuple[Metric | None, tuple[str, ...]]:
-    if metric != "auto":
-        if metric is not None and not isinstance(metric, Metric):
-            raise DataError(
-                f"metric is a {type(metric).__name__}, expected a Metric, None or 'auto'. A function of (outputs, labels) "
-                f"becomes one with Metric('its name', function, higher_is_better=...)."
-            )
-        if metric is not None and labels is None:
-            raise DataError(f"The metric {metric.name} needs labels, got none. Pass labels=..., or metric=None.")
-        return metric, ()
-    if labels is None:
-        return None, ()
-    if labels.dtype.kind in "iu" and labels.ndim in (1, 2):
-        return (top1() if labels.ndim == 1 else perplexity()), ()
-    note = f"Labels of type {labels.dtype} and shape {labels.shape} have no default metric; pass metric=Metric(...)."
-    return None, (note,)
 
 
 def _unnamed(stored: dict[str, Array]) -> dict[str, Array]:

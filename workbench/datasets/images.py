@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from workbench.datasets.metrics import top1
+from workbench.datasets.from_arrays import MetricChoice, scored
 from workbench.datasets.split import Array, Dataset, Split
 from workbench.errors import DataError
 
@@ -73,6 +73,8 @@ def image_folder(
     *,
     samples: int | None = None,
     seed: int = 0,
+    metric: MetricChoice = "auto",
+    output: str | None = None,
     name: str | None = None,
 ) -> Dataset:
     """Read images from a folder that has one sub-folder for each class.
@@ -81,9 +83,10 @@ def image_folder(
         path: sub-folders in sorted order are the classes 0, 1, ...
         preprocessing: stated in the dataset's notes; None takes the defaults (ImageNet's, 224x224 RGB).
         samples: that many images chosen at random; None takes all.
+        metric, output: as for `arrays`.
 
     Returns:
-        A dataset without calibration data (see `split_off`): one float32 input (N, C, H, W), metric top-1.
+        A dataset without calibration data (see `split_off`): one float32 input (N, C, H, W), labels (N,).
 
     Raises:
         DataError: Pillow is missing, no images, or a file that is no image or a damaged one.
@@ -110,11 +113,10 @@ def image_folder(
     deep = sum(_is_deep(file) for file, _ in files)
     labels = np.array([label for _, label in files], np.int64)
     listed = ", ".join(f"{label} = {class_name}" for label, class_name in enumerate(classes[:20]))
-    return Dataset(
+    dataset = Dataset(
         name or root.name,
         "user",
         Split({"": images}, labels),
-        metric=top1(),
         show=lambda index: _show(files[index][0], classes[files[index][1]]),
         notes=(
             f"Images: {steps}.",
@@ -122,6 +124,7 @@ def image_folder(
             *((_DEEP_NOTE.format(deep=deep, images=len(files)),) if deep else ()),
         ),
     )
+    return scored(dataset, metric, output)
 
 
 def _is_deep(file: Path) -> bool:

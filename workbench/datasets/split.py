@@ -7,14 +7,15 @@ a model. Knows nothing of where data come from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.datasets import metrics
 from workbench.datasets.metrics import Metric
 from workbench.errors import DataError, nearest
 from workbench.records import Model, TensorSpec
@@ -129,6 +130,8 @@ class Dataset:
         metric: how answers are scored against labels, or None for label-free comparison only.
         show: evaluation sample index -> {"kind": "image" | "text", "value": rows of 0..255 | str, "label": str | None}.
         notes: what was done to the data on the way in, one sentence each; shown in every report.
+        scored_output: the output that the chosen metric scores; None takes the only one that fits.
+        sample_axes: output name -> the axis that counts its samples, None where none does; others are found by running.
 
     Raises:
         DataError: calibration and evaluation share samples, or have other inputs.
@@ -141,6 +144,8 @@ class Dataset:
     metric: Metric | None = None
     show: Callable[[int], dict[str, Any]] | None = None
     notes: tuple[str, ...] = ()
+    scored_output: str | None = None
+    sample_axes: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.calibration is None:
@@ -205,14 +210,28 @@ class Dataset:
         Lossless and usual conversions (float64 to float32, int32 to int64) are done and noted; all others refuse.
 
         Raises:
-            DataError: names, number of axes, sizes or types do not fit the model's inputs.
+            DataError: names, number of axes, sizes or types do not fit the model's inputs, or no metric was named and
+                labels and outputs do not tell which one is meant.
         """
         notes: dict[str, None] = {}
         splits = {}
         for part, split in (("evaluation", self.evaluation), ("calibration", self.calibration)):
             splits[part] = None if split is None else _bind(split, model, notes)
         new_notes = tuple(note for note in notes if note not in self.notes)
-        return replace(self, **splits, notes=self.notes + new_notes)  # type: ignore[arg-type]
+        bound = replace(self, **splits, notes=self.notes + new_notes)  # type: ignore[arg-type]
+        return bound._with_metric(model) if model.outputs else bound
+
+    def _with_metric(self, model: Model) -> Dataset:
+        labels = self.evaluation.labels
+        if labels is None:
+            return self
+        guessed = self.metric is not None and self.metric.by_default
+        if not guessed and metrics.UNDECIDED.format(labels=labels) not in self.notes:
+            return self  # somebody named the metric, or wants none
+        metric, told = metrics.chosen(labels, self.evaluation.inputs, model.outputs, self.scored_output)
+        undecided = metrics.UNDECIDED.format(labels=labels)
+        notes = dict.fromkeys(note for note in (*self.notes, *told) if note != undecided)
+        return replace(self, metric=metric, notes=tuple(notes))
 
 
 def check_disjoint(evaluation: Split, calibration: Split) -> None:

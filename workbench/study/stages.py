@@ -116,7 +116,8 @@ class Stages:
             recipe: what the variant was made by; with it, evaluation samples that leave the calibrated range are told.
         """
         metric = identity(self.dataset.metric)
-        parent_parts = (*identity_of(parent), self.dataset.evaluation.sha256, self.batch)
+        axes = dict(self.dataset.sample_axes)
+        parent_parts = (*identity_of(parent), self.dataset.evaluation.sha256, self.batch, axes)
 
         def make() -> Accuracy:
             folder = self.store.cache_folder("parent-outputs") / key_of(parent_parts)

@@ -22,7 +22,7 @@ def rows(count, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 3)).astype(np.float32)
 
 
-def test_arrays_choose_top_1_for_class_labels_and_perplexity_for_token_labels():
+def test_arrays_guess_top_1_for_class_labels_and_perplexity_for_the_fed_tokens():
     assert datasets.arrays(rows(4), np.arange(4)).metric.name == "top-1"
     assert datasets.arrays(np.ones((2, 5), np.int64), np.ones((2, 5), np.int64)).metric.name == "perplexity"
     assert datasets.arrays(rows(4)).metric is None
@@ -39,9 +39,23 @@ def test_a_metric_of_one_s_own_is_kept():
     assert datasets.arrays(rows(4), rows(4, 1), metric=metric).metric is metric
 
 
-def test_a_bare_function_is_no_metric_and_the_message_says_how_to_make_one():
-    with pytest.raises(DataError, match=r"metric is a function, expected a Metric.*Metric\('its name', function"):
-        datasets.arrays(rows(4), rows(4, 1), metric=lambda outputs, labels: 0.0)
+def test_a_function_is_a_metric_and_which_way_is_better_is_told():
+    def spread(outputs, labels):
+        return 0.0
+
+    data = datasets.arrays(rows(4), rows(4, 1), metric=spread)
+    assert (data.metric.name, data.metric.function, data.metric.key) == ("spread", spread, None)
+    assert "Higher is taken to be better for the metric 'spread'" in data.notes[0]
+    assert datasets.arrays(rows(4), rows(4, 1), metric=lambda outputs, labels: 0.0).metric.name == "your function"
+
+
+def test_a_metric_is_named_and_so_is_the_output_that_it_scores():
+    data = datasets.arrays(rows(4), np.arange(4), metric="recall@1", output="embedding")
+    assert (data.metric.name, data.metric.output) == ("recall@1", "embedding")
+    with pytest.raises(DataError, match=r"There is no metric 'top1'\. Did you mean 'top-1'"):
+        datasets.arrays(rows(4), np.arange(4), metric="top1")
+    with pytest.raises(DataError, match="metric is a int, expected a name, a Metric, a function or None"):
+        datasets.arrays(rows(4), np.arange(4), metric=3)
 
 
 def test_a_dataset_shows_shapes_and_not_its_arrays():
