@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,7 +47,8 @@ def convert(
         precision: `fp32`, `tf32`, `fp16`, `bf16`, `int8`, `fp8`, the name of a recipe, or a Recipe.
         calibration: samples for static quantization, never the ones it is judged on: an array or tensor (samples on
             axis 0), a dict of them by input name, a DataLoader or other iterable of batches (labels behind the inputs
-            are left alone), a Split, or a Dataset, of which the calibration samples are taken.
+            are left alone; the first 1024 samples are taken, since an iterable need not end), a Split, or a Dataset, of
+            which the calibration samples are taken.
         backend: a name from `workbench.backends()`, or `auto` for the fastest that is here.
         options: how the engine is built; None takes one CPU thread and the engine's own choices.
         store: None takes the default store.
@@ -74,7 +75,9 @@ def convert(
     dialect = engines.backend(name).dialect(name)
     table = None
     if recipe.needs_calibration or (recipe.uses_samples and calibration is not None):
-        table = calibrate(model, _calibration_split(calibration, model, recipe), recipe, dialect=dialect)
+        samples, notes = _calibration_split(calibration, model, recipe)
+        model = replace(model, origin=replace(model.origin, notes=(*model.origin.notes, *notes)))
+        table = calibrate(model, samples, recipe, dialect=dialect)
     variant = transform(model, recipe, dialect=dialect, table=table, store=store)
     engine = jobs.build(variant, name, options, store=store)
     return Converted(model, variant, engine, _Form(module, example_inputs))
@@ -87,7 +90,10 @@ class _Form:
         from torch.utils import _pytree
 
         self._signature = inspect.signature(module.forward)
-        self._known = set(signature.bind(module, example_inputs).tensors)
+        tensors = signature.bind(module, example_inputs).tensors
+        self._known = set(tensors)
+        # The engine is that of a float32 copy where the module is in bfloat16; its caller need not know.
+        self._widened = {name for name, tensor in tensors.items() if _is_bfloat16(tensor)}
         returned: list[Any] = []
         hook = module.register_forward_hook(lambda module, arguments, outputs: returned.append(outputs))
         try:
@@ -96,6 +102,7 @@ class _Form:
             hook.remove()
         leaves, self._structure = _pytree.tree_flatten(returned[-1])
         self._present = [leaf is not None for leaf in leaves]
+        self._narrowed = [_is_bfloat16(leaf) for leaf in leaves]
         self._join: Callable[[list[Any], Any], Any] = _pytree.tree_unflatten
 
     def named(self, arguments: tuple[Any, ...], named_arguments: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +122,7 @@ class _Form:
             elif name in self._known or not _is_same(value, parameter.default):
                 found[name] = value
         found = {name: value for name, value in found.items() if value is not None}
+        found |= {name: found[name].float() for name in self._widened & set(found) if _is_bfloat16(found[name])}
         if fixed := [name for name in found if name not in self._known]:
             raise RunError(
                 f"The engine cannot follow the argument {fixed[0]!r}: it was not among the example inputs "
@@ -126,7 +134,14 @@ class _Form:
     def returned(self, outputs: Sequence[Any]) -> Any:
         """Put the engine's outputs into the tuple, dict or other form that the module returns."""
         rest = iter(outputs)
-        return self._join([next(rest) if present else None for present in self._present], self._structure)
+        leaves = [next(rest) if present else None for present in self._present]
+        pairs = zip(leaves, self._narrowed, strict=True)
+        leaves = [leaf.bfloat16() if narrow and leaf is not None else leaf for leaf, narrow in pairs]
+        return self._join(leaves, self._structure)
+
+
+def _is_bfloat16(value: Any) -> bool:
+    return "bfloat16" in str(getattr(value, "dtype", ""))
 
 
 def _is_same(value: Any, default: Any) -> bool:
@@ -225,37 +240,40 @@ def _checked(runner: Any, given: Mapping[str, torch.Tensor]) -> Mapping[str, tor
 def _array(name: str, value: Any) -> np.ndarray:
     if not hasattr(value, "detach"):
         return np.ascontiguousarray(value)
-    if "bfloat16" in str(value.dtype):
+    if _is_bfloat16(value):
         raise RunError(f"Argument {name!r} is bfloat16, which engines are not fed with. Pass {name}.float().")
     return np.ascontiguousarray(value.detach().cpu().numpy())
 
 
-def _calibration_split(calibration: Any, model: Model, recipe: Recipe) -> Split:
+def _calibration_split(calibration: Any, model: Model, recipe: Recipe) -> tuple[Split, tuple[str, ...]]:
     if calibration is None:
         raise CalibrationError(
             f"The recipe {recipe.name!r} needs calibration samples. Pass calibration=<array or batches of real inputs>, "
             f"a few hundred samples that you do not judge the result on."
         )
     try:
-        return Dataset("calibration", "user", _samples(calibration, model)).bound_to(model).evaluation
+        samples, notes = _samples(calibration, model)
+        return Dataset("calibration", "user", samples).bound_to(model).evaluation, notes
     except DataError as error:
         raise CalibrationError(f"The calibration samples cannot be used: {error}") from error
 
 
-def _samples(calibration: Any, model: Model) -> Split:
+def _samples(calibration: Any, model: Model) -> tuple[Split, tuple[str, ...]]:
     if isinstance(calibration, Split):
-        return calibration
+        return calibration, ()
     if isinstance(calibration, Dataset):
         if calibration.calibration is None:
             raise DataError(
                 f"The data {calibration.name!r} have no calibration samples. Take some with split_off(...)."
             )
-        return calibration.calibration
+        return calibration.calibration, ()
     if isinstance(calibration, Mapping) or hasattr(calibration, "shape"):
-        return datasets.arrays(calibration, metric=None).evaluation
-    if isinstance(calibration, str) or not isinstance(calibration, Iterable):
+        return datasets.arrays(calibration, metric=None).evaluation, ()
+    indexed = hasattr(calibration, "__getitem__") and hasattr(calibration, "__len__")
+    if isinstance(calibration, str) or not (indexed or isinstance(calibration, Iterable)):
         raise DataError(
             f"They are a {type(calibration).__name__}. Pass an array, a dict of arrays, or batches of them."
         )
     names = [spec.name for spec in model.inputs]
-    return datasets.loader(calibration, inputs=names, samples=sys.maxsize, metric=None).evaluation
+    taken = datasets.loader(calibration, inputs=names, metric=None, name="calibration")
+    return taken.evaluation, tuple(f"Calibration: {note}" for note in taken.notes)

@@ -91,7 +91,7 @@ def test_a_model_that_cannot_be_loaded_is_an_error_that_is_shown(state: State, p
 
 
 def test_data_from_a_file_are_fitted_to_the_model(state: State, tmp_path: Path) -> None:
-    np.savez(tmp_path / "good.npz", x=np.ones((5, 8), np.float32) * np.arange(5)[:, None], labels=np.arange(5))
+    np.savez(tmp_path / "good.npz", x=np.ones((5, 8), np.float32) * np.arange(5)[:, None], labels=np.arange(5) % 3)
     np.savez(tmp_path / "bad.npz", x=np.ones((5, 9), np.float32) * np.arange(5)[:, None], labels=np.arange(5))
     selection = state.selection
     selection.data_source = ".npz file"

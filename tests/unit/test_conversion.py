@@ -257,3 +257,37 @@ def test_recipes_that_look_at_the_data_twice_work_in_one_line_too(store: Store, 
     with wb.convert(module, [x], precision=precision, calibration=torch.randn(64, 8), store=store) as fast:
         error = (fast(x)[0] - module(x)[0]).abs().max().item()
     assert 0 < error < 0.1  # 8 bits over a range of about +-4, as above
+
+
+def test_a_calibration_source_without_end_is_read_to_its_limit_and_that_is_told(store: Store) -> None:
+    taken = 0
+
+    def endless():
+        nonlocal taken
+        while taken < 10_000:  # far enough to be wrong, near enough to fail in good time
+            taken += 100
+            yield torch.randn(100, 8), torch.zeros(100)
+
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
+    with wb.convert(module, torch.randn(2, 8), "int8", calibration=endless(), store=store) as fast:
+        assert "Calibration: The first 1024 samples of the loader were taken; it has more." in fast.model.origin.notes
+    assert taken <= 1200
+
+
+def test_a_data_set_of_single_samples_calibrates(store: Store) -> None:
+    torch.manual_seed(0)
+    data = torch.utils.data.TensorDataset(torch.randn(40, 8), torch.zeros(40))
+    module = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU())
+    with wb.convert(module, torch.randn(2, 8), "int8", calibration=data, store=store) as fast:
+        x = torch.randn(6, 8)
+        error = (fast(x) - module(x).detach()).square().sum() / module(x).detach().square().sum()
+        assert error < 0.01
+
+
+def test_a_bfloat16_module_is_called_in_its_own_type(store: Store) -> None:
+    module = Two().bfloat16()
+    with wb.convert(module, torch.ones(2, 8, dtype=torch.bfloat16), store=store) as fast:
+        x = torch.randn(5, 8, dtype=torch.bfloat16)
+        hidden, total = fast(x)
+        assert hidden.dtype == total.dtype == torch.bfloat16
+        torch.testing.assert_close(hidden, module(x)[0].detach(), rtol=2e-2, atol=2e-2)

@@ -5,21 +5,22 @@ Torch tensors are taken by their methods (`detach`, `cpu`, `numpy`), so torch is
 
 from __future__ import annotations
 
+import sys
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
-from workbench.datasets.metrics import Metric, perplexity, top1
-from workbench.datasets.split import Array, Dataset, Split
+from workbench.datasets.metrics import UNDECIDED, Metric, Outputs, guess, named
+from workbench.datasets.split import ONE_VALUE, Array, Dataset, Split
 from workbench.errors import DataError
 from workbench.records import Model, TensorSpec
 
 ArrayLike: TypeAlias = Any
-MetricChoice: TypeAlias = "Metric | Literal['auto'] | None"
+MetricChoice: TypeAlias = "Metric | str | Callable[[Outputs, Array], Array | float] | None"
 
 # A .npz of a few kilobytes can unpack to terabytes; what is larger than this is refused before it is unpacked.
 LARGEST_NPZ_BYTES = 16 << 30
@@ -33,27 +34,58 @@ def arrays(
     *,
     calibration: ArrayLike | Mapping[str, ArrayLike] | None = None,
     metric: MetricChoice = "auto",
+    output: str | None = None,
+    sample_axes: Mapping[str, int | None] | None = None,
     name: str = "arrays",
 ) -> Dataset:
     """Make a dataset of arrays (numpy, or torch tensors).
 
     Args:
         inputs: one array (samples on axis 0) for a model with one input, or {input name: array}.
-        labels: one entry a sample: class indices (N,), or the fed token ids (N, T) for perplexity.
+        labels: one entry a sample, as the metric wants them (see `workbench.metrics`).
         calibration: inputs for calibration, of other samples; None leaves the dataset without (see `split_off`).
-        metric: "auto" takes top-1 for integer labels (N,) and perplexity for integer labels (N, T).
+        metric: a name such as "binary" or "token-top-1" (see `workbench.metrics`), a Metric, a function of (outputs,
+            labels), or None for no score; "auto" takes the one that labels and the model's outputs allow, and refuses
+            where they allow two.
+        output: the output that is scored, where the model has several.
+        sample_axes: output name -> the axis that counts its samples, None where none does; others are found by running.
         name: how reports call the data.
 
     Raises:
         DataError: no samples, unequal lengths, NaN, objects, or samples shared by both splits.
     """
     evaluation = Split(as_inputs(inputs), None if labels is None else to_numpy("labels", labels))
-    chosen, notes = _choose_metric(metric, evaluation.labels)
     held_back = None if calibration is None else Split(as_inputs(calibration))
-    return Dataset(name, "user", evaluation, held_back, chosen, notes=notes)
+    dataset = Dataset(name, "user", evaluation, held_back, sample_axes=dict(sample_axes or {}))
+    return scored(dataset, metric, output)
 
 
-def npz(path: Path | str, *, metric: MetricChoice = "auto", name: str | None = None) -> Dataset:
+def scored(dataset: Dataset, metric: MetricChoice, output: str | None = None) -> Dataset:
+    """Return a dataset with a metric; see `arrays`.
+
+    Raises:
+        DataError: no such metric, or one without labels.
+    """
+    labels = dataset.evaluation.labels
+    if metric is None:
+        return dataset
+    if isinstance(metric, str) and metric == "auto":
+        if labels is None:
+            return dataset
+        guessed = guess(labels, dataset.evaluation.inputs)
+        made = replace(dataset, metric=guessed, scored_output=output)
+        if guessed is not None:
+            return made
+        return _with_notes(made, UNDECIDED.format(labels=labels))
+    chosen, notes = named(metric, output)
+    if labels is None:
+        raise DataError(f"The metric {chosen.name} needs labels, got none. Pass labels=..., or metric=None.")
+    return _with_notes(replace(dataset, metric=chosen), *notes)
+
+
+def npz(
+    path: Path | str, *, metric: MetricChoice = "auto", output: str | None = None, name: str | None = None
+) -> Dataset:
     """Read a .npz file; pickled objects in it are refused.
 
     Arrays are called like the model's inputs, with `labels` (if any) for the labels, and `calibration_<input>` for
@@ -71,7 +103,12 @@ def npz(path: Path | str, *, metric: MetricChoice = "auto", name: str | None = N
     if not stored:
         raise DataError(f"{file} has no input array. Store one array for each model input, samples on axis 0.")
     return arrays(
-        _unnamed(stored), labels, calibration=_unnamed(calibration) or None, metric=metric, name=name or file.stem
+        _unnamed(stored),
+        labels,
+        calibration=_unnamed(calibration) or None,
+        metric=metric,
+        output=output,
+        name=name or file.stem,
     )
 
 
@@ -106,12 +143,14 @@ def loader(
     inputs: Sequence[str] = ("",),
     samples: int = 1024,
     metric: MetricChoice = "auto",
+    output: str | None = None,
     name: str = "loader",
 ) -> Dataset:
     """Take samples from a torch DataLoader, or any iterable of batches.
 
     Args:
-        batches: yields an array, a tuple (inputs..., labels), or a dict with the inputs and maybe `labels`.
+        batches: yields an array, a tuple (inputs..., labels), or a dict with the inputs and maybe `labels`. A torch
+            Dataset, or another object with a length and items by index, gives one sample an item instead of a batch.
         inputs: names for the first fields of a tuple; a field behind them is the labels. Unused for dicts.
         samples: stop after that many; the dataset notes it when the loader had more.
 
@@ -122,16 +161,17 @@ def loader(
         raise DataError(f"samples is {samples}; it must be at least 1.")
     gathered: dict[str, list[Array]] = {}
     taken, more = 0, False
-    for batch in batches:
+    for fields in _batches(batches, tuple(inputs)):
         if taken >= samples:
             more = True
             break
-        fields = _fields(batch, tuple(inputs))
         if gathered and fields.keys() != gathered.keys():
             raise DataError(f"A batch has the fields {sorted(fields)}, the first had {sorted(gathered)}.")
         for key, value in fields.items():
             gathered.setdefault(key, []).append(value[: samples - taken])
         size = len(next(iter(fields.values())))
+        if not size:
+            raise DataError("The loader gave a batch without samples. Leave empty batches out.")
         more = taken + size > samples
         taken += size
     if not gathered:
@@ -143,7 +183,7 @@ def loader(
             f"Batches do not fit together: {error}. Samples must have one shape; pad or crop them."
         ) from error
     labels = joined.pop("labels", None)
-    dataset = arrays(joined, labels, metric=metric, name=name)
+    dataset = arrays(joined, labels, metric=metric, output=output, name=name)
     note = f"The first {samples} samples of the loader were taken; it has more."
     return _with_notes(dataset, note) if more else dataset
 
@@ -216,6 +256,21 @@ def to_numpy(what: str, value: ArrayLike) -> Array:
     return array
 
 
+def _batches(source: Any, inputs: tuple[str, ...]) -> Iterator[dict[str, Array]]:
+    """Yield the fields of each batch; single samples become batches of one."""
+    torch = sys.modules.get("torch")
+    indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    single = torch is not None and isinstance(source, torch.utils.data.Dataset)
+    single = single or (indexed and not isinstance(source, (list, tuple)))
+    # By index, because not every data set with a length says where it ends when it is iterated.
+    items = (source[index] for index in range(len(source))) if single and indexed else iter(source)
+    for item in items:
+        fields = _fields(item, inputs)
+        if single or any(array.ndim == 0 for array in fields.values()):
+            fields = {name: array[np.newaxis] for name, array in fields.items()}
+        yield fields
+
+
 def _fields(batch: Any, inputs: tuple[str, ...]) -> dict[str, Array]:
     """Return input name -> array, and "labels" -> array where there are labels."""
     if isinstance(batch, Mapping):
@@ -230,24 +285,6 @@ def _fields(batch: Any, inputs: tuple[str, ...]) -> dict[str, Array]:
     return {key: to_numpy(f"field {key!r}", value) for key, value in zip(names, values, strict=False)}
 
 
-def _choose_metric(metric: MetricChoice, labels: Array | None) -> tuple[Metric | None, tuple[str, ...]]:
-    if metric != "auto":
-        if metric is not None and not isinstance(metric, Metric):
-            raise DataError(
-                f"metric is a {type(metric).__name__}, expected a Metric, None or 'auto'. A function of (outputs, labels) "
-                f"becomes one with Metric('its name', function, higher_is_better=...)."
-            )
-        if metric is not None and labels is None:
-            raise DataError(f"The metric {metric.name} needs labels, got none. Pass labels=..., or metric=None.")
-        return metric, ()
-    if labels is None:
-        return None, ()
-    if labels.dtype.kind in "iu" and labels.ndim in (1, 2):
-        return (top1() if labels.ndim == 1 else perplexity()), ()
-    note = f"Labels of type {labels.dtype} and shape {labels.shape} have no default metric; pass metric=Metric(...)."
-    return None, (note,)
-
-
 def _unnamed(stored: dict[str, Array]) -> dict[str, Array]:
     return {"": stored["input"]} if set(stored) == {"input"} else stored
 
@@ -258,7 +295,7 @@ def _with_notes(dataset: Dataset, *notes: str) -> Dataset:
 
 def _draw(spec: TensorSpec, generator: np.random.Generator, sizes: tuple[int, int], integers: tuple[int, int]) -> Array:
     if not spec.shape:
-        raise DataError(f"Input {spec.name!r} is a scalar without a sample axis. Pass data of your own with arrays().")
+        raise DataError(f"Input {spec.name!r} of the model is a scalar: it has no axis for samples. {ONE_VALUE}")
     samples, dynamic_size = sizes
     shape = (samples, *(dynamic_size if size is None else size for size in spec.shape[1:]))
     if "float" in spec.dtype:

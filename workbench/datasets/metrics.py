@@ -1,106 +1,230 @@
-"""Task metrics: how right a model's outputs are, sample by sample. Knows numpy arrays only."""
+"""Task metrics: how right a model's outputs are, by what the labels mean. Knows numpy arrays only.
+
+Each metric says what it assumes and refuses anything else. `chosen` takes one where labels and outputs allow a single
+reading, and refuses with the choice where they allow two.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
-from workbench.errors import DataError
+from workbench.datasets.classification import IGNORED_TOKEN, binary, multi_label, perplexity, token_top1, top1
+from workbench.datasets.detection import average_precision
+from workbench.datasets.metric import CHOICES, Metric, Outputs, check_range, identity, scores_output
+from workbench.datasets.segmentation import class_axes, mean_iou, pixel_accuracy
+from workbench.datasets.values import cosine, mae, mse, r2, recall_at_1
+from workbench.errors import DataError, nearest
+from workbench.records import TensorSpec
 
-Outputs = Mapping[str, np.ndarray]
-IGNORED_TOKEN = -100  # the label that PyTorch's and transformers' losses leave out
+__all__ = [
+    "IGNORED_TOKEN",
+    "NAMED",
+    "Metric",
+    "Outputs",
+    "average_precision",
+    "binary",
+    "chosen",
+    "cosine",
+    "guess",
+    "identity",
+    "mae",
+    "mean_iou",
+    "mse",
+    "multi_label",
+    "named",
+    "perplexity",
+    "pixel_accuracy",
+    "r2",
+    "recall_at_1",
+    "scores_output",
+    "token_top1",
+    "top1",
+]
+
+NAMED: dict[str, Callable[[], Metric]] = {
+    "top-1": top1,
+    "binary": binary,
+    "multi-label": multi_label,
+    "token-top-1": token_top1,
+    "perplexity": perplexity,
+    "pixel-accuracy": pixel_accuracy,
+    "mean-iou": mean_iou,
+    "mse": mse,
+    "mae": mae,
+    "r2": r2,
+    "average-precision": average_precision,
+    "recall@1": recall_at_1,
+    "cosine": cosine,
+}
+# Said of labels that tell nothing by themselves, until the outputs are known.
+UNDECIDED = (
+    "Labels of type {labels.dtype} and shape {labels.shape} have no default metric before a model's outputs are known."
+)
+_SAME_TOKENS = 0.5  # share of labels equal to the fed ids above which they may be meant as such
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A task metric.
+def named(metric: Any, output: str | None = None) -> tuple[Metric, tuple[str, ...]]:
+    """Return a metric of a name, a Metric, or a function of (outputs, labels); and notes.
 
-    Attributes:
-        function: (outputs, labels) -> one value a sample, or one float for metrics that have no value a sample (F1,
-            mAP); those see the whole set at once and get no interval.
-        unit: written behind the score, such as `dB`; `share` is shown as a percentage.
-        display: `mean`: the score is the mean of the values; `exp_mean`: its exponential (perplexity).
-        key: identifies the arithmetic of a metric of this module, options included; None for a user's.
-    """
-
-    name: str
-    function: Callable[[Outputs, np.ndarray], np.ndarray | float]
-    higher_is_better: bool = True
-    unit: str = ""
-    display: Literal["mean", "exp_mean"] = "mean"
-    key: str | None = None
-
-
-def scores_output(outputs: Outputs) -> np.ndarray:
-    """Return the output that holds scores over classes: the one named `logits`, or else the first.
+    Args:
+        output: the output that is scored; a function is then given this one alone.
 
     Raises:
-        DataError: there is no output.
+        DataError: no such name, or something that is no metric.
     """
-    if not outputs:
-        raise DataError("The model gave no outputs, so there are no class scores. Check the engine's outputs.")
-    return outputs["logits"] if "logits" in outputs else next(iter(outputs.values()))
-
-
-def identity(metric: Metric | None) -> str | None:
-    """Return what a metric's results may be remembered under.
-
-    None for a function of the user's: it can change under its name without our seeing it, so that what it gave is
-    computed anew.
-    """
-    if metric is None:
-        return "no metric"
-    own = getattr(metric.function, "__module__", None) == __name__ and metric.key is not None
-    return f"{metric.key}, {metric.display}" if own else None
-
-
-def top1() -> Metric:
-    """Return the share of samples whose highest class score (last axis) is the label; NaN scores count as wrong."""
-    return Metric("top-1", _top1, higher_is_better=True, unit="share", key="top-1")
-
-
-def perplexity() -> Metric:
-    """Return the exponential of the mean negative log-likelihood of the next token.
-
-    Logits are (N, T, V); labels are the token ids that were fed (N, T): the logits at t are judged by the token at
-    t + 1. Labels of -100 are left out. The value of a sample is the mean over its tokens, in nats.
-    """
-    return Metric("perplexity", _next_token_nll, higher_is_better=False, display="exp_mean", key="perplexity")
-
-
-def _top1(outputs: Outputs, labels: np.ndarray) -> np.ndarray:
-    logits = scores_output(outputs)
-    if logits.ndim < 2 or logits.shape[:-1] != labels.shape:
+    notes: tuple[str, ...] = ()
+    if isinstance(metric, str):
+        if metric not in NAMED:
+            raise DataError(f"There is no metric {metric!r}. {nearest(metric, NAMED)} Or pass a function.")
+        made = NAMED[metric]()
+    elif isinstance(metric, Metric):
+        made = metric
+    elif callable(metric):
+        name = getattr(metric, "__name__", type(metric).__name__)
+        made = Metric("your function" if name == "<lambda>" else name, metric)
+        notes = (f"Higher is taken to be better for the metric {made.name!r}; else pass Metric(..., False).",)
+    else:
         raise DataError(
-            f"top-1 needs scores (N, classes) with labels (N,); got scores {logits.shape} and labels {labels.shape}. "
-            f"Pass another metric, or outputs whose last axis is the classes."
+            f"metric is a {type(metric).__name__}, expected a name, a Metric, a function or None. {CHOICES}"
         )
-    values = np.asarray(logits, dtype=np.float32)
-    right = (values.argmax(-1) == labels) & ~np.isnan(values).any(-1)
-    return right.reshape(len(right), -1).mean(-1, dtype=np.float64)
+    return (made if output is None else replace(made, output=output)), notes
 
 
-def _next_token_nll(outputs: Outputs, labels: np.ndarray) -> np.ndarray:
-    logits = scores_output(outputs)
-    if logits.ndim != 3 or logits.shape[:2] != labels.shape or labels.shape[1] < 2:
+def guess(labels: np.ndarray | None, inputs: Mapping[str, np.ndarray]) -> Metric | None:
+    """Return what labels mean as far as they and the inputs tell; `chosen` decides once a model's outputs are known."""
+    if labels is None or labels.dtype.kind not in "iub":
+        return None
+    if labels.ndim == 1:
+        return replace(top1(), by_default=True)
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        return replace(perplexity() if _share_fed(labels, inputs) == 1 else token_top1(), by_default=True)
+    return None
+
+
+def chosen(
+    labels: np.ndarray, inputs: Mapping[str, np.ndarray], outputs: Sequence[TensorSpec], output: str | None = None
+) -> tuple[Metric | None, tuple[str, ...]]:
+    """Choose the metric of labelled data for a model, where there is one reading only.
+
+    Args:
+        outputs: as the model states them.
+        output: the one to score; None takes the only one that labels fit, or the one called `logits`.
+
+    Returns:
+        The metric, marked as chosen by default, and a note; None and a note where numbers fit no output.
+
+    Raises:
+        DataError: integer labels that fit no output, or more than one reading.
+    """
+    specs = [spec for spec in outputs if output in (None, spec.name)]
+    if not specs:
+        assert output is not None
         raise DataError(
-            f"perplexity needs logits (N, T, V) with token ids (N, T), T >= 2; got logits {logits.shape} and labels "
-            f"{labels.shape}. Pass the fed token ids as labels."
+            f"The model has no output {output!r} to score. {nearest(output, [spec.name for spec in outputs])}"
         )
-    # Sample by sample: the logits of a batch in float64 would need several times its memory.
-    return np.array([_mean_nll(*pair) for pair in zip(logits[:, :-1], labels[:, 1:], strict=True)])
+    fitting = [(spec, readings) for spec in specs if (readings := _readings(labels, inputs, spec))]
+    of_logits = [one for one in fitting if one[0].name == "logits"]
+    fitting = of_logits or fitting
+    shown = f"labels {labels.dtype} {labels.shape}"
+    stated = ", ".join(f"{spec.name} {spec.dtype} {_shown(spec.shape)}" for spec in specs)
+    if not fitting:
+        if labels.dtype.kind in "iub":
+            raise DataError(f"The {shown} fit none of the model's outputs ({stated}). {CHOICES}")
+        return None, (f"Labels of type {labels.dtype} and shape {labels.shape} have no default metric. {CHOICES}",)
+    ways = [(spec, metric) for spec, metrics in fitting for metric in metrics]
+    if len(ways) > 1:
+        listed = ", ".join(f"{metric.name} of {spec.name!r}" for spec, metric in ways)
+        raise DataError(f"The {shown} and the outputs ({stated}) can be read in more than one way: {listed}. {CHOICES}")
+    spec, metric = ways[0]
+    several = f" of output {spec.name!r}" if len(outputs) > 1 else ""
+    note = f"No metric was named; {metric.name}{several} was chosen because the labels and outputs fit no other."
+    return replace(metric, output=spec.name if len(outputs) > 1 else None, by_default=True), (note,)
 
 
-def _mean_nll(logits: np.ndarray, wanted: np.ndarray) -> float:
-    """Return the mean negative log-likelihood of tokens (T,) under logits (T, V); NaN where logits are not finite."""
-    kept = wanted != IGNORED_TOKEN
-    if not kept.any():
-        raise DataError(f"A sample has no token to predict: all its labels are {IGNORED_TOKEN}. Leave it out.")
-    values = np.asarray(logits, dtype=np.float64)[kept]
-    highest = values.max(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", over="ignore"):
-        log_sum = np.log(np.exp(values - highest).sum(axis=-1)) + highest[:, 0]
-        return float((log_sum - np.take_along_axis(values, wanted[kept, None].astype(np.int64), -1)[:, 0]).mean())
+def _readings(labels: np.ndarray, inputs: Mapping[str, np.ndarray], spec: TensorSpec) -> list[Metric]:
+    """Return every metric that labels can be meant for with this output.
+
+    Raises:
+        DataError: labels have one reading, and name classes that the output does not have.
+    """
+    shape, is_float = spec.shape, "float" in spec.dtype
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    zeros_and_ones = labels.dtype.kind in "biuf" and bool(np.isin(labels, (0, 1)).all())
+    one_score = len(shape) == 1 or shape[1:] == (1,)
+    if labels.dtype.kind == "f":
+        return _of_numbers(labels, shape, zeros_and_ones, one_score) if is_float else []
+    if labels.dtype.kind not in "iub" or not (is_float or "int" in spec.dtype or spec.dtype == "bool"):
+        return []
+    if labels.ndim == 1:
+        return _of_classes(labels, shape, is_float, zeros_and_ones, one_score)
+    if labels.ndim == 2 and len(shape) == 3:
+        return _of_tokens(labels, inputs, shape) if is_float else []
+    if labels.ndim == 2 and len(shape) == 2 and _fits(shape, labels.shape):
+        if not is_float:
+            return [token_top1()]
+        one_hot = zeros_and_ones and bool((labels.sum(axis=1) == 1).all())
+        if zeros_and_ones and not one_hot:
+            return [multi_label()]
+        return [multi_label(), mse()] if zeros_and_ones else [mse(), mae()]
+    if labels.ndim == 3 and (class_axes(shape, labels.shape) or (not is_float and _fits(shape, labels.shape))):
+        return [mean_iou()]
+    return []
+
+
+def _of_classes(
+    labels: np.ndarray, shape: tuple[int | None, ...], is_float: bool, zeros_and_ones: bool, one_score: bool
+) -> list[Metric]:
+    if one_score:
+        if not is_float:
+            return [top1()]
+        # Counts, grades and ages are integers too.
+        return [binary()] if zeros_and_ones else [mse(), mae()]
+    if len(shape) == 2 and is_float:
+        if shape[1] is not None:
+            check_range("top-1", labels, shape[1])
+        return [top1()]
+    return []
+
+
+def _of_tokens(labels: np.ndarray, inputs: Mapping[str, np.ndarray], shape: tuple[int | None, ...]) -> list[Metric]:
+    if not _fits(shape[:2], labels.shape):
+        return []
+    fed = _share_fed(labels, inputs)
+    if fed == 1 and labels.shape[1] > 1:
+        return [perplexity()]
+    if fed > _SAME_TOKENS or _share_fed(labels[:, :-1], {name: array[:, 1:] for name, array in inputs.items()
+                                                        if array.ndim == 2}) == 1:  # fmt: skip
+        return [perplexity(), token_top1()]
+    if shape[2] is not None:
+        check_range("token-top-1", labels, shape[2], (IGNORED_TOKEN,))
+    return [token_top1()]
+
+
+def _of_numbers(
+    labels: np.ndarray, shape: tuple[int | None, ...], zeros_and_ones: bool, one_score: bool
+) -> list[Metric]:
+    if labels.ndim == 1 and one_score:
+        return [binary()] if zeros_and_ones else [mse()]
+    if len(shape) == labels.ndim and _fits(shape, labels.shape):
+        return [multi_label()] if zeros_and_ones and labels.ndim == 2 else [mse()]
+    return []
+
+
+def _fits(shape: tuple[int | None, ...], labels: tuple[int, ...]) -> bool:
+    return len(shape) == len(labels) and all(h in (None, w) for h, w in zip(shape[1:], labels[1:], strict=True))
+
+
+def _share_fed(labels: np.ndarray, inputs: Mapping[str, np.ndarray]) -> float:
+    """Return which share of the labels (those of -100 left out) equals an integer input of their shape, at most."""
+    kept = labels != IGNORED_TOKEN
+    fed = [array for array in inputs.values() if array.dtype.kind in "iu" and array.shape == labels.shape]
+    return max((float((array == labels)[kept].mean()) for array in fed if kept.any()), default=0.0)
+
+
+def _shown(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("any" if size is None else str(size) for size in shape) + ")"

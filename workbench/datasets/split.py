@@ -7,19 +7,33 @@ a model. Knows nothing of where data come from.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.datasets import metrics
 from workbench.datasets.metrics import Metric
 from workbench.errors import DataError, nearest
 from workbench.records import Model, TensorSpec
 
 Array = NDArray[Any]
+
+# What to do about an input that is not given sample by sample.
+ONE_VALUE = (
+    "A value that all samples share, such as a temperature or a time step, is not fed here: give the input an axis for "
+    "the samples, or write the value into the model (as an initializer of the ONNX graph, or inside a small wrapper "
+    "module whose forward does not take it)."
+)
+_UNCLEAN = "Clean the data; calibration and accuracy mean nothing with them."
+_MASKING = (
+    "All of these are -inf: if they mark what must not be seen (an additive attention mask), write a large negative "
+    "number instead, such as -1e4, which FP16 can hold: a softmax gives such places the weight 0 as well. Otherwise "
+    "clean the data; no range can hold an infinite value."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +130,8 @@ class Dataset:
         metric: how answers are scored against labels, or None for label-free comparison only.
         show: evaluation sample index -> {"kind": "image" | "text", "value": rows of 0..255 | str, "label": str | None}.
         notes: what was done to the data on the way in, one sentence each; shown in every report.
+        scored_output: the output that the chosen metric scores; None takes the only one that fits.
+        sample_axes: output name -> the axis that counts its samples, None where none does; others are found by running.
 
     Raises:
         DataError: calibration and evaluation share samples, or have other inputs.
@@ -128,6 +144,8 @@ class Dataset:
     metric: Metric | None = None
     show: Callable[[int], dict[str, Any]] | None = None
     notes: tuple[str, ...] = ()
+    scored_output: str | None = None
+    sample_axes: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.calibration is None:
@@ -192,14 +210,28 @@ class Dataset:
         Lossless and usual conversions (float64 to float32, int32 to int64) are done and noted; all others refuse.
 
         Raises:
-            DataError: names, number of axes, sizes or types do not fit the model's inputs.
+            DataError: names, number of axes, sizes or types do not fit the model's inputs, or no metric was named and
+                labels and outputs do not tell which one is meant.
         """
         notes: dict[str, None] = {}
         splits = {}
         for part, split in (("evaluation", self.evaluation), ("calibration", self.calibration)):
             splits[part] = None if split is None else _bind(split, model, notes)
         new_notes = tuple(note for note in notes if note not in self.notes)
-        return replace(self, **splits, notes=self.notes + new_notes)  # type: ignore[arg-type]
+        bound = replace(self, **splits, notes=self.notes + new_notes)  # type: ignore[arg-type]
+        return bound._with_metric(model) if model.outputs else bound
+
+    def _with_metric(self, model: Model) -> Dataset:
+        labels = self.evaluation.labels
+        if labels is None:
+            return self
+        guessed = self.metric is not None and self.metric.by_default
+        if not guessed and metrics.UNDECIDED.format(labels=labels) not in self.notes:
+            return self  # somebody named the metric, or wants none
+        metric, told = metrics.chosen(labels, self.evaluation.inputs, model.outputs, self.scored_output)
+        undecided = metrics.UNDECIDED.format(labels=labels)
+        notes = dict.fromkeys(note for note in (*self.notes, *told) if note != undecided)
+        return replace(self, metric=metric, notes=tuple(notes))
 
 
 def check_disjoint(evaluation: Split, calibration: Split) -> None:
@@ -225,12 +257,15 @@ def _check_array(name: str, array: Array) -> None:
     if array.dtype.kind == "O":
         raise DataError(f"{name} holds Python objects, not numbers: are its rows of unequal length? Pad them.")
     if array.ndim == 0 or len(array) == 0:
-        raise DataError(f"{name} has no samples (shape {array.shape}). Axis 0 must be the samples, at least one.")
+        alone = "" if array.ndim else f" {ONE_VALUE}"
+        raise DataError(
+            f"{name} has no samples (shape {array.shape}). Axis 0 must be the samples, at least one.{alone}"
+        )
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
         raise DataError(
             f"{name} has NaN or infinite values in {len(bad)} of {len(array)} samples (first: sample {bad[0]}). "
-            "Clean the data; calibration and accuracy mean nothing with them."
+            + (_MASKING if bool((np.isfinite(array) | np.isneginf(array)).all()) else _UNCLEAN)
         )
 
 
@@ -254,6 +289,8 @@ def _bind(split: Split, model: Model, notes: dict[str, None]) -> Split:
 
 
 def _fit(array: Array, spec: TensorSpec, notes: dict[str, None]) -> Array:
+    if not spec.shape:
+        raise DataError(f"Input {spec.name!r} of the model is a scalar: it has no axis for samples. {ONE_VALUE}")
     axes = zip(array.shape[1:], spec.shape[1:], strict=False)
     if array.ndim != len(spec.shape) or any(want not in (None, size) for size, want in axes):
         wanted = ", ".join("any" if size is None else str(size) for size in ("samples", *spec.shape[1:]))

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workbench import engines
+from workbench.datasets.outputs import Answers, joined_calls
 from workbench.engines.base import Feeds
+from workbench.engines.sample_axes import sample_axes
+from workbench.errors import RunError
 from workbench.machine import child
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
@@ -33,6 +38,7 @@ class InferJob:
     engine: Engine
     batch: int
     threads: int | None
+    axes: dict[str, int | None]
 
 
 @dataclass(frozen=True)
@@ -97,39 +103,80 @@ def build_job(job: BuildJob, arrays: Feeds) -> tuple[Engine, dict[str, np.ndarra
 
 
 def infer(
-    engine: Engine, feeds: Feeds, batch: int, *, threads: int | None = None, handle: Handle = QUIET
-) -> dict[str, np.ndarray]:
+    engine: Engine,
+    feeds: Feeds,
+    batch: int,
+    *,
+    threads: int | None = None,
+    axes: Mapping[str, int | None] | None = None,
+    handle: Handle = QUIET,
+) -> Answers:
     """Run an engine over many samples in a fresh process.
 
     Args:
         feeds: input name -> samples on axis 0.
         batch: samples a call; an engine with a batch of its own takes that, the last call filled up with copies.
+        axes: output name -> the axis that counts its samples, None where none does; outputs that are not named are
+            looked at (see `sample_axes`).
 
     Returns:
-        Output name -> outputs of all samples on axis 0.
+        Output name -> outputs of all samples, joined on the axis that counts them; outputs without one keep what each
+        call gave, see `workbench.datasets.outputs.joined_calls`.
 
     Raises:
-        RunError: the feeds do not fit; ChildKilled: the engine crashed; Cancelled: the caller stopped it.
+        RunError: the feeds do not fit, or an axis does not; ChildKilled: the engine crashed; Cancelled: the caller
+            stopped it.
     """
-    job = InferJob(replace(engine, log=""), batch, threads)
-    return child.call("workbench.engines.jobs:infer_job", job, feeds, handle=handle).arrays
+    job = InferJob(replace(engine, log=""), batch, threads, dict(axes or {}))
+    answer = child.call("workbench.engines.jobs:infer_job", job, feeds, handle=handle)
+    return Answers(answer.arrays, **answer.record)
 
 
-def infer_job(job: InferJob, arrays: Feeds) -> tuple[None, dict[str, np.ndarray]]:
+def infer_job(job: InferJob, arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Be the child of `infer`."""
     engine = job.engine
     count = len(next(iter(arrays.values())))
     fixed = next((spec.shape[0] for spec in engine.inputs if spec.shape and spec.shape[0] is not None), None)
     batch = fixed or job.batch
-    parts: dict[str, list[np.ndarray]] = {}
+    calls: list[tuple[int, dict[str, np.ndarray]]] = []
     with engines.open_runner(engine, job.threads) as runner:
         for start in range(0, count, batch):
             rows = np.arange(start, min(start + batch, count))
             fed = rows if fixed is None else np.resize(rows, batch)
-            outputs = runner.infer({name: array[fed] for name, array in arrays.items()})
-            for name, value in outputs.items():
-                parts.setdefault(name, []).append(value[: len(rows)])
-    return None, {name: np.concatenate(values) for name, values in parts.items()}
+            calls.append((len(fed), runner.infer({name: array[fed] for name, array in arrays.items()})))
+        given = {name: axis for name, axis in job.axes.items() if name in calls[0][1]}
+        axes = dict(given)
+        if set(given) != set(calls[0][1]):
+            first = {name: array[np.arange(calls[0][0]) % count] for name, array in arrays.items()}
+            axes = {**sample_axes(runner.infer, first, calls, fixed, engine.outputs), **given}
+    answers = _joined(calls, axes, count, {spec.name: spec.shape for spec in engine.outputs})
+    return answers.about(), answers
+
+
+def _joined(
+    calls: Sequence[tuple[int, Mapping[str, np.ndarray]]],
+    axes: Mapping[str, int | None],
+    count: int,
+    stated: Mapping[str, tuple[int | None, ...]],
+) -> Answers:
+    outputs, counts = {}, {}
+    for name in calls[0][1]:
+        parts, axis = [value[name] for _, value in calls], axes[name]
+        if axis is None:
+            outputs[name], sizes = joined_calls(parts, stated.get(name, ()))
+            if sizes:
+                counts[name] = sizes
+            continue
+        for (size, _), part in zip(calls, parts, strict=True):
+            if not -part.ndim <= axis < part.ndim or part.shape[axis] != size:
+                raise RunError(
+                    f"Output {name!r} has the shape {part.shape} for {size} samples: axis {axis} does not count them. "
+                    f"Name the axis that does in sample_axes, or None where there is none."
+                )
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=axis)
+        # The copies that filled up the last call are at its end.
+        outputs[name] = whole if whole.shape[axis] == count else np.take(whole, np.arange(count), axis=axis)
+    return Answers(outputs, axes, samples=count, counts=counts, calls=len(calls))
 
 
 def layer_times(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle = QUIET) -> tuple[LayerTime, ...]:

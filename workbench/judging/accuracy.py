@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from workbench.datasets.metrics import Metric, Outputs, scores_output
-from workbench.errors import DataError, WorkbenchError
+from workbench.datasets.outputs import Answers, answers_of, side_by_side
+from workbench.errors import DataError, WorkbenchError, nearest
+from workbench.judging.doubts import doubts
 from workbench.judging.statistics import Score, mean_score
 from workbench.records import Accuracy
 
@@ -25,6 +26,8 @@ _RANDOM_NOTE = (
 )
 # Distances are summed in float64, so many values at a time: enough for speed, little beside the outputs themselves.
 _BLOCK_VALUES = 1 << 20
+# Samples whose class scores are kept, to doubt the metric by what else they could be.
+_DOUBTED = 512
 
 
 @dataclass
@@ -39,6 +42,7 @@ class _Distance:
     values: int = 0
     lost_samples: int = 0
     parent_lost_samples: int = 0
+    infinite: int = 0
 
     def update(self, ours: np.ndarray, theirs: np.ndarray) -> None:
         ours, theirs = np.atleast_1d(ours), np.atleast_1d(theirs)
@@ -47,6 +51,7 @@ class _Distance:
             self._add(ours[start : start + rows], theirs[start : start + rows])
 
     def _add(self, ours: np.ndarray, theirs: np.ndarray) -> None:
+        ours, theirs = self._without_equal_infinities(ours, theirs)
         finite, parent_finite = _finite_rows(ours), _finite_rows(theirs)
         self.lost_samples += int((~finite).sum())
         self.parent_lost_samples += int((~parent_finite).sum())
@@ -59,6 +64,16 @@ class _Distance:
         self.error += float(difference @ difference)
         self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
         self.values += x.size
+
+    def _without_equal_infinities(self, ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Leave out what both forbid with the same infinity: a place without a value cannot be near or far."""
+        if ours.dtype.kind in "iub" or theirs.dtype.kind in "iub":
+            return ours, theirs
+        equal = np.isinf(_wide(theirs)) & (_wide(ours) == _wide(theirs))
+        if not equal.any():
+            return ours, theirs
+        self.infinite += int(equal.sum())
+        return (np.where(equal, side.dtype.type(0), side) for side in (ours, theirs))  # type: ignore[return-value]
 
     def sqnr_db(self) -> float | None:
         return None if self.error == 0 else 10 * math.log10(self.signal / self.error)
@@ -77,15 +92,15 @@ def lowest_sqnr_db(check: Accuracy) -> float | None:
 
 @dataclass
 class _Whole:
-    """All outputs and labels, kept only for a metric that has no value a sample."""
+    """All outputs and labels, kept only for a metric that must see all samples at once."""
 
-    ours: list[dict[str, np.ndarray]] = field(default_factory=list)
-    theirs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    ours: list[Answers] = field(default_factory=list)
+    theirs: list[Answers] = field(default_factory=list)
     labels: list[np.ndarray] = field(default_factory=list)
 
-    def hold(self, outputs: Outputs, parent_outputs: Outputs, labels: np.ndarray) -> None:
-        self.ours.append(dict(outputs))
-        self.theirs.append(dict(parent_outputs))
+    def hold(self, outputs: Answers, parent_outputs: Answers, labels: np.ndarray) -> None:
+        self.ours.append(outputs)
+        self.theirs.append(parent_outputs)
         self.labels.append(np.asarray(labels))
 
 
@@ -94,7 +109,8 @@ class Accumulator:
 
     Args:
         metric: scores both against labels; None compares them with each other only. A metric that returns one float
-            for all samples needs all outputs at once, so these are then held in memory.
+            for all samples needs all outputs at once, so these are then held in memory; so does any metric of outputs
+            that have no axis of samples.
     """
 
     def __init__(self, metric: Metric | None = None) -> None:
@@ -104,6 +120,8 @@ class Accumulator:
         self._scores: tuple[list[float], list[float]] = ([], [])
         self._predictions: tuple[list[int], list[int]] = ([], [])
         self._classified: bool | None = None
+        self._labels: list[np.ndarray] = []
+        self._first_scores: list[np.ndarray] = []
         self._whole: _Whole | None = None
         self._notes: dict[str, None] = {}
 
@@ -111,23 +129,39 @@ class Accumulator:
         """Take one batch.
 
         Args:
-            outputs, parent_outputs: output name -> array, samples on axis 0.
+            outputs, parent_outputs: output name -> array, samples on axis 0, or Answers that say on which axis.
             labels: of this batch's samples, for the metric.
 
         Raises:
             DataError: outputs differ in names or shapes, labels are missing, or the metric fails on them.
         """
+        outputs, parent_outputs = answers_of(outputs), answers_of(parent_outputs)
         _check_alike(outputs, parent_outputs)
-        count = len(next(iter(outputs.values()))) if next(iter(outputs.values())).ndim else 1
-        for name, values in outputs.items():
+        count = outputs.samples
+        self._tell_axes(outputs)
+        ours, theirs = outputs.samples_first(), parent_outputs.samples_first()
+        for name, values in ours.items():
             if values.dtype.kind not in "fiub" and values.dtype.name != "bfloat16":
                 self._notes[f"Output {name!r} holds {values.dtype}, not numbers: it was not compared."] = None
                 continue
-            self._distances.setdefault(name, _Distance()).update(values, parent_outputs[name])
+            if values.shape != theirs[name].shape:
+                self._notes[
+                    f"Output {name!r}, whose length depends on the data, is {values.shape} in the variant and "
+                    f"{theirs[name].shape} in its parent: only a metric can judge it."
+                ] = None
+                continue
+            distance = self._distances.setdefault(name, _Distance())
+            distance.update(values, theirs[name]) if name not in ours.whole else distance.update(
+                values[np.newaxis], theirs[name][np.newaxis]
+            )
         if self._metric is not None:
             self._score(self._metric, outputs, parent_outputs, labels, count)
-        self._predict(outputs, parent_outputs, labels)
+        self._predict(ours, theirs, labels)
         self._samples += count
+
+    def note(self, sentence: str) -> None:
+        """Add a sentence to the record's notes."""
+        self._notes[sentence] = None
 
     def result(
         self,
@@ -146,8 +180,8 @@ class Accumulator:
         """
         if self._samples == 0:
             raise DataError("No samples were compared. Feed at least one batch of outputs.")
+        scores, parent_scores = self._all_scores(self._metric if data_kind != "random" else None)
         metric = self._metric if data_kind != "random" else None
-        scores, parent_scores = self._all_scores(metric)
         finite = {name: distance for name, distance in self._distances.items() if distance.values}
         return Accuracy(
             variant=variant,
@@ -172,10 +206,13 @@ class Accumulator:
         )
 
     def _score(
-        self, metric: Metric, outputs: Outputs, parent_outputs: Outputs, labels: np.ndarray | None, count: int
+        self, metric: Metric, outputs: Answers, parent_outputs: Answers, labels: np.ndarray | None, count: int
     ) -> None:
         if labels is None:
             raise DataError(f"The metric {metric.name!r} needs labels, and there are none. Pass them, or metric=None.")
+        outputs, parent_outputs = (_scored(metric, one, labels) for one in (outputs, parent_outputs))
+        if self._whole is None and (metric.whole or outputs.whole):
+            self._whole = _Whole()
         values = [] if self._whole else [_evaluate(metric, one, labels) for one in (outputs, parent_outputs)]
         if self._whole is None and values[0].ndim == 0:
             self._whole = _Whole()
@@ -196,16 +233,44 @@ class Accumulator:
         if self._whole is None:
             return tuple(self._scores[0]), tuple(self._scores[1])
         labels = np.concatenate(self._whole.labels)
-        sides = (_joined(side) for side in (self._whole.ours, self._whole.theirs))
-        ours, theirs = (float(_evaluate(metric, side, labels)) for side in sides)
-        return (ours,), (theirs,)
+        ours, theirs = (side_by_side(side) for side in (self._whole.ours, self._whole.theirs))
+        if metric.settled is not None:
+            metric, notes = metric.settled(theirs, labels)
+            self._metric = metric
+            self._notes.update(dict.fromkeys(notes))
+        values = [_evaluate(metric, side, labels) for side in (ours, theirs)]
+        if values[0].ndim > 1 or values[0].shape != values[1].shape:
+            raise DataError(
+                f"The metric {metric.name!r} returned {values[0].shape} values for the variant and {values[1].shape} for "
+                f"its parent. It must return one value a sample, or one float."
+            )
+        first, second = (tuple(float(one) for one in np.atleast_1d(value)) for value in values)
+        return first, second
 
-    def _predict(self, outputs: Outputs, parent_outputs: Outputs, labels: np.ndarray | None) -> None:
+    def _predict(self, outputs: Answers, parent_outputs: Answers, labels: np.ndarray | None) -> None:
+        metric = self._metric
         if self._classified is None:
-            self._classified = _holds_class_scores(outputs, labels)
+            self._classified = (metric is None or metric.classes) and _holds_class_scores(outputs, labels, metric)
         if self._classified:
             for kept, one in zip(self._predictions, (outputs, parent_outputs), strict=True):
-                kept.extend(_predictions(scores_output(one)))
+                kept.extend(_predictions(scores_output(one, metric.output if metric else None)))
+            if labels is not None and metric is not None:
+                self._labels.append(np.asarray(labels))
+                scores = scores_output(parent_outputs, metric.output)
+                if scores.ndim == 2 and self._samples < _DOUBTED:
+                    self._first_scores.append(np.array(scores[: _DOUBTED - self._samples], np.float32))
+
+    def _tell_axes(self, outputs: Answers) -> None:
+        for name, axis in outputs.axes.items():
+            if axis:
+                shape = ", ".join(
+                    "samples" if place == axis else str(size) for place, size in enumerate(outputs[name].shape)
+                )
+                self._notes[f"Output {name!r} is ({shape}): its samples are on axis {axis}."] = None
+        for name in outputs.whole:
+            self._notes[
+                f"Output {name!r} has no axis that counts the samples: what each call gave was compared whole."
+            ] = None
 
     def _found(self, data_kind: str, scores: tuple[float, ...], parent_scores: tuple[float, ...]) -> tuple[str, ...]:
         notes = [_RANDOM_NOTE] if data_kind == "random" else []
@@ -216,12 +281,21 @@ class Accumulator:
                         f"Output {name!r} of {who} is NaN or infinite in {lost} of {self._samples} samples; distances "
                         f"are over the others."
                     )
+            if one.infinite:
+                notes.append(
+                    f"Output {name!r} holds the same infinity in the variant and its parent at {one.infinite} places; "
+                    f"distances are over the others."
+                )
             if one.values and one.signal == 0 and one.error > 0:
                 notes.append(f"Output {name!r} of the parent is all zero, so it has no signal-to-noise ratio.")
         for who, values in (("the variant", scores), ("its parent", parent_scores)):
             bad = sum(not math.isfinite(value) for value in values)
             if bad:
                 notes.append(f"{bad} of {len(values)} scores of {who} are not finite, so its score is unknown.")
+        if self._metric is not None and data_kind != "random" and self._labels:
+            first = np.concatenate(self._first_scores) if self._first_scores else np.zeros((0, 0))
+            labels = np.concatenate(self._labels)
+            notes += doubts(self._metric, np.asarray(self._predictions[1]), labels, first)
         return tuple(notes)
 
 
@@ -272,7 +346,22 @@ def agreement(accuracy: Accuracy) -> Score | None:
     return mean_score(agreeing(accuracy)) if accuracy.predictions else None
 
 
-def _evaluate(metric: Metric, outputs: Outputs, labels: np.ndarray) -> np.ndarray:
+def _scored(metric: Metric, outputs: Answers, labels: np.ndarray) -> Answers:
+    """Return what a metric is given of the outputs: the one it scores, samples in front where it wants them so."""
+    if metric.output is not None:
+        if metric.output not in outputs:
+            raise DataError(
+                f"The metric {metric.name!r} scores the output {metric.output!r}, which the model lacks. "
+                f"{nearest(metric.output, outputs)}"
+            )
+        name = metric.output
+        counts = {name: outputs.counts[name]} if name in outputs.counts else {}
+        outputs = Answers({name: outputs[name]}, {name: outputs.axes[name]}, samples=outputs.samples, counts=counts,
+                          calls=outputs.calls)  # fmt: skip
+    return outputs.samples_first() if metric.samples_first else outputs
+
+
+def _evaluate(metric: Metric, outputs: Answers, labels: np.ndarray) -> np.ndarray:
     try:
         return np.asarray(metric.function(outputs, labels), dtype=np.float64)
     except WorkbenchError:
@@ -285,14 +374,14 @@ def _evaluate(metric: Metric, outputs: Outputs, labels: np.ndarray) -> np.ndarra
         ) from error
 
 
-def _check_alike(outputs: Outputs, parent_outputs: Outputs) -> None:
+def _check_alike(outputs: Answers, parent_outputs: Answers) -> None:
     if not outputs or set(outputs) != set(parent_outputs):
         raise DataError(
             f"Variant and parent must have the same outputs, at least one: {sorted(outputs)} against "
             f"{sorted(parent_outputs)}. Was a transform run that renamed them?"
         )
     for name, values in outputs.items():
-        if values.shape != parent_outputs[name].shape:
+        if values.shape != parent_outputs[name].shape and outputs.axes[name] is not None:
             raise DataError(
                 f"Output {name!r} is {values.shape} in the variant and {parent_outputs[name].shape} in its parent. Feed "
                 f"both the same samples."
@@ -303,14 +392,19 @@ def _finite_rows(values: np.ndarray) -> np.ndarray:
     """Return for each sample (axis 0) whether all of its values are finite."""
     if values.dtype.kind in "iub":
         return np.ones(len(values), dtype=bool)
-    # Half types are widened, exactly: numpy's isfinite does not know every extension type.
-    wide = np.asarray(values, dtype=np.float32) if values.dtype.itemsize < 4 else values
-    return np.asarray(np.isfinite(wide).reshape(len(values), -1).all(axis=1))
+    return np.asarray(np.isfinite(_wide(values)).reshape(len(values), -1).all(axis=1))
 
 
-def _holds_class_scores(outputs: Outputs, labels: np.ndarray | None) -> bool:
-    """Whether the first output is scores over classes: floats (N, C), or (N, T, V) of tokens, and labels that fit."""
-    scores = scores_output(outputs)
+def _wide(values: np.ndarray) -> np.ndarray:
+    """Return half types widened, exactly: numpy's functions do not know every extension type."""
+    return np.asarray(values, dtype=np.float32) if values.dtype.itemsize < 4 else values
+
+
+def _holds_class_scores(outputs: Answers, labels: np.ndarray | None, metric: Metric | None) -> bool:
+    """Whether the scored output is scores over classes: floats (N, C), or (N, T, V) of tokens, and labels that fit."""
+    scores = scores_output(outputs, metric.output if metric else None)
+    if any(scores is outputs[name] for name in outputs.whole):
+        return False
     if scores.dtype.kind in "iub" or scores.dtype.kind == "U" or scores.ndim not in (2, 3) or scores.shape[-1] < 2:
         return False
     if labels is None:
@@ -322,7 +416,3 @@ def _predictions(scores: np.ndarray) -> list[int]:
     values = np.asarray(scores, dtype=np.float32)
     chosen = np.where(np.isnan(values).any(axis=-1), NO_PREDICTION, values.argmax(axis=-1))
     return [int(one) for one in chosen.ravel()]
-
-
-def _joined(batches: list[dict[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

@@ -113,7 +113,7 @@ def _fast_enough(point: Point, budget: Budget) -> bool:
 
 def _good_enough(point: Point, base: Point, quality: Quality, budget: Budget) -> bool:
     # Scores are shares of whole samples: rounding in the last place must not decide.
-    return budget.loss is None or _loss(point, base, quality) <= budget.loss + 1e-9
+    return budget.loss is None or keeps_to(_loss(point, base, quality), budget.loss)
 
 
 def _loss(point: Point, base: Point, quality: Quality) -> float:
@@ -166,3 +166,8 @@ def _nearest(points: Sequence[Point], base: Point, quality: Quality, budget: Bud
 
 def _unit(quality: Quality) -> str:
     return "points" if quality.unit == "%" else quality.unit
+
+
+def keeps_to(loss: float, bound: float) -> bool:
+    """Whether a loss is within a bound, of the same unit; the last digits of a difference of means do not count."""
+    return loss <= bound + 1e-9

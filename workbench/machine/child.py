@@ -27,6 +27,7 @@ import numpy as np
 
 from workbench import codec, errors
 from workbench.errors import ChildKilled, WorkbenchError
+from workbench.machine.arrays import load, save
 from workbench.machine.handle import QUIET, Handle
 
 _POLL_SECONDS = 0.02
@@ -73,7 +74,7 @@ def call(
         folder = Path(name)
         request = {"target": target, "job": codec.to_plain(job)}
         (folder / "job.json").write_text(json.dumps(request), encoding="utf-8")
-        np.savez(folder / "arrays.npz", **dict(arrays or {}))  # type: ignore[arg-type]
+        save(folder / "arrays.npz", arrays or {})
         with (folder / "log.txt").open("wb") as log, _started(folder, log) as process:
             _wait(process, folder, handle)
         return _answer(process, folder, target, returns)
@@ -130,9 +131,8 @@ def _answer(process: subprocess.Popen[bytes], folder: Path, target: str, returns
     plain = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in plain:
         raise _raised(plain, log)
-    with np.load(folder / "answer.npz", allow_pickle=False) as stored:
-        record = plain["plain"] if returns is None else codec.from_plain(returns, plain["plain"])
-        return Answer(record, {name: stored[name] for name in stored.files}, log)
+    record = plain["plain"] if returns is None else codec.from_plain(returns, plain["plain"])
+    return Answer(record, load(folder / "answer.npz"), log)
 
 
 def _ending(code: int) -> str:
@@ -165,8 +165,7 @@ def main(folder: Path) -> None:
     arrays: dict[str, np.ndarray] = {}
     plain: dict[str, Any]
     try:
-        with np.load(folder / "arrays.npz", allow_pickle=False) as stored:
-            given = {name: stored[name] for name in stored.files}
+        given = load(folder / "arrays.npz")
         work = getattr(importlib.import_module(module), function)
         kind = typing.get_type_hints(work).get("job", Any)
         result, arrays = work(codec.from_plain(kind, request["job"]), given)
@@ -177,7 +176,7 @@ def main(folder: Path) -> None:
         message = f"{request['target']} failed with {type(error).__name__}: {error}. The log holds the traceback."
         plain = {"error": "WorkbenchError", "message": message, "log": traceback.format_exc()}
         traceback.print_exc()
-    np.savez(folder / "answer.npz", **arrays)  # type: ignore[arg-type]
+    save(folder / "answer.npz", arrays)
     (folder / "answer.tmp").write_text(json.dumps(plain), encoding="utf-8")
     (folder / "answer.tmp").replace(folder / "answer.json")
     sys.stdout.flush()

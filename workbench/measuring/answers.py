@@ -6,15 +6,17 @@ logits of a language model need not all be held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from pathlib import Path
 
 import numpy as np
 
 from workbench.datasets import Dataset
+from workbench.datasets.outputs import Answers
 from workbench.engines import jobs
 from workbench.errors import LostAnswers
 from workbench.judging import accuracy
+from workbench.machine import arrays
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Accuracy, Engine
 
@@ -50,10 +52,23 @@ def check(
     evaluation = data.evaluation
     accumulator = accuracy.Accumulator(data.metric)
     size = _chunk_size(engine, evaluation.inputs, batch, len(evaluation))
-    for rows, ours in _chunks(engine, evaluation.inputs, batch, size, handle):
-        theirs = ours if engine == parent else _parent_outputs(parent, data, rows, batch, keep_parent, handle)
+    start = 0
+    while start < len(evaluation):
+        rows = slice(start, min(start + size, len(evaluation)))
+        theirs = _parent_outputs(parent, data, rows, batch, folder=keep_parent, handle=handle)
+        if theirs.whole and size < len(evaluation):
+            # What has no axis of samples cannot be put together again from chunks.
+            size, start, accumulator = len(evaluation), 0, accuracy.Accumulator(data.metric)
+            continue
+        feeds = {name: array[rows] for name, array in evaluation.inputs.items()}
+        ours = theirs if engine == parent else jobs.infer(engine, feeds, batch, axes=theirs.axes, handle=handle)
         _refuse_lost(engine, ours, theirs)
         accumulator.update(ours, theirs, None if evaluation.labels is None else evaluation.labels[rows])
+        if theirs.whole and (copies := _copies(engine, len(evaluation))):
+            accumulator.note(
+                f"The last call was filled up with {copies} copies, which are in {', '.join(theirs.whole)} too."
+            )
+        start = rows.stop
     return accumulator.result(
         variant=engine.variant,
         variant_sha256=engine.variant_sha256,
@@ -64,13 +79,14 @@ def check(
     )
 
 
-def _refuse_lost(engine: Engine, ours: Outputs, theirs: Outputs) -> None:
+def _refuse_lost(engine: Engine, ours: Answers, theirs: Answers) -> None:
     """Refuse answers that are lost: no distance over the others would tell how wrong they are."""
     for name, values in ours.items():
         if values.shape != theirs[name].shape:
             continue  # the comparison itself says so
         lost = np.atleast_1d(_finite(theirs[name]) & ~_finite(values))
         if lost.any():
+            lost = np.moveaxis(lost, theirs.axes.get(name) or 0, 0)
             samples = int(lost.reshape(len(lost), -1).any(axis=1).sum())
             raise LostAnswers(
                 f"Output {name!r} of {engine.variant!r} is NaN or infinite in {samples} of {len(lost)} samples where its "
@@ -86,25 +102,24 @@ def _finite(values: np.ndarray) -> np.ndarray:
     return np.isfinite(values) if values.dtype.kind == "f" else np.ones(values.shape, bool)
 
 
+def _copies(engine: Engine, count: int) -> int:
+    """How many copies fill up the last call of an engine with a batch of its own."""
+    fixed = next((spec.shape[0] for spec in engine.inputs if spec.shape and spec.shape[0] is not None), None)
+    return 0 if fixed is None else -count % fixed
+
+
 def _parent_outputs(
-    parent: Engine, data: Dataset, rows: slice, batch: int, folder: Path | None, handle: Handle
-) -> Outputs:
+    parent: Engine, data: Dataset, rows: slice, batch: int, *, folder: Path | None, handle: Handle
+) -> Answers:
     kept = None if folder is None else folder / f"{parent.variant_sha256}-{rows.start}-{rows.stop}.npz"
-    if kept is not None and kept.exists():
-        with np.load(kept, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+    if kept is not None and kept.with_suffix(".json").exists():
+        return Answers(arrays.load(kept), **json.loads(kept.with_suffix(".json").read_text(encoding="utf-8")))
     feeds = {name: array[rows] for name, array in data.evaluation.inputs.items()}
-    outputs = jobs.infer(parent, feeds, batch, handle=handle)
+    outputs = jobs.infer(parent, feeds, batch, axes=data.sample_axes, handle=handle)
     if kept is not None:
-        np.savez(kept, **outputs)  # type: ignore[arg-type]
+        arrays.save(kept, outputs)
+        kept.with_suffix(".json").write_text(json.dumps(outputs.about()), encoding="utf-8")
     return outputs
-
-
-def _chunks(engine: Engine, inputs: Outputs, batch: int, size: int, handle: Handle) -> Iterator[tuple[slice, Outputs]]:
-    count = len(next(iter(inputs.values())))
-    for start in range(0, count, size):
-        rows = slice(start, min(start + size, count))
-        yield rows, jobs.infer(engine, {name: array[rows] for name, array in inputs.items()}, batch, handle=handle)
 
 
 def _chunk_size(engine: Engine, inputs: Outputs, batch: int, count: int) -> int:

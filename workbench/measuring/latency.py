@@ -50,7 +50,7 @@ def measure(
         protocol: None takes the defaults of `Protocol`.
         threads: CPU threads of the runner; None takes what each engine was built with.
         progress: called before each round and at the end.
-        cancel: asked between rounds and while a child runs; True stops.
+        handle: asked between rounds and while a child runs whether to stop.
         finished: variant -> rounds that are there already; they are not measured again. The first engine takes part in
             every new turn, so that what is measured later has neighbours in time too.
         on_round: called with each finished round, so that it can be stored at once.

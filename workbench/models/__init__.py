@@ -13,7 +13,7 @@ from workbench import zoo
 from workbench.errors import LoadError, nearest
 from workbench.machine.store import Store
 from workbench.models import onnx_file, sources, verification
-from workbench.models.exporting import ExportOptions, eager_outputs, export
+from workbench.models.exporting import ExampleError, ExportOptions, eager_outputs, export, without_bfloat16
 from workbench.models.place import Place
 from workbench.records import Model, Origin
 
@@ -128,12 +128,23 @@ def _export_source(found: sources.ModuleSource, options: ExportOptions, place: P
     if options.dynamic is True:
         options = replace(options, dynamic=found.dynamic)
     origin = Origin(found.kind, found.reference, notes=found.notes)
-    return _exported(found.module, found.example_inputs, options, origin, place, name)
+    try:
+        return _exported(found.module, found.example_inputs, options, origin, place, name)
+    except ExampleError as error:
+        inputs = found.example_inputs
+        made = ", ".join(inputs) if isinstance(inputs, Mapping) else "one image"
+        raise LoadError(
+            f"{found.reference} ({type(found.module).__name__}) takes other inputs than the ones that could be made for it "
+            f"here ({made}): {error.reason}. Load it with its own library and pass the module with example inputs."
+        ) from error
 
 
 def _exported(
     module: Any, example_inputs: Any, options: ExportOptions, origin: Origin, place: Place, name: str
 ) -> Model:
+    if example_inputs is not None:
+        module, example_inputs, notes = without_bfloat16(module, example_inputs)
+        origin = replace(origin, notes=(*origin.notes, *notes))
     model = export(module, example_inputs, options, origin=origin, place=place, name=name)
     return verification.compared(model, module, example_inputs)
 

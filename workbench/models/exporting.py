@@ -7,6 +7,7 @@ imported where it is used. Knows nothing of hubs.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import warnings
 from collections import Counter
@@ -38,6 +39,14 @@ _REWRITE = "pkg.onnxscript.rewriter.rule_name"
 # Beside the ONNX file the weights are stored once more in the program; above this that is no longer a small price.
 LARGEST_PROGRAM_BYTES = 2_000_000_000
 _PROGRAM = "program.pt2"
+
+
+class ExampleError(ExportError):
+    """A module fails in PyTorch already, on the example inputs; `reason` is PyTorch's own word."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -123,8 +132,48 @@ def eager_outputs(
     tensors = [_resized(tensor, (sizes or {}).get(name, {})) for name, tensor in call.tensors.items()]
     with untouched(module):
         outputs = _run(module, call, tensors)
-    feeds = {name: tensor.cpu().numpy() for name, tensor in zip(call.tensors, tensors, strict=True)}
-    return feeds, {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+    feeds = {name: _numpy(tensor) for name, tensor in zip(call.tensors, tensors, strict=True)}
+    return feeds, {name: _numpy(tensor) for name, tensor in outputs.items()}
+
+
+def without_bfloat16(module: nn.Module, example_inputs: Any) -> tuple[nn.Module, Any, list[str]]:
+    """Return a module and example inputs in which bfloat16 became float32, exactly; and a note where there was some.
+
+    Half the engines have no bfloat16, and those that have it are asked for it by a recipe. The module itself is left as
+    it was: a copy is converted.
+
+    Raises:
+        ExportError: the module cannot be copied.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    def is_brain(tensor: Any) -> bool:
+        return isinstance(tensor, torch.Tensor) and tensor.dtype == torch.bfloat16
+
+    def widened(tensor: Any) -> Any:
+        return tensor.float() if is_brain(tensor) else tensor
+
+    if not any(map(is_brain, (*module.parameters(), *module.buffers()))):
+        return module, _pytree.tree_map(widened, example_inputs), []
+    try:
+        copied = copy.deepcopy(module)
+    except Exception as error:
+        raise ExportError(
+            f"{type(module).__name__} holds bfloat16 weights and cannot be copied to become float32 ({_reason(error)}). "
+            f"Pass module.float() with float32 example inputs."
+        ) from error
+    copied._apply(widened)
+    note = (
+        "The module is in bfloat16. A float32 copy of it was exported, with the same values: ask for BF16 with the recipe "
+        "'bf16'."
+    )
+    return copied, _pytree.tree_map(widened, example_inputs), [note]
+
+
+def _numpy(tensor: Tensor) -> Any:
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).resolve_conj().resolve_neg().numpy()
 
 
 def answers_depend_on_earlier_calls(module: nn.Module, example_inputs: Any) -> bool:
@@ -300,9 +349,10 @@ def _run(module: nn.Module, call: Call, tensors: list[Tensor]) -> dict[str, Tens
         raise
     except Exception as error:
         shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(call.tensors, tensors, strict=True))
-        raise ExportError(
+        raise ExampleError(
             f"{type(module).__name__} fails in PyTorch already, on example inputs {shapes}: {_reason(error)}. Pass inputs "
-            "that it can run on."
+            "that it can run on.",
+            _reason(error),
         ) from error
 
 

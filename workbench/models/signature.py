@@ -62,6 +62,7 @@ def bind(module: nn.Module, example_inputs: Any) -> Call:
         raise ExportError(
             f"Example inputs are a {type(example_inputs).__name__}; pass a list, a tuple or a dict of tensors."
         )
+    _refuse_script(module)
     signature = inspect.signature(module.forward)
     try:
         bound = signature.bind(**example_inputs) if by_name else signature.bind(*example_inputs)
@@ -78,6 +79,8 @@ def bind(module: nn.Module, example_inputs: Any) -> Call:
                 f"Example input {name!r} is a {type(value).__name__}, expected a tensor. Fix other arguments inside a "
                 "small wrapper module whose forward takes tensors only."
             )
+    # Only their values count; torch.export refuses examples that belong to a computation with gradients.
+    tensors = {name: value.detach() for name, value in tensors.items()}
     if not tensors:
         raise ExportError("There are no example inputs. Pass at least one tensor.")
     positions = () if by_name else tuple(name if value is not None else None for name, value in named.items())
@@ -142,6 +145,19 @@ def widen(call: Call, axes: DynamicAxes) -> list[Tensor]:
                 tensor = tensor.repeat_interleave(2, dim=axis)
         widened.append(tensor)
     return widened
+
+
+def _refuse_script(module: nn.Module) -> None:
+    import torch
+
+    for path, part in module.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            what = f"its part {path!r} is a ScriptModule" if path else "it is a ScriptModule"
+            raise ExportError(
+                f"{type(module).__name__} cannot be exported: {what} (of torch.jit.trace, torch.jit.script or "
+                "torch.jit.load), TorchScript code without the Python source that torch.export reads. Pass the module that "
+                "it was scripted from, with the same weights, or export it yourself and load the .onnx file."
+            )
 
 
 def _positional_names(signature: inspect.Signature, arguments: tuple[Any, ...]) -> dict[str, Any]:

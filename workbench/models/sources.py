@@ -25,6 +25,8 @@ LARGEST_CONFIG_BYTES = 16 << 20
 _HUB_TIMEOUT_SECONDS = 5.0
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _EXAMPLE_TOKENS = 16
+# Parts of a configuration that each describe a network for another kind of input.
+_TOWERS = ("audio_config", "qformer_config", "speech_config", "text_config", "vision_config")
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def transformers_folder(folder: Path, reference: str | None = None) -> ModuleSou
     notes = _refuse_remote_code(library, config, folder)
     _refuse_pickle(folder)
     architecture = _architecture(library, config, folder)
+    _refuse_towers(config, architecture.__name__, folder)
     module = _from_folder(library, architecture, folder)
     if module.config.is_encoder_decoder:
         raise LoadError(
@@ -167,6 +170,18 @@ def _all_tokens_present(model: nn.Module) -> nn.Module:
             return {"logits": outputs.logits}
 
     return CausalLanguageModel().eval()
+
+
+def _refuse_towers(config: dict[str, Any], architecture: str, folder: Path) -> None:
+    """Refuse models of several kinds of input: which of them to make up, and in what sizes, is not ours to guess."""
+    towers = sorted(key.removesuffix("_config") for key, value in config.items() if key in _TOWERS and value)
+    if len(towers) < 2 or _is_causal(architecture):
+        return
+    raise LoadError(
+        f"{folder.name} ({architecture}) takes several kinds of input ({', '.join(towers)}), for which there is no example "
+        f"here. Load it with transformers and pass the module with example inputs, or one tower of it: "
+        f"load(model.{towers[-1]}_model, example_inputs)."
+    )
 
 
 def _is_causal(architecture: str) -> bool:

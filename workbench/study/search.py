@@ -16,6 +16,7 @@ from workbench import engines
 from workbench.datasets import Dataset
 from workbench.errors import CalibrationError, RecipeError
 from workbench.judging.accuracy import lowest_sqnr_db
+from workbench.judging.best import keeps_to
 from workbench.judging.statistics import summary
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
@@ -307,7 +308,7 @@ class _Search:
 
     def _meets(self, worse: float | None, seconds: float | None) -> bool:
         if self.bound.lost is not None:
-            return worse is not None and worse <= self.bound.lost
+            return worse is not None and keeps_to(worse, self.bound.lost)
         return seconds is not None and self.bound.seconds is not None and seconds <= self.bound.seconds
 
     def _best(self, study: Study) -> tuple[str, str]:

@@ -10,12 +10,11 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from workbench import codec, engines
 from workbench.datasets import Dataset
 from workbench.datasets.metrics import identity
 from workbench.engines import jobs
+from workbench.machine import arrays
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
 from workbench.measuring.answers import check
@@ -95,7 +94,7 @@ class Stages:
                 feeds = None
                 if self._native_samples() is not None and self.dataset.calibration is not None:
                     feeds = scratch / "calibration.npz"
-                    np.savez(feeds, **self.dataset.calibration.inputs)  # type: ignore[arg-type]
+                    arrays.save(feeds, self.dataset.calibration.inputs)
                 return jobs.build(
                     variant,
                     self.backend,
@@ -114,7 +113,8 @@ class Stages:
             recipe: what the variant was made by; with it, evaluation samples that leave the calibrated range are told.
         """
         metric = identity(self.dataset.metric)
-        parent_parts = (*identity_of(parent), self.dataset.evaluation.sha256, self.batch)
+        axes = dict(self.dataset.sample_axes)
+        parent_parts = (*identity_of(parent), self.dataset.evaluation.sha256, self.batch, axes)
 
         def make() -> Accuracy:
             folder = self.store.cache_folder("parent-outputs") / key_of(parent_parts)

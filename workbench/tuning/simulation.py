@@ -17,7 +17,10 @@ from workbench import codec
 from workbench.calibration.table import CalibrationTable
 from workbench.datasets import Split
 from workbench.datasets.metrics import Metric, Outputs, identity
+from workbench.datasets.outputs import Answers
+from workbench.engines.base import Feeds
 from workbench.engines.onnxruntime import open_file
+from workbench.engines.sample_axes import sample_axes
 from workbench.errors import CalibrationError
 from workbench.graph.dialects import family
 from workbench.graph.files import fixed_batch
@@ -25,7 +28,7 @@ from workbench.judging import accuracy, statistics
 from workbench.judging.accuracy import Accumulator
 from workbench.machine.store import Store
 from workbench.recipes import Recipe
-from workbench.records import Accuracy, Model, StepReport
+from workbench.records import Accuracy, Model, StepReport, TensorSpec
 from workbench.transformation.steps import BEFORE_QUANTIZATION, STEPS, Calibrated, observed_graph
 
 # Outputs of the FP32 parent that are held, so that each rehearsal compares with them.
@@ -114,10 +117,10 @@ class Rehearsal:
 
     def __post_init__(self) -> None:
         self.graph = observed_graph(self.model, self.base, self.calibrated)
-        self._parent, count = _held(self.graph, self.judged, self.threads, self.largest_held_bytes)
+        self._parent, self._axes, count = _held(self.graph, self.judged, self.threads, self.largest_held_bytes)
         if count < len(self.judged):
             self.judged = self.judged.take(range(count))
-        self._power = {name: float(np.mean(np.square(values))) or 1.0 for name, values in self._parent.items()}
+        self._power = {name: _power(values) for name, values in self._parent.items()}
 
     def lowered(
         self, recipe: Recipe, table: CalibrationTable | None = None
@@ -154,7 +157,7 @@ class Rehearsal:
         accumulator = Accumulator(metric)
         noise = []
         for rows, ours, theirs in self._outputs(proto):
-            accumulator.update(ours, theirs, None if labels is None or metric is None else labels[rows])
+            accumulator.update(self._laid_out(ours), self._laid_out(theirs), None if metric is None else labels[rows])  # type: ignore[index]
             noise.append(self._noise(ours, theirs))
         return Effect(tuple(float(value) for value in np.concatenate(noise)), accumulator.result())
 
@@ -169,16 +172,26 @@ class Rehearsal:
         fusion = "all" if family(self.calibrated.dialect) == "ort-cpu" else "off"
         with open_file(proto.SerializeToString(), fusion, self.threads) as runner:
             for feeds in self.judged.batches(fixed_batch(self.graph) or _BATCH):
-                ours = {name: values for name, values in runner.infer(feeds).items() if name in self._parent}
+                outputs = runner.infer(feeds)
                 rows = slice(start, start + len(next(iter(feeds.values()))))
                 start = rows.stop
-                yield rows, ours, {name: values[rows] for name, values in self._parent.items()}
+                theirs = {name: values[rows] for name, values in self._parent.items()}
+                yield rows, {name: _samples_first(outputs[name], self._axes[name]) for name in theirs}, theirs
+
+    def _laid_out(self, outputs: Outputs) -> Answers:
+        """Return outputs as the model lays them out, which is what a metric is made for."""
+        laid_out = {name: np.moveaxis(values, 0, self._axes[name]) for name, values in outputs.items()}
+        return Answers(laid_out, self._axes, samples=len(next(iter(outputs.values()))))
 
     def _noise(self, ours: Outputs, theirs: Outputs) -> NDArray[np.float64]:
         each = []
         for name, values in theirs.items():
             # Dot products sample by sample: the logits of a language model in float64 would need several times the time.
-            errors = np.subtract(ours[name], values, dtype=np.float32).reshape(len(values), -1)
+            # A place that both forbid with the same infinity is no difference.
+            with np.errstate(invalid="ignore"):
+                errors = np.subtract(ours[name], values, dtype=np.float32)
+            errors[np.isinf(values) & (ours[name] == values)] = 0
+            errors = errors.reshape(len(values), -1)
             squares = np.array([np.dot(row, row) for row in errors], np.float64)
             each.append(squares / errors.shape[1] / self._power[name])
         return np.asarray(np.mean(each, axis=0))
@@ -194,15 +207,19 @@ class Rehearsal:
 
 def _held(
     graph: onnx.ModelProto, split: Split, threads: int | None, largest_bytes: int
-) -> tuple[dict[str, np.ndarray], int]:
-    """Return the FP32 outputs of as many samples as fit, and how many these are."""
+) -> tuple[dict[str, np.ndarray], dict[str, int], int]:
+    """Return the FP32 outputs of as many samples as fit, samples first, on which axis they were, and how many these are.
+
+    Outputs without an axis of samples are left out: what lowering does to a sample cannot be told from them.
+    """
     size = fixed_batch(graph) or min(_BATCH, len(split))
     if len(split) < size:
         raise CalibrationError(
             f"The model takes {size} samples at a time, and {len(split)} are there to judge a rehearsal on. Give more "
             f"calibration samples."
         )
-    parts: dict[str, list[np.ndarray]] = {}
+    calls: list[tuple[int, Outputs]] = []
+    first: Feeds = {}
     held = count = 0
     with open_file(graph.SerializeToString(), "all", threads) as runner:
         for feeds in split.batches(size):
@@ -210,12 +227,39 @@ def _held(
             if rows < size and fixed_batch(graph):
                 break
             outputs = {name: values for name, values in runner.infer(feeds).items() if values.dtype.kind == "f"}
-            for name, values in outputs.items():
-                parts.setdefault(name, []).append(values)
+            first = first or feeds
+            calls.append((rows, outputs))
             count += rows
             held += sum(values.nbytes for values in outputs.values())
             if held > largest_bytes:
                 break
-    if not parts:
-        raise CalibrationError("The model has no floating-point output, so what lowering does to it cannot be judged.")
-    return {name: np.concatenate(values) for name, values in parts.items()}, count
+        found = sample_axes(runner.infer, first, calls, fixed_batch(graph), _stated(graph)) if calls[0][1] else {}
+    axes = {name: axis for name, axis in found.items() if axis is not None}
+    if not axes:
+        raise CalibrationError(
+            "The model has no floating-point output with an axis of samples, so what lowering does to it cannot be judged."
+        )
+    parts = {name: [_samples_first(outputs[name], axis) for _, outputs in calls] for name, axis in axes.items()}
+    return {name: np.concatenate(values) for name, values in parts.items()}, axes, count
+
+
+def _samples_first(values: np.ndarray, axis: int) -> np.ndarray:
+    return np.moveaxis(values, axis, 0)
+
+
+def _power(values: np.ndarray) -> float:
+    """Return the mean square of what is finite; 1 where that is nothing."""
+    finite = np.isfinite(values)
+    return float(np.mean(np.square(values), where=finite)) or 1.0 if finite.any() else 1.0
+
+
+def _stated(graph: onnx.ModelProto) -> list[TensorSpec]:
+    """Return names and shapes of the outputs; the element types do not count here."""
+    return [
+        TensorSpec(
+            value.name,
+            "float32",
+            tuple(dim.dim_value if dim.dim_value > 0 else None for dim in value.type.tensor_type.shape.dim),
+        )
+        for value in graph.graph.output
+    ]

@@ -22,7 +22,7 @@ def rows(count, seed=0):
     return np.random.default_rng(seed).standard_normal((count, 3)).astype(np.float32)
 
 
-def test_arrays_choose_top_1_for_class_labels_and_perplexity_for_token_labels():
+def test_arrays_guess_top_1_for_class_labels_and_perplexity_for_the_fed_tokens():
     assert datasets.arrays(rows(4), np.arange(4)).metric.name == "top-1"
     assert datasets.arrays(np.ones((2, 5), np.int64), np.ones((2, 5), np.int64)).metric.name == "perplexity"
     assert datasets.arrays(rows(4)).metric is None
@@ -39,9 +39,23 @@ def test_a_metric_of_one_s_own_is_kept():
     assert datasets.arrays(rows(4), rows(4, 1), metric=metric).metric is metric
 
 
-def test_a_bare_function_is_no_metric_and_the_message_says_how_to_make_one():
-    with pytest.raises(DataError, match=r"metric is a function, expected a Metric.*Metric\('its name', function"):
-        datasets.arrays(rows(4), rows(4, 1), metric=lambda outputs, labels: 0.0)
+def test_a_function_is_a_metric_and_which_way_is_better_is_told():
+    def spread(outputs, labels):
+        return 0.0
+
+    data = datasets.arrays(rows(4), rows(4, 1), metric=spread)
+    assert (data.metric.name, data.metric.function, data.metric.key) == ("spread", spread, None)
+    assert "Higher is taken to be better for the metric 'spread'" in data.notes[0]
+    assert datasets.arrays(rows(4), rows(4, 1), metric=lambda outputs, labels: 0.0).metric.name == "your function"
+
+
+def test_a_metric_is_named_and_so_is_the_output_that_it_scores():
+    data = datasets.arrays(rows(4), np.arange(4), metric="recall@1", output="embedding")
+    assert (data.metric.name, data.metric.output) == ("recall@1", "embedding")
+    with pytest.raises(DataError, match=r"There is no metric 'top1'\. Did you mean 'top-1'"):
+        datasets.arrays(rows(4), np.arange(4), metric="top1")
+    with pytest.raises(DataError, match="metric is a int, expected a name, a Metric, a function or None"):
+        datasets.arrays(rows(4), np.arange(4), metric=3)
 
 
 def test_a_dataset_shows_shapes_and_not_its_arrays():
@@ -224,3 +238,66 @@ def test_random_refuses_inputs_it_cannot_draw(spec, words):
 def test_random_refuses_an_empty_range():
     with pytest.raises(DataError, match="at least 1 sample"):
         datasets.random(model(INPUTS[0]), integers=(2, 2))
+
+
+class Indexed:
+    """A data set in torch's manner without being torch's; like many, it never says where it ends."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return rows(5)[index % 5], index % 5
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        TensorDataset(torch.from_numpy(rows(5)), torch.arange(5)),
+        torch.utils.data.Subset(TensorDataset(torch.from_numpy(rows(5)), torch.arange(5)), range(5)),
+        Indexed(),
+        [(rows(5)[index], index) for index in range(5)],
+    ],
+)
+def test_a_source_of_single_samples_gives_one_sample_an_item(source):
+    data = datasets.loader(source)
+    assert np.array_equal(data.evaluation.inputs[""], rows(5))
+    assert data.evaluation.labels.tolist() == [0, 1, 2, 3, 4]
+    assert len(datasets.loader(source, samples=3).evaluation) == 3
+
+
+def test_a_stream_of_single_samples_is_read_to_the_limit():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            while True:
+                yield torch.ones(3), torch.tensor(1)
+
+    data = datasets.loader(Stream(), samples=4)
+    assert data.evaluation.inputs[""].shape == (4, 3) and data.evaluation.labels.tolist() == [1] * 4
+
+
+def test_an_empty_batch_is_refused_and_does_not_go_on_for_ever():
+    with pytest.raises(DataError, match="a batch without samples"):
+        datasets.loader(rows(1)[:0] for _ in range(10_000))
+
+
+def test_a_mask_of_minus_infinity_is_refused_with_a_way_to_go_on():
+    mask = np.array([[0, -np.inf], [0, 0]], np.float32)
+    with pytest.raises(
+        DataError, match=r"infinite values in 1 of 2 samples.*large negative number instead, such as -1e4"
+    ):
+        datasets.arrays({"mask": mask})
+    for other in (np.nan, np.inf):
+        with pytest.raises(DataError, match="Clean the data"):
+            datasets.arrays({"mask": np.where(np.isinf(mask), np.float32(other), mask)})
+
+
+def test_an_input_without_axes_is_refused_in_the_same_words_everywhere():
+    scalar = model(TensorSpec("x", "float32", (None, 3)), TensorSpec("t", "float32", ()))
+    words = "write the value into the model"
+    with pytest.raises(DataError, match=words):
+        datasets.random(scalar)
+    with pytest.raises(DataError, match=words):
+        datasets.arrays({"x": rows(4), "t": np.float32(1)})
+    with pytest.raises(DataError, match=words):
+        datasets.arrays({"x": rows(4), "t": np.ones(4, np.float32)}).bound_to(scalar)

@@ -118,3 +118,50 @@ def test_without_pillow_the_message_says_what_to_install(folder, monkeypatch):
 def test_preprocessing_options_that_make_no_sense_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         ImagePreprocessing(**options)
+
+
+GREY = ImagePreprocessing(8, 8, "L", mean=(0.0,), std=(1.0,))
+
+
+def graded(root, suffix, make):
+    """One image a class, of the brightness 0.2 and 0.8, through the reader."""
+    for kind, level in (("dark", 0.2), ("light", 0.8)):
+        (root / kind).mkdir()
+        Image.fromarray(make(level)).save(root / kind / f"a.{suffix}")
+    return root
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_grey_of_16_bits_keeps_its_brightness(tmp_path, suffix):
+    data = datasets.image_folder(
+        graded(tmp_path, suffix, lambda level: np.full((8, 8), level * 65535, np.uint16)), GREY
+    )
+    assert data.evaluation.inputs[""].mean(axis=(1, 2, 3)) == pytest.approx([0.2, 0.8], abs=1e-5)
+    assert "2 of 2 images are grey with more than 8 bits" in data.notes[2]
+    assert np.mean(data.show(1)["value"]) == pytest.approx(0.8 * 255, abs=1)
+
+
+def test_grey_of_floats_keeps_its_brightness_in_three_channels(tmp_path):
+    steps = ImagePreprocessing(4, 4, "BGR", mean=(0, 0, 0), std=(1, 1, 1))
+    data = datasets.image_folder(graded(tmp_path, "tiff", lambda level: np.full((8, 8), level, np.float32)), steps)
+    assert data.evaluation.inputs[""].shape == (2, 3, 4, 4)
+    assert data.evaluation.inputs[""].mean(axis=(2, 3)) == pytest.approx(np.repeat([[0.2], [0.8]], 3, 1), abs=1e-5)
+
+
+def test_colour_of_16_bits_and_grey_of_8_bits_need_no_note(tmp_path):
+    data = datasets.image_folder(graded(tmp_path, "png", lambda level: np.full((8, 8), level * 255, np.uint8)), GREY)
+    assert len(data.notes) == 2 and data.evaluation.inputs[""].mean() == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda level: np.full((8, 8), level * 255, np.float32), "float32 values from 51.0 to 51.0.*read as 0 to 1"),
+        (lambda level: np.full((8, 8), np.nan, np.float32), "values from nan to nan"),
+        (lambda level: np.full((8, 8), -1, np.int32), "32 bits or with a sign, from -1 to -1"),
+        (lambda level: np.full((8, 8), level * 255, np.int32), "32 bits or with a sign"),
+    ],
+)
+def test_grey_of_an_unknown_range_is_refused(tmp_path, make, words):
+    with pytest.raises(DataError, match=words):
+        datasets.image_folder(graded(tmp_path, "tiff", make), GREY)

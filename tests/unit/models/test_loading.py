@@ -95,3 +95,67 @@ def test_loading_an_onnx_file_imports_neither_torch_nor_a_runtime(saved):
     )
     done = subprocess.run([sys.executable, "-c", code, str(file)], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+class Forbidding(nn.Module):
+    """Scores of which some are forbidden with minus infinity, as in a policy or a masked attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+        self.register_buffer("forbidden", torch.tensor([False, True, False]))
+
+    def forward(self, x):
+        return self.linear(x).masked_fill(self.forbidden, float("-inf"))
+
+
+def test_infinities_that_the_module_gives_too_are_no_difference(tmp_path):
+    model = load(Forbidding(), torch.randn(2, 4), folder=tmp_path)
+    assert "Compared with PyTorch" in model.origin.notes[-1] and "nan" not in model.origin.notes[-1]
+
+
+def test_a_bfloat16_module_is_exported_as_float32_with_the_same_values(tmp_path):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).bfloat16()
+    x = torch.randn(5, 4)
+    model = load(module, torch.randn(2, 4, dtype=torch.bfloat16), folder=tmp_path)
+    assert model.inputs[0].dtype == model.outputs[0].dtype == "float32"
+    assert "is in bfloat16" in model.origin.notes[0]
+    weight, bias = (value.detach().float() for value in module[0].parameters())
+    from workbench.engines import onnxruntime
+
+    with onnxruntime.open_file(model.path) as runner:
+        found = runner.infer({"input": x.numpy()})["output"]
+    expected = torch.relu(x @ weight.T + bias)
+    assert torch.from_numpy(found).sub(expected).abs().max() < 1e-5
+    assert module[0].weight.dtype == torch.bfloat16, "the user's module is left as it was"
+
+
+def test_a_bfloat16_module_that_cannot_be_copied_says_what_to_do(tmp_path):
+    module = nn.Linear(4, 3).bfloat16()
+    module.seen = module.weight * 2  # torch refuses to copy a tensor that is part of a computation
+    with pytest.raises(ExportError, match=r"cannot be copied to become float32.*Pass module.float\(\)"):
+        load(module, torch.randn(2, 4, dtype=torch.bfloat16), folder=tmp_path)
+
+
+def test_examples_and_outputs_that_require_grad_are_taken_by_their_values(tmp_path):
+    class Returning(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return x * self.weight, self.weight
+
+    model = load(Returning(), (torch.randn(2, 3, requires_grad=True) * 2,), folder=tmp_path)
+    assert "Compared with PyTorch" in model.origin.notes[-1]
+
+
+@pytest.mark.parametrize("make", [lambda net, x: torch.jit.trace(net, x), lambda net, x: torch.jit.script(net)])
+def test_script_modules_are_refused_as_such_alone_and_inside_another(make, tmp_path):
+    x = torch.randn(2, 4)
+    script = make(nn.Linear(4, 3), x)
+    with pytest.raises(ExportError, match="cannot be exported: it is a ScriptModule"):
+        load(script, x, folder=tmp_path)
+    with pytest.raises(ExportError, match="cannot be exported: its part '0' is a ScriptModule"):
+        load(nn.Sequential(script, nn.ReLU()), x, folder=tmp_path)

@@ -275,3 +275,28 @@ def test_a_library_that_is_not_there_is_named_with_its_install_line(monkeypatch,
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(LoadError, match=f"pip install {package}"):
         load(source)
+
+
+def test_a_model_of_two_towers_is_refused_with_what_to_pass(tmp_path):
+    import transformers as t
+
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    text = {**small, "vocab_size": 32, "max_position_embeddings": 16, "eos_token_id": 31, "bos_token_id": 30}
+    config = t.CLIPConfig(text_config=text, vision_config={**small, "image_size": 8, "patch_size": 4})
+    t.CLIPModel(config).save_pretrained(tmp_path)
+    with pytest.raises(LoadError, match=r"several kinds of input \(text, vision\).*load\(model.vision_model, example"):
+        load(tmp_path)
+
+
+def test_inputs_that_were_made_up_and_do_not_fit_are_not_called_the_users(tiny_llama, monkeypatch):
+    import transformers as t
+
+    def refuse(self, *arguments, **named):
+        raise ValueError("bbox is missing")
+
+    monkeypatch.setattr(t.LlamaForCausalLM, "forward", refuse)
+    with pytest.raises(
+        LoadError, match=r"takes other inputs than.*\(input_ids\): ValueError: bbox is missing\. Load it"
+    ) as caught:
+        load(tiny_llama)
+    assert "in PyTorch already" not in str(caught.value)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 import workbench as wb
@@ -133,3 +134,18 @@ def test_sizes_that_the_module_itself_refuses_are_told(tmp_path) -> None:
 
     model = wb.load(Even(), torch.randn(2, 3), dynamic=False, store=Store(tmp_path))
     assert any("Compared with PyTorch on x (2, 3):" in note for note in model.origin.notes)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([1.0, -np.inf], [1.0, -np.inf], 0.0),
+        ([1.0, -np.inf], [2.0, -np.inf], 0.5),
+        ([1.0, np.inf], [1.0, -np.inf], np.inf),
+        ([1.0, -1e38], [1.0, -np.inf], np.inf),
+        ([np.nan], [np.nan], np.inf),
+        ([-np.inf], [-np.inf], 0.0),
+    ],
+)
+def test_infinities_of_one_sign_are_equal_and_nothing_else_is(ours, theirs, expected):
+    assert verification._relative_error(np.array(ours), np.array(theirs)) == expected

@@ -55,7 +55,7 @@ def found_once(model, data, tmp_path_factory: pytest.TempPathFactory):
 def test_the_result_keeps_to_the_bound_on_evaluation_data(found_once) -> None:
     _, found = found_once
     best = next(tried for tried in found.path if tried.measured and tried.recipe == found.best)
-    assert best.meets and best.lost <= 1.0
+    assert best.meets and best.lost <= 1.0 + 1e-9
     worst = next(tried for tried in found.path if tried.measured and tried.recipe == "int8-max")
     assert not worst.meets and worst.lost > 1.0
     assert found.unit == "points of top-1"

@@ -27,7 +27,7 @@ def export_page(state: State) -> widgets.Widget:
     controls.bind(session, export, "report_path", path)
     kind = controls.field(widgets.Dropdown(description="Format", options=list(FORMATS)))
     controls.bind(session, export, "report_format", kind)
-    export = controls.button(session, "Export report", export.export, "Write the report of the study that is shown")
+    write = controls.button(session, "Export report", export.export, "Write the report of the study that is shown")
     link = controls.html()
     controls.follow(export, ("written", "report_page"), lambda: controls.write(link, _link(state)))
     return controls.page(
@@ -37,7 +37,7 @@ def export_page(state: State) -> widgets.Widget:
         controls.html("<h2>Report</h2>"),
         path,
         kind,
-        controls.actions(export),
+        controls.actions(write),
         link,
     )
 
