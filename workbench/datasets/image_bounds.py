@@ -11,8 +11,15 @@ from workbench.errors import DataError
 
 # Name in a file -> name in Pillow.
 FORMATS = {
-    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".bmp": "BMP", ".webp": "WEBP", ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF",
-}  # fmt: skip
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".bmp": "BMP",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+}
 # Resizing the shorter side of a very long image first makes one of any size out of a few bytes. 64 million pixels are
 # 192 MB in RGB, and the size of a large camera's picture.
 LARGEST_PIXELS = 1 << 26

@@ -134,7 +134,7 @@ def _open(file: Path, mode: str) -> Image:
             # Pillow only warns of images that unpack to an absurd size; data from outside must not get that far.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file, formats=tuple(set(FORMATS.values()))) as image:
-                check_pixels(*image.size, file, "has")
+                check_pixels(image.width, image.height, file, "has")
                 return image.convert(mode)
     except DataError:
         raise

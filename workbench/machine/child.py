@@ -13,7 +13,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import traceback
 import typing
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ import numpy as np
 
 from workbench import codec, errors
 from workbench.errors import ChildKilled, WorkbenchError
-from workbench.machine import process
+from workbench.machine import disk, process
 from workbench.machine.handle import QUIET, Handle
 
 _POLL_SECONDS = 0.02
@@ -68,12 +67,12 @@ def call(
         OutOfMemory: it took more memory than a child may (see `workbench.machine.process`), and was ended.
         WorkbenchError: what the function raised, as the same class.
     """
-    with tempfile.TemporaryDirectory(prefix="workbench-") as name:
-        folder = Path(name)
+    with disk.temporary() as folder:
         request = {"target": target, "job": codec.to_plain(job)}
-        (folder / "job.json").write_text(json.dumps(request), encoding="utf-8")
-        np.savez(folder / "arrays.npz", **dict(arrays or {}))  # type: ignore[arg-type]
-        with (folder / "log.txt").open("wb") as log, process.started(__name__, [name], log) as child:
+        with disk.writing(folder):
+            (folder / "job.json").write_text(json.dumps(request), encoding="utf-8")
+            np.savez(folder / "arrays.npz", **dict(arrays or {}))  # type: ignore[arg-type]
+        with (folder / "log.txt").open("wb") as log, process.started(__name__, [str(folder)], log) as child:
             _wait(child, folder, target, handle)
         return _answer(child, folder, target, returns)
 
@@ -125,6 +124,10 @@ def _raised(plain: dict[str, Any], log: str) -> WorkbenchError:
     return error  # type: ignore[no-any-return]
 
 
+def _failure(error: WorkbenchError) -> dict[str, Any]:
+    return {"error": type(error).__name__, "message": str(error), "log": getattr(error, "log", "")}
+
+
 def main(place: str) -> None:
     """Be the child: run the job in the folder `place` and leave the answer there."""
     folder = Path(place)
@@ -143,12 +146,19 @@ def main(place: str) -> None:
         result, arrays = work(codec.from_plain(kind, request["job"]), given)
         plain = {"plain": codec.to_plain(result)}
     except WorkbenchError as error:
-        plain = {"error": type(error).__name__, "message": str(error), "log": getattr(error, "log", "")}
+        plain = _failure(error)
     except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the parent with its traceback
-        message = f"{request['target']} failed with {type(error).__name__}: {error}. The log holds the traceback."
-        plain = {"error": "WorkbenchError", "message": message, "log": traceback.format_exc()}
         traceback.print_exc()
-    np.savez(folder / "answer.npz", **arrays)  # type: ignore[arg-type]
+        if isinstance(error, OSError) and error.errno in disk.FULL:
+            plain = _failure(disk.explained(error, error.filename or folder))
+        else:
+            message = f"{request['target']} failed with {type(error).__name__}: {error}. The log holds the traceback."
+            plain = {"error": "WorkbenchError", "message": message, "log": traceback.format_exc()}
+    try:
+        np.savez(folder / "answer.npz", **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        plain = _failure(disk.explained(error, folder))
+        np.savez(folder / "answer.npz")
     (folder / "answer.tmp").write_text(json.dumps(plain), encoding="utf-8")
     (folder / "answer.tmp").replace(folder / "answer.json")
     sys.stdout.flush()

@@ -6,6 +6,8 @@ logits of a language model need not all be held.
 
 from __future__ import annotations
 
+import contextlib
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from workbench.datasets import Dataset
 from workbench.engines import jobs
 from workbench.errors import LostAnswers
 from workbench.judging import accuracy
+from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Accuracy, Engine
 
@@ -91,12 +94,18 @@ def _parent_outputs(
 ) -> Outputs:
     kept = None if folder is None else folder / f"{parent.variant_sha256}-{rows.start}-{rows.stop}.npz"
     if kept is not None and kept.exists():
-        with np.load(kept, allow_pickle=False) as stored:
+        with (
+            contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile),
+            np.load(kept, allow_pickle=False) as stored,
+        ):
             return {name: stored[name] for name in stored.files}
     feeds = {name: array[rows] for name, array in data.evaluation.inputs.items()}
     outputs = jobs.infer(parent, feeds, batch, handle=handle)
     if kept is not None:
-        np.savez(kept, **outputs)  # type: ignore[arg-type]
+        # A kill in the middle must not leave half a file under the name that is looked for.
+        with disk.writing(kept):
+            np.savez(kept.with_suffix(".tmp.npz"), **outputs)  # type: ignore[arg-type]
+            kept.with_suffix(".tmp.npz").replace(kept)
     return outputs
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -14,7 +16,7 @@ from workbench import codec
 from workbench.datasets import Dataset
 from workbench.errors import Cancelled, RecipeError, StoreError, WorkbenchError
 from workbench.judging import accuracy
-from workbench.machine import device
+from workbench.machine import device, turn
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.measuring import latency
@@ -40,6 +42,7 @@ from workbench.study.study import Study
 DEFAULT_RECIPES = ("fp32", "fp16", "int8-kl")
 # Pictures or texts kept in the record, of samples on which variants disagree.
 _MOST_SAMPLES = 24
+_DAMAGED = "Records in the store were not what had been written"
 
 
 def run(
@@ -82,7 +85,7 @@ def run(
 
     Raises:
         LoadError, RecipeError, BackendMissing, DataError: before anything is started.
-        StoreError: there is a study of that name on other terms.
+        StoreError: there is a study of that name on other terms, or it is being run by another process.
         Cancelled: `cancel` said so; KeyboardInterrupt likewise loses nothing.
         WorkbenchError: the baseline itself failed, so that there is nothing to compare with.
     """
@@ -90,7 +93,9 @@ def run(
         model, data, recipes, backend=backend, protocol=protocol, options=options, baseline=baseline, name=name
     )
     handle = Handle(cancel, bars.listener(progress), on_line)
-    return _Run(request, store or Store(), handle, watch).go()
+    store = store or Store()
+    with turn.alone(store.root / "locks", request.name):
+        return _Run(request, store, handle, watch).go()
 
 
 class _Run:
@@ -181,22 +186,35 @@ class _Run:
         self.feeds = self._feeds()
         self._take_over_rounds()
         seed = self.request.protocol.seed
-        for index, name in latency.turns(self._lacking, self.kept.next_turn, seed=seed, beside=self.request.baseline):
-            engine = self._result(name).engine
-            if engine is None or self._result(name).failure is not None:
-                continue
-            self._tick("measure", name, message=f"round {len(self._rounds(name)) + 1}")
-            try:
-                taken = latency.take_round(engine, self.feeds, self.request.protocol, index, handle=self.handle)
-                self.kept.keep(engine, taken)
-                self._put_rounds(name, engine, (*self._rounds(name), taken))
-            except Cancelled:
+        order = latency.turns(
+            self._lacking,
+            self.kept.next_turn,
+            seed=seed,
+            beside=self.request.baseline,
+            handle=self.handle,
+            waiting=lambda words: self._tick("measure", "", message=words),
+        )
+        with contextlib.closing(order):  # whatever ends this loop, the turn goes to whoever waits for it
+            for index, name in order:
+                self._take(index, name)
+
+    def _take(self, index: int, name: str) -> None:
+        """Measure one round of one variant, and keep it."""
+        engine = self._result(name).engine
+        if engine is None or self._result(name).failure is not None:
+            return
+        self._tick("measure", name, message=f"round {len(self._rounds(name)) + 1}")
+        try:
+            taken = latency.take_round(engine, self.feeds, self.request.protocol, index, handle=self.handle)
+            self.kept.keep(engine, taken)
+            self._put_rounds(name, engine, (*self._rounds(name), taken))
+        except Cancelled:
+            raise
+        except WorkbenchError as error:
+            self._failed(name, "measure", error)
+            if name == self.request.baseline:
                 raise
-            except WorkbenchError as error:
-                self._failed(name, "measure", error)
-                if name == self.request.baseline:
-                    raise
-            self._tick("measure", name, 1)
+        self._tick("measure", name, 1)
 
     def _lacking(self) -> list[str]:
         return [name for name, _ in self._usable() if len(self._rounds(name)) < self.request.protocol.rounds]
@@ -275,11 +293,21 @@ class _Run:
 
     def _keep(self) -> None:
         """Write the record; an earlier one with raw samples that this one no longer has gets a name of its own."""
+        self.record = replace(self.record, notes=self._notes())
         if self.earlier is not None and _measured(self.earlier) - _measured(self.record):
             when = datetime.fromtimestamp(self.earlier.created_at, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
             aside = replace(self.earlier, name=f"{self.earlier.name} (of {when} UTC)")
             self.store.put("study", aside.name, codec.to_json(aside))
         self.store.put("study", self.record.name, codec.to_json(self.record))
+
+    def _notes(self) -> tuple[str, ...]:
+        """What did not go as asked, and which records of the store were damaged, in this run or an earlier one."""
+        told = [note for note in (() if self.earlier is None else self.earlier.notes) if note.startswith(_DAMAGED)]
+        if self.store.damaged:
+            kinds = Counter(kind for kind, _ in self.store.damaged)
+            listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
+            told.append(f"{_DAMAGED} ({listed}): they were left out, and what is missing was made or measured again.")
+        return (*self.request.notes, *dict.fromkeys(told))
 
     def _tick(self, stage: str, variant: str, units: int = 0, message: str = "") -> None:
         self.done = min(self.done + units, self.units)

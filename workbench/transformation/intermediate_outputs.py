@@ -8,7 +8,6 @@ Knows ONNX Runtime's CPU; knows nothing of what is done with the values.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from workbench.engines.onnxruntime import open_file
 from workbench.errors import CalibrationError, Cancelled
 from workbench.graph.files import fixed_batch, is_large, save
 from workbench.graph.tensor_types import tensor_types
+from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Progress
 
@@ -180,8 +180,8 @@ def _opened(proto: onnx.ModelProto, names: Sequence[str], threads: int | None) -
     for name in wanted:
         element = elements.get(name, onnx.TensorProto.FLOAT)
         exposed.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
-    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
-        source = _source(exposed, Path(folder))
+    with disk.temporary() as folder:
+        source = _source(exposed, folder)
         del exposed
         with open_file(source, _FUSION, threads) as runner:
             yield runner
