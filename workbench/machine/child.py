@@ -97,7 +97,7 @@ def _answer(child: subprocess.Popen[bytes], folder: Path, target: str, returns: 
         raise ChildKilled(f"The process that ran {target} {ending(child.returncode)} before it could answer.", log)
     plain = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in plain:
-        raise _raised(plain, log)
+        raise raised(plain, log)
     with np.load(folder / "answer.npz", allow_pickle=False) as stored:
         record = plain["plain"] if returns is None else codec.from_plain(returns, plain["plain"])
         return Answer(record, {name: stored[name] for name in stored.files}, log)
@@ -116,7 +116,8 @@ def ending(code: int) -> str:
     return f"was ended by {name}{likely.get(name, '')}"
 
 
-def _raised(plain: dict[str, Any], log: str) -> WorkbenchError:
+def raised(plain: dict[str, Any], log: str) -> WorkbenchError:
+    """Return the error that `failure` wrote, as the same class."""
     kind = getattr(errors, plain["error"], WorkbenchError)
     error = kind(plain["message"])
     if hasattr(error, "log"):
@@ -124,7 +125,8 @@ def _raised(plain: dict[str, Any], log: str) -> WorkbenchError:
     return error  # type: ignore[no-any-return]
 
 
-def _failure(error: WorkbenchError) -> dict[str, Any]:
+def failure(error: WorkbenchError) -> dict[str, Any]:
+    """Return an error as plain data."""
     return {"error": type(error).__name__, "message": str(error), "log": getattr(error, "log", "")}
 
 
@@ -146,18 +148,18 @@ def main(place: str) -> None:
         result, arrays = work(codec.from_plain(kind, request["job"]), given)
         plain = {"plain": codec.to_plain(result)}
     except WorkbenchError as error:
-        plain = _failure(error)
+        plain = failure(error)
     except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the parent with its traceback
         traceback.print_exc()
         if isinstance(error, OSError) and error.errno in disk.FULL:
-            plain = _failure(disk.explained(error, error.filename or folder))
+            plain = failure(disk.explained(error, error.filename or folder))
         else:
             message = f"{request['target']} failed with {type(error).__name__}: {error}. The log holds the traceback."
             plain = {"error": "WorkbenchError", "message": message, "log": traceback.format_exc()}
     try:
         np.savez(folder / "answer.npz", **arrays)  # type: ignore[arg-type]
     except OSError as error:
-        plain = _failure(disk.explained(error, folder))
+        plain = failure(disk.explained(error, folder))
         np.savez(folder / "answer.npz")
     (folder / "answer.tmp").write_text(json.dumps(plain), encoding="utf-8")
     (folder / "answer.tmp").replace(folder / "answer.json")

@@ -104,8 +104,9 @@ class _Run:
     def __init__(self, request: Request, store: Store, handle: Handle, watch: Callable[[StudyRecord], None]) -> None:
         self.request, self.store, self.handle, self.watch = request, store, handle, watch
         self.stages = Stages(
-            store, request.model, request.dataset, request.backend, request.options, request.protocol.batch, handle
-        )
+            store, request.model, request.dataset, request.backend, request.options, request.protocol.batch,
+            replace(handle, progress=self._within),
+        )  # fmt: skip
         self.kept = Rounds(store, request.model.sha256, request.dataset.evaluation.sha256, request.protocol)
         self.earlier = _earlier(store, request)
         self.record = StudyRecord(
@@ -308,6 +309,10 @@ class _Run:
             listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
             told.append(f"{_DAMAGED} ({listed}): they were left out, and what is missing was made or measured again.")
         return (*self.request.notes, *dict.fromkeys(told))
+
+    def _within(self, step: Progress) -> None:
+        """Tell how far a stage is: of the whole study it is one step."""
+        self.handle.progress(replace(step, fraction=self.done / self.units))
 
     def _tick(self, stage: str, variant: str, units: int = 0, message: str = "") -> None:
         self.done = min(self.done + units, self.units)

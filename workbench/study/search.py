@@ -255,7 +255,8 @@ class _Search:
         else:
             split = self.data.calibration
             assert split is not None
-            rehearsal = Rehearsal(self.model, recipe, split, known, self.data.metric, self.store)
+            stoppable = Handle(cancelled=self.how["cancel"])
+            rehearsal = Rehearsal(self.model, recipe, split, known, self.data.metric, self.store, handle=stoppable)
             ladder.rung = self._accurate_enough(ladder, rehearsal)
         self._name(ladder)
         return ladder

@@ -184,7 +184,7 @@ def layer_costs(
     dialect = engines.backend(backend).dialect(backend)
     if known is None:
         known = _known(model, data, recipe, dialect, store, handle)
-    rehearsal = Rehearsal(model, recipe, split, known, data.metric, store)
+    rehearsal = Rehearsal(model, recipe, split, known, data.metric, store, handle=handle)
     groups = lowered_layers(rehearsal, recipe, by)
 
     def evaluate(names: Sequence[str]) -> Effect:

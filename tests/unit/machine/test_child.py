@@ -190,5 +190,5 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(target, tmp_path: Path
 
 
 def test_a_data_error_class_is_known_in_the_parent() -> None:
-    error = child._raised({"error": "DataError", "message": "no samples", "log": ""}, "")
+    error = child.raised({"error": "DataError", "message": "no samples", "log": ""}, "")
     assert isinstance(error, DataError)

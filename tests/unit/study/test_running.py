@@ -352,3 +352,11 @@ def test_a_study_waits_for_another_measurement_and_says_so(
     assert not made_up_rounds
     wb.run(model, data, ["fp32"], protocol=QUICK, store=store, name="mine")
     assert len(made_up_rounds) == QUICK.rounds
+
+
+def test_the_progress_of_a_calibration_is_told_within_the_whole(model, data, store, made_up_rounds) -> None:
+    seen: list[Progress] = []
+    wb.run(model, data, ["int8-max"], protocol=QUICK, store=store, progress=seen.append)
+    told = [step for step in seen if step.stage == "calibrate"]
+    assert told and told[-1].message.endswith("samples") and max(step.fraction for step in told) < 1
+    assert [step.fraction for step in seen] == sorted(step.fraction for step in seen)
