@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from workbench.engines.base import Backend, BuildRequest, Missing, Runner
-from workbench.errors import BackendMissing, EngineError, nearest
+from workbench.errors import BackendMissing, EngineError, expect, nearest
 from workbench.machine import device
 from workbench.machine.store import Store, digest
 from workbench.records import BuildOptions, Engine, Variant
@@ -123,6 +123,7 @@ def open_runner(engine: Engine, threads: int | None = None) -> Runner:
         EngineError: the engine's file is gone or damaged, or was built for another device or version.
         BackendMissing: its backend cannot be used here.
     """
+    expect(engine, Engine, "open_runner", "Build one first: workbench.build(variant, ...).", EngineError)
     choose(engine.backend)
     return _module(engine.backend).open_runner(engine, threads if threads is not None else engine.options.threads)
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from workbench.datasets import Dataset
 from workbench.engines import jobs
-from workbench.errors import LostAnswers
+from workbench.errors import DataError, EngineError, LostAnswers, expect
 from workbench.judging import accuracy
 from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
@@ -50,6 +50,9 @@ def check(
         RunError, ChildKilled: an engine failed.
         LostAnswers: the variant gives NaN or infinity where its parent does not.
     """
+    for one in (engine, parent):
+        expect(one, Engine, "check", "Build one first: workbench.build(variant, ...).", EngineError)
+    expect(data, Dataset, "check", "Wrap arrays with workbench.datasets.arrays(x, labels).", DataError)
     evaluation = data.evaluation
     accumulator = accuracy.Accumulator(data.metric)
     size = _chunk_size(engine, evaluation.inputs, batch, len(evaluation))

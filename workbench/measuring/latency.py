@@ -20,7 +20,7 @@ import numpy as np
 
 from workbench import engines
 from workbench.engines.base import Feeds, Runner
-from workbench.errors import Cancelled, DataError, WorkbenchError
+from workbench.errors import Cancelled, DataError, EngineError, WorkbenchError, expect
 from workbench.machine import child, conditions, device, turn
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Engine, Failure, Measurement, Progress, Protocol, Round
@@ -63,6 +63,7 @@ def measure(
         DataError: no engines, two of one name, or a wrong batch.
         Cancelled: the caller stopped it; finished rounds were handed to `on_round`.
     """
+    built = [built] if isinstance(built, Engine) else built
     protocol = protocol or Protocol()
     _check(built, feeds, protocol)
     engines_by_name = {engine.variant: engine for engine in built}
@@ -321,6 +322,9 @@ def _measurement(
 
 
 def _check(built: Sequence[Engine], feeds: Feeds, protocol: Protocol) -> None:
+    for engine in built:
+        expect(engine, Engine, "measure", "Build one first: workbench.build(variant, ...).", EngineError)
+    expect(protocol, Protocol, "measure(protocol=...)", "Pass workbench.Protocol(...), or nothing.", DataError)
     names = [engine.variant for engine in built]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ from workbench.machine import device, turn
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.measuring import latency
+from workbench.models import as_model
 from workbench.recipes import Recipe
 from workbench.records import (
     BuildOptions,
@@ -46,7 +48,7 @@ _DAMAGED = "Records in the store were not what had been written"
 
 
 def run(
-    model: Model,
+    model: Model | str | Path,
     data: Dataset | None = None,
     recipes: Sequence[str | Recipe] = DEFAULT_RECIPES,
     *,
@@ -67,6 +69,7 @@ def run(
     fails is recorded with its message and log while the others go on; running again tries it again.
 
     Args:
+        model: from `workbench.load`, or a name or path that it takes.
         data: evaluation and calibration samples; None takes random inputs, and then no accuracy is claimed.
         recipes: names (see `workbench.recipes.NAMED`) or Recipe objects, in the order in which they are shown.
         backend: a name from `workbench.backends()`, or `auto` for the fastest that is here.
@@ -89,11 +92,12 @@ def run(
         Cancelled: `cancel` said so; KeyboardInterrupt likewise loses nothing.
         WorkbenchError: the baseline itself failed, so that there is nothing to compare with.
     """
+    store = store or Store()
+    model = as_model(model, "run", store)
     request = requested(
         model, data, recipes, backend=backend, protocol=protocol, options=options, baseline=baseline, name=name
     )
     handle = Handle(cancel, bars.listener(progress), on_line)
-    store = store or Store()
     with turn.alone(store.root / "locks", request.name):
         return _Run(request, store, handle, watch).go()
 

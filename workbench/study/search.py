@@ -10,15 +10,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from workbench import engines
 from workbench.datasets import Dataset
-from workbench.errors import CalibrationError, RecipeError
+from workbench.errors import CalibrationError, DataError, RecipeError, expect
 from workbench.judging.accuracy import lowest_sqnr_db
 from workbench.judging.statistics import summary
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
+from workbench.models import as_model
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Model, Protocol
 from workbench.study import Study, run
@@ -105,7 +107,7 @@ class Found:
 
 
 def optimize(
-    model: Model,
+    model: Model | str | Path,
     data: Dataset,
     *,
     at_most_lost: float | None = None,
@@ -139,6 +141,10 @@ def optimize(
         CalibrationError: there are no calibration samples to judge mixes on.
         RecipeError: no candidates.
     """
+    model = as_model(model, "optimize", store)
+    expect(
+        data, Dataset, "optimize", "Wrap arrays with workbench.datasets.arrays(x, labels, calibration=...).", DataError
+    )
     chosen = [named(one) for one in candidates]
     if not chosen:
         raise RecipeError("The search got no recipe to mix with FP32. Name one, such as candidates=['int8-max'].")
