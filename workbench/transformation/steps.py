@@ -291,8 +291,10 @@ def magnitudes(
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file with its external data."""
-    return onnx.load(str(path), load_external_data=True)
+    """Read an ONNX file with its external data; before IR 4 every weight had to be an input too, and steps add weights."""
+    proto = onnx.load(str(path), load_external_data=True)
+    proto.ir_version = max(proto.ir_version, 4)
+    return proto
 
 
 def _prepared(model: Model, recipe: Recipe, context: Context) -> tuple[onnx.ModelProto, list[StepReport]]:
