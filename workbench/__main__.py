@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import workbench as wb
 from workbench import zoo
-from workbench.errors import Cancelled, DataError, WorkbenchError
+from workbench.errors import Cancelled, DataError, LoadError, WorkbenchError
 from workbench.records import Model
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
@@ -22,13 +25,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status (0 good, 1 the command found or met a problem, 130 interrupted)."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.command(options))
+        with _ended_gently():
+            return int(options.command(options))
     except WorkbenchError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 130 if isinstance(error, Cancelled) else 1
     except KeyboardInterrupt:
         print("\nInterrupted. What was finished is kept; the same command goes on from there.", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _ended_gently() -> Iterator[None]:
+    """Let SIGTERM, which ends a job on a cluster, do what Ctrl-C does: what is finished is kept, and children end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -51,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     study = wb.run(
         model,
         _data(options, model),
-        [name.strip() for name in options.recipes.split(",")],
+        [name for part in options.recipes for name in part.split(",") if name],
         backend=options.backend,
         protocol=protocol,
         options=wb.BuildOptions(threads=options.threads),
@@ -85,6 +102,11 @@ def demo(options: argparse.Namespace) -> int:
     from workbench.notebook import execute
 
     path = zoo.data_folder().parent / "notebooks" / "00_quickstart.ipynb"
+    if not path.is_file():
+        raise LoadError(
+            f"The notebooks are not part of an installed package (there is no {path}). Run the demo from a checkout of the "
+            f"repository, or the same study here: python -m workbench run digits_resnet --data digits --report report.html"
+        )
     # The kernel works in the notebook's folder; its studies go where this command's would.
     os.environ["WORKBENCH_HOME"] = str(wb.Store().root)
     print(f"executing {path.name}", flush=True)
@@ -161,7 +183,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--tokenizer", metavar="FOLDER", help="for text; the model's own folder if absent")
     command.add_argument(
-        "--recipes", default="fp32,fp16,int8-kl", help="names, separated by commas (default: %(default)s)"
+        "--recipes",
+        nargs="+",
+        default=["fp32", "fp16", "int8-kl"],
+        help="names, separated by blanks or commas (default: fp32 fp16 int8-kl)",
     )
     command.add_argument("--backend", default="auto", help="see `doctor`; default: the fastest that is here")
     command.add_argument("--boundary", default="compute", choices=["compute", "end_to_end", "throughput"])

@@ -89,6 +89,18 @@ class CompareError(WorkbenchError):
     """Two measurements must not be compared: other device, shape, boundary or backend."""
 
 
+def expect(value: object, kind: type, verb: str, remedy: str, error: type[WorkbenchError]) -> None:
+    """Refuse an argument of another kind in one sentence.
+
+    Args:
+        verb: what takes it.
+        remedy: what to pass instead.
+        error: its class.
+    """
+    if not isinstance(value, kind):
+        raise error(f"{verb} takes a {kind.__name__}, got a {type(value).__name__} ({repr(value)[:60]}). {remedy}")
+
+
 def nearest(wrong: str, known: Iterable[str]) -> str:
     """Return a sentence that suggests the known name closest to `wrong` and lists them all."""
     names = sorted(known)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from workbench.datasets.from_arrays import MetricChoice, scored
+from workbench.datasets.image_bounds import FORMATS, check_pixels
 from workbench.datasets.split import Array, Dataset, Split
 from workbench.errors import DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SUFFIXES = tuple(FORMATS)
 _SHOWN_PIXELS = 64
 _DEEP_NOTE = (
     "{deep} of {images} images are grey with more than 8 bits: 0 to 65535 (integers) or 0 to 1 (floats) was taken as the "
@@ -135,7 +136,7 @@ def _is_deep(file: Path) -> bool:
 
 
 def _read(file: Path, steps: ImagePreprocessing) -> Array:
-    image = _resize(_open(file, "L" if steps.channels == "L" else "RGB"), steps)
+    image = _resize(_open(file, "L" if steps.channels == "L" else "RGB"), steps, file)
     pixels = np.asarray(image, np.float32).reshape(steps.height, steps.width, -1)
     pixels = np.broadcast_to(pixels, (steps.height, steps.width, len(steps.channels)))  # deep grey as RGB
     if steps.channels == "BGR":
@@ -148,19 +149,24 @@ def _read(file: Path, steps: ImagePreprocessing) -> Array:
 
 def _open(file: Path, mode: str) -> Image:
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ImportError as error:
         raise DataError("Reading images needs Pillow, which is not installed. Run: pip install pillow") from error
     try:
         with warnings.catch_warnings():
             # Pillow only warns of images that unpack to an absurd size; data from outside must not get that far.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
+            with Image.open(file, formats=tuple(set(FORMATS.values()))) as image:
+                check_pixels(image.width, image.height, file, "has")
                 return _from_deep_grey(image, file) if image.mode in _DEEP_GREY else image.convert(mode)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"Cannot read the image {file}: {error}. Remove the file, or repair it.") from error
+    except DataError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise DataError(f"Will not unpack the image {file}: {error} Remove the file, or shrink it.") from error
+    except Exception as error:  # Pillow's parsers raise whatever a damaged file makes them stumble over
+        raise DataError(
+            f"Cannot read the image {file}: {type(error).__name__}: {error}. Remove the file, or repair it."
+        ) from error
 
 
 def _from_deep_grey(image: Image, file: Path) -> Image:
@@ -190,7 +196,7 @@ def _from_deep_grey(image: Image, file: Path) -> Image:
     return Image.fromarray(pixels.astype(np.float32) * np.float32(255 / highest))
 
 
-def _resize(image: Image, steps: ImagePreprocessing) -> Image:
+def _resize(image: Image, steps: ImagePreprocessing, file: Path) -> Image:
     from PIL.Image import Resampling
 
     target = (steps.width, steps.height)
@@ -199,6 +205,7 @@ def _resize(image: Image, steps: ImagePreprocessing) -> Image:
     ratio = max(steps.width / image.width, steps.height / image.height)
     wide, high = (max(want, round(have * ratio)) for want, have in zip(target, image.size, strict=True))
     left, top = (wide - steps.width) // 2, (high - steps.height) // 2
+    check_pixels(wide, high, file, f"is {image.width} x {image.height} and would be resized to")
     resized = image.resize((wide, high), Resampling.BILINEAR)
     return resized.crop((left, top, left + steps.width, top + steps.height))
 

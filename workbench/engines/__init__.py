@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from workbench.engines.base import Backend, BuildRequest, Missing, Runner
-from workbench.errors import BackendMissing, EngineError, nearest
+from workbench.errors import BackendMissing, EngineError, expect, nearest
 from workbench.machine import device
 from workbench.machine.store import Store, digest
 from workbench.records import BuildOptions, Engine, Variant
@@ -123,6 +123,7 @@ def open_runner(engine: Engine, threads: int | None = None) -> Runner:
         EngineError: the engine's file is gone or damaged, or was built for another device or version.
         BackendMissing: its backend cannot be used here.
     """
+    expect(engine, Engine, "open_runner", "Build one first: workbench.build(variant, ...).", EngineError)
     choose(engine.backend)
     return _module(engine.backend).open_runner(engine, threads if threads is not None else engine.options.threads)
 
@@ -153,15 +154,30 @@ def refit(engine: Engine, variant: Variant, *, store: Store, log: Callable[[str]
         return _kept(module.refit(engine, variant, folder, log), folder, store)
 
 
+def intact(engine: Engine) -> bool:
+    """Whether what was built is still there and still what it was; where it was never hashed, whether it is there."""
+    folder = None if engine.folder is None else Path(engine.folder)
+    if not Path(engine.path).is_file() or (folder is not None and not folder.is_dir()):
+        return False
+    return engine.sha256 in ("", _content(engine, folder))
+
+
 def _kept(engine: Engine, folder: Path, store: Store) -> Engine:
     """Move what the backend wrote into the store, point the engine there and say what its content is."""
-    left, inside = "", Path(engine.path)
+    place = None
     if any(folder.iterdir()):
-        left, place = store.add(folder)
-        engine = replace(engine, folder=str(place))
+        inside = Path(engine.path)
+        _, place = store.add(folder)
         if inside.is_relative_to(folder):
-            path = place / inside.relative_to(folder)
-            return replace(engine, path=str(path), sha256=digest(path))
+            engine = replace(engine, path=str(place / inside.relative_to(folder)))
+        engine = replace(engine, folder=str(place))
+    return replace(engine, sha256=_content(engine, place))
+
+
+def _content(engine: Engine, folder: Path | None) -> str:
+    """Return the sha256 of what was built."""
+    if folder is not None and Path(engine.path).is_relative_to(folder):
+        return digest(Path(engine.path))
     # The file that is opened is the variant's own, or its program: what was left beside it decides how it runs.
-    content = hashlib.sha256(f"{engine.variant_sha256} {engine.fusion} {left}".encode())
-    return replace(engine, sha256=content.hexdigest())
+    left = "" if folder is None else digest(folder)
+    return hashlib.sha256(f"{engine.variant_sha256} {engine.fusion} {left}".encode()).hexdigest()

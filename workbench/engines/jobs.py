@@ -13,7 +13,7 @@ from workbench import engines
 from workbench.datasets.outputs import Answers, joined_calls
 from workbench.engines.base import Feeds
 from workbench.engines.sample_axes import sample_axes
-from workbench.errors import RunError
+from workbench.errors import BuildError, EngineError, RunError, expect
 from workbench.machine import child
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
@@ -80,6 +80,8 @@ def build(
         ChildKilled: the builder crashed or was killed.
         Cancelled: the caller stopped it.
     """
+    remedy = "Apply a recipe first, if only 'fp32': workbench.transform(model, 'fp32')."
+    expect(variant, Variant, "build", remedy, BuildError)
     name, _ = engines.choose(backend)
     store = store or Store()
     job = BuildJob(
@@ -190,6 +192,7 @@ def layer_times(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle 
         EngineError: the backend has no profiler of layers, or refuses the engine or the feeds.
         ChildKilled, Cancelled: as every child process.
     """
+    expect(engine, Engine, "layer_times", "Build one first: workbench.build(variant, ...).", EngineError)
     job = ProfileJob(replace(engine, log=""), runs)
     found = child.call("workbench.engines.jobs:profile_job", job, feeds, returns=Profile, handle=handle).record
     return tuple(found.layers)

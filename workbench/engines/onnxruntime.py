@@ -22,6 +22,7 @@ from workbench.engines.cpu import fit_notes
 from workbench.errors import BuildError, EngineError, OutOfMemory, RunError, UnsupportedOperator
 from workbench.graph.dialects import of_this_cpu
 from workbench.machine import device as hardware
+from workbench.machine import disk
 from workbench.records import Boundary, BuildOptions, Engine, LayerTime, TensorSpec
 
 PROVIDERS = {
@@ -260,6 +261,9 @@ def _session(
     try:
         return runtime.InferenceSession(source, options, providers=_providers(backend))
     except Exception as error:
+        # What ONNX Runtime says where it could not write the optimized graph.
+        if optimized is not None and "Protobuf serialization failed" in str(error):
+            raise disk.full(optimized, "ONNX Runtime could not write all of the optimized graph") from error
         raise _build_error(error) from error
 
 

@@ -6,13 +6,20 @@ from pathlib import Path
 
 import onnx
 
+from workbench.machine import disk
+
 # Protobuf refuses messages of 2 GB, and ByteSize itself fails near that: stay well below.
 INLINE_LIMIT_BYTES = 1_500_000_000
 
 
 def save(proto: onnx.ModelProto, path: Path) -> Path:
-    """Write a model; its weights go to `<stem>.onnx.data` beside it where they would exceed protobuf's limit."""
-    onnx.save(proto, str(path), save_as_external_data=is_large(proto), location=f"{path.stem}.onnx.data")
+    """Write a model; its weights go to `<stem>.onnx.data` beside it where they would exceed protobuf's limit.
+
+    Raises:
+        StoreError: there is no room, or the folder is read-only.
+    """
+    with disk.writing(path):
+        onnx.save(proto, str(path), save_as_external_data=is_large(proto), location=f"{path.stem}.onnx.data")
     return path
 
 

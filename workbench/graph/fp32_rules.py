@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 
-from workbench.graph.editing import Context, Graph, subgraphs
+from workbench.graph.editing import Context, Graph, attribute, subgraphs
 from workbench.graph.tensor_types import TensorTypes
 from workbench.recipes import Precision
 
@@ -40,6 +40,7 @@ MOVING = frozenset((
     "Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze",
 ))  # fmt: skip
 _PASSES_LARGE_VALUES = MOVING | {"Add", "Sub", "Mul", "Where", "Neg", "Abs", "Max", "Min", "Sum", "Clip", "Relu"}
+_SCATTERING = ("ScatterND", "ScatterElements")
 _MEASURED_BY_REDUCTION = ("Pow", "Mul", "Sub", "Abs", "Exp")
 _USES_REDUCTION = ("Add", "Sub", "Sqrt", "Reciprocal", "Pow", "Div", "Mul")
 _POSITION_ARITHMETIC = MOVING | {
@@ -122,6 +123,8 @@ def _impossible(graph: Graph, node: onnx.NodeProto, types: TensorTypes, target: 
     inputs = [index for index, tensor in enumerate(node.input) if types.elements.get(tensor) == FLOAT]
     if inputs and not fp32 and not accepts(schema, inputs[0], target):
         return f"{node.op_type} takes no {name} in opset {opset}"
+    if node.op_type in _SCATTERING and attribute(node, "reduction", b"none") != b"none":
+        return f"{node.op_type} adds up or compares while it scatters, for which engines have no {name} kernel"
     return _bad_scale(graph, node, target)
 
 

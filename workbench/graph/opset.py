@@ -21,6 +21,8 @@ from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 _WEIGHT_BYTES = 4096
 # Q/DQ with a scale a channel came with 13, FP8 and FP16 scales with 19, INT4 and blocks with 21, BF16 Conv with 22.
 _PER_CHANNEL, _LOW_FLOAT, _BLOCKS, _BF16 = 13, 19, 21, 22
+# Casts to and from BF16, between which engines without its arithmetic compute in FP32.
+_BF16_CAST = 13
 # From here on Resize can sample in several ways, and says which.
 _RESIZE_MODES = 11
 _RESIZES = ("Resize", "Upsample")
@@ -79,8 +81,8 @@ def _needed(recipe: Recipe, dialect: str) -> int:
     if isinstance(weights, QuantizeWeights):
         blocks = dialect == "ort-cpu" or (dialect == "strong" and weights.to == "int4")
         needed = max(needed, _BLOCKS if blocks else _LOW_FLOAT if low_float and dialect == "strong" else _PER_CHANNEL)
-    if isinstance(precision, Precision) and precision.to == "bf16" and dialect == "strong":
-        needed = max(needed, _BF16)
+    if isinstance(precision, Precision) and precision.to == "bf16":
+        needed = max(needed, _BF16 if dialect == "strong" else _BF16_CAST)
     return needed
 
 
@@ -102,7 +104,7 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
     light, weights = _without_weights(graph)
     try:
         converted = version_converter.convert_version(light, version)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, version_converter.ConvertError) as error:
         raise TransformError(
             f"The model cannot be brought from {where}: {_said(error)}. "
             f"Export it with opset {version}, or take a recipe or backend that does not need it."

@@ -114,9 +114,12 @@ class WeightWriter:
 
 
 def write_bias(graph: Graph, bias: Bias, weight_scale: NDArray[np.float32]) -> str:
-    """Store a bias as int32 behind a DequantizeLinear; return the dequantized tensor."""
-    scale = np.broadcast_to(weight_scale * np.float32(bias.input_scale), bias.array.shape).astype(np.float32)
-    codes = np.rint(bias.array.astype(np.float64) / scale).astype(np.int32)
+    """Store a bias as int32 behind a DequantizeLinear; return the dequantized tensor.
+
+    A bias of one value for all channels (Gemm takes that) gets a code for each, as the scales differ.
+    """
+    scale, array = np.broadcast_arrays((weight_scale * np.float32(bias.input_scale)).astype(np.float32), bias.array)
+    codes = np.rint(array.astype(np.float64) / scale).astype(np.int32)
     constants = _constants(graph, bias.name, scale, np.zeros(scale.shape, np.int32))
     stored = graph.add_initializer(f"{bias.name}_quantized", codes)
     return _dequantize(graph, bias.name, [stored, *constants], {"axis": 0})

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from workbench.errors import CompareError, nearest
+from workbench.errors import CompareError, expect, nearest
 from workbench.judging import accuracy, statistics
 from workbench.judging.statistics import Change, Ratio, Score
 from workbench.records import Accuracy, Measurement, StudyRecord, VariantResult
@@ -86,6 +86,10 @@ def compare(
     Raises:
         CompareError: the baseline was not measured, or a candidate was measured under unlike conditions.
     """
+    candidates = [candidates] if isinstance(candidates, VariantResult) else candidates
+    remedy = "Take it from a study: study = Study.open(name); study['fp32']. Or compare all: study.comparison()."
+    for one in (baseline, *candidates):
+        expect(one, VariantResult, "compare", remedy, CompareError)
     if baseline.measurement is None:
         raise CompareError(
             f"The baseline {baseline.recipe.name!r} has no measurement{_because(baseline)}. Measure it, or choose another."

@@ -13,12 +13,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 import traceback
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,11 +24,11 @@ import numpy as np
 
 from workbench import codec, errors
 from workbench.errors import ChildKilled, WorkbenchError
+from workbench.machine import disk, process
 from workbench.machine.arrays import load, save
 from workbench.machine.handle import QUIET, Handle
 
 _POLL_SECONDS = 0.02
-_GRACE_SECONDS = 2.0
 _LOG_CHARACTERS = 20_000
 
 Arrays = Mapping[str, np.ndarray]
@@ -68,74 +65,46 @@ def call(
     Raises:
         Cancelled: the caller stopped it.
         ChildKilled: the process ended without an answer; names the signal and holds its last words.
+        OutOfMemory: it took more memory than a child may (see `workbench.machine.process`), and was ended.
         WorkbenchError: what the function raised, as the same class.
     """
-    with tempfile.TemporaryDirectory(prefix="workbench-") as name:
-        folder = Path(name)
+    with disk.temporary() as folder:
         request = {"target": target, "job": codec.to_plain(job)}
-        (folder / "job.json").write_text(json.dumps(request), encoding="utf-8")
-        save(folder / "arrays.npz", arrays or {})
-        with (folder / "log.txt").open("wb") as log, _started(folder, log) as process:
-            _wait(process, folder, handle)
-        return _answer(process, folder, target, returns)
+        with disk.writing(folder):
+            (folder / "job.json").write_text(json.dumps(request), encoding="utf-8")
+            save(folder / "arrays.npz", arrays or {})
+        with (folder / "log.txt").open("wb") as log, process.started(__name__, [str(folder)], log) as child:
+            _wait(child, folder, target, handle)
+        return _answer(child, folder, target, returns)
 
 
-@contextlib.contextmanager
-def _started(folder: Path, log: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Start the child; however this block ends, the child does not outlive it."""
-    package_home = str(Path(__file__).resolve().parent.parent)
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, [package_home, os.environ.get("PYTHONPATH")])),
-    }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "workbench.machine.child", str(folder)],
-        stdin=subprocess.PIPE,  # its end tells the child that we died
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment,
-        # Ctrl-C in a terminal goes to the whole group; we want to end the child ourselves, after storing what is done.
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(_GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        if process.stdin is not None:
-            process.stdin.close()
-
-
-def _wait(process: subprocess.Popen[bytes], folder: Path, handle: Handle) -> None:
+def _wait(child: subprocess.Popen[bytes], folder: Path, target: str, handle: Handle) -> None:
     with (folder / "log.txt").open(encoding="utf-8", errors="replace") as lines:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_POLL_SECONDS)
+                child.wait(_POLL_SECONDS)
             for line in lines:
                 handle.on_line(line.rstrip("\n"))
-            if process.returncode is not None:
+            if child.returncode is not None:
                 return
             handle.check()
+            process.check_memory(child, target)
 
 
-def _answer(process: subprocess.Popen[bytes], folder: Path, target: str, returns: type | None) -> Answer:
+def _answer(child: subprocess.Popen[bytes], folder: Path, target: str, returns: type | None) -> Answer:
     log = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
     answer = folder / "answer.json"
     if not answer.exists():
-        raise ChildKilled(f"The process that ran {target} {_ending(process.returncode)} before it could answer.", log)
+        raise ChildKilled(f"The process that ran {target} {ending(child.returncode)} before it could answer.", log)
     plain = json.loads(answer.read_text(encoding="utf-8"))
     if "error" in plain:
-        raise _raised(plain, log)
+        raise raised(plain, log)
     record = plain["plain"] if returns is None else codec.from_plain(returns, plain["plain"])
     return Answer(record, load(folder / "answer.npz"), log)
 
 
-def _ending(code: int) -> str:
+def ending(code: int) -> str:
+    """Say how a process ended, from its exit status, in words."""
     if code >= 0:
         return f"ended with exit status {code}"
     name = signal.Signals(-code).name
@@ -147,7 +116,8 @@ def _ending(code: int) -> str:
     return f"was ended by {name}{likely.get(name, '')}"
 
 
-def _raised(plain: dict[str, Any], log: str) -> WorkbenchError:
+def raised(plain: dict[str, Any], log: str) -> WorkbenchError:
+    """Return the error that `failure` wrote, as the same class."""
     kind = getattr(errors, plain["error"], WorkbenchError)
     error = kind(plain["message"])
     if hasattr(error, "log"):
@@ -155,9 +125,15 @@ def _raised(plain: dict[str, Any], log: str) -> WorkbenchError:
     return error  # type: ignore[no-any-return]
 
 
-def main(folder: Path) -> None:
-    """Be the child: run the job in `folder` and leave the answer there."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def failure(error: WorkbenchError) -> dict[str, Any]:
+    """Return an error as plain data."""
+    return {"error": type(error).__name__, "message": str(error), "log": getattr(error, "log", "")}
+
+
+def main(place: str) -> None:
+    """Be the child: run the job in the folder `place` and leave the answer there."""
+    folder = Path(place)
+    process.end_with_parent()
     request = json.loads((folder / "job.json").read_text(encoding="utf-8"))
     module, _, function = request["target"].partition(":")
     if not module.startswith("workbench."):
@@ -171,24 +147,21 @@ def main(folder: Path) -> None:
         result, arrays = work(codec.from_plain(kind, request["job"]), given)
         plain = {"plain": codec.to_plain(result)}
     except WorkbenchError as error:
-        plain = {"error": type(error).__name__, "message": str(error), "log": getattr(error, "log", "")}
+        plain = failure(error)
     except Exception as error:  # noqa: BLE001 - whatever went wrong must reach the parent with its traceback
-        message = f"{request['target']} failed with {type(error).__name__}: {error}. The log holds the traceback."
-        plain = {"error": "WorkbenchError", "message": message, "log": traceback.format_exc()}
         traceback.print_exc()
-    save(folder / "answer.npz", arrays)
+        if isinstance(error, OSError) and error.errno in disk.FULL:
+            plain = failure(disk.explained(error, error.filename or folder))
+        else:
+            message = f"{request['target']} failed with {type(error).__name__}: {error}. The log holds the traceback."
+            plain = {"error": "WorkbenchError", "message": message, "log": traceback.format_exc()}
+    try:
+        save(folder / "answer.npz", arrays)
+    except OSError as error:
+        plain = failure(disk.explained(error, folder))
+        save(folder / "answer.npz", {})
     (folder / "answer.tmp").write_text(json.dumps(plain), encoding="utf-8")
     (folder / "answer.tmp").replace(folder / "answer.json")
     sys.stdout.flush()
     # Engines' libraries may hang or crash while they are unloaded; the answer is safe on disk, so leave at once.
     os._exit(0)
-
-
-def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
-    time.sleep(_POLL_SECONDS)
-    os._exit(1)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -8,7 +8,6 @@ absent. Knows nothing of what the records mean.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from typing import TypeVar
 
 from workbench import codec, version
 from workbench.errors import StoreError
+from workbench.machine import disk
 
 Made = TypeVar("Made")
 
@@ -68,7 +68,7 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise _explain(error, path) from error
+        raise disk.explained(error, path) from error
 
 
 def key_of(parts: Sequence[object]) -> str:
@@ -83,6 +83,9 @@ class Store:
     Args:
         root: the folder, made if absent; None takes `default_root()`.
 
+    Attributes:
+        damaged: (kind, key) of records that were asked for and are not what was written; they count as absent.
+
     Raises:
         StoreError: the folder cannot be made or written, or the index in it is damaged.
     """
@@ -93,7 +96,8 @@ class Store:
             for name in ("artefacts", "caches", "scratch"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise _explain(error, self.root) from error
+            raise disk.explained(error, self.root) from error
+        self.damaged: set[tuple[str, str]] = set()
         self._index = self.root / "index.sqlite"
         with self._connect() as connection:
             connection.execute(
@@ -108,9 +112,13 @@ class Store:
         with self._connect() as connection:
             query = "SELECT text, sha256 FROM records WHERE kind = ? AND key = ?"
             row = connection.execute(query, (kind, key)).fetchone()
-        if row is None or not isinstance(row[0], str):
+        if row is None:
             return None
-        return row[0] if row[1] is None or row[1] == _checksum(kind, key, row[0]) else None
+        text, sha256 = row
+        if isinstance(text, str) and (sha256 is None or sha256 == _checksum(kind, key, text)):
+            return text
+        self.damaged.add((kind, key))
+        return None
 
     def put(self, kind: str, key: str, text: str) -> None:
         """Write a record, replacing one of the same kind and key."""
@@ -141,7 +149,7 @@ class Store:
         with self._connect() as connection:
             connection.execute("BEGIN IMMEDIATE")
             row = connection.execute("SELECT text FROM records WHERE kind = 'number' AND key = ?", (series,)).fetchone()
-            number = int(row[0]) if row else 0
+            number = int(row[0]) if row and str(row[0]).isdecimal() else 0
             connection.execute(
                 "INSERT OR REPLACE INTO records (kind, key, text, written_at) VALUES ('number', ?, ?, ?)",
                 (series, str(number + 1), time.time()),
@@ -213,7 +221,7 @@ class Store:
                         shutil.rmtree(place)
                     (Path(waiting) / source.name).replace(place)
         except OSError as error:
-            raise _explain(error, place) from error
+            raise disk.explained(error, place) from error
         return sha256, place
 
     def holds(self, sha256: str, path: Path | str) -> bool:
@@ -227,7 +235,7 @@ class Store:
         try:
             folder = tempfile.mkdtemp(dir=self.root / "scratch")
         except OSError as error:
-            raise _explain(error, self.root) from error
+            raise disk.explained(error, self.root) from error
         try:
             yield Path(folder)
         finally:
@@ -236,7 +244,8 @@ class Store:
     def cache_folder(self, name: str) -> Path:
         """Return a folder that outlives runs, for a backend's own caches."""
         folder = self.root / "caches" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        with disk.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         return folder
 
     def _home(self, sha256: str) -> Path:
@@ -246,21 +255,17 @@ class Store:
     def _connect(self) -> Iterator[sqlite3.Connection]:
         try:
             with contextlib.closing(sqlite3.connect(self._index, timeout=_BUSY_SECONDS)) as connection, connection:
+                # A damaged byte must not make a whole query fail: the checksum tells which record it is in.
+                connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
                 yield connection
         except sqlite3.DatabaseError as error:
+            # A limit on the size of files (a quota) is an I/O error to SQLite.
+            if "is full" in str(error) or "disk I/O" in str(error):
+                raise disk.full(self._index, str(error)) from error
             raise StoreError(
-                f"The index {self._index} cannot be used: {error}. The artefacts beside it are untouched. If the disk "
-                f"is full, free some space; if the file is damaged, move it away and the index starts anew."
+                f"The index {self._index} cannot be used: {error}. The artefacts beside it are untouched. If the folder "
+                f"is read-only, set WORKBENCH_HOME; if the file is damaged, move it away and the index starts anew."
             ) from error
-
-
-def _explain(error: OSError, path: Path) -> StoreError:
-    if error.errno == errno.ENOSPC:
-        return StoreError(f"The disk is full while writing {path}. Free some and run again; what was finished is kept.")
-    return StoreError(
-        f"Cannot write {path}: {error.strerror or error}. Is the folder writable? "
-        f"Set WORKBENCH_HOME, or pass store=Store(folder), to use another place."
-    )
 
 
 def _checksum(kind: str, key: str, text: str) -> str:

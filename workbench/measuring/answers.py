@@ -6,7 +6,9 @@ logits of a language model need not all be held.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ import numpy as np
 from workbench.datasets import Dataset
 from workbench.datasets.outputs import Answers
 from workbench.engines import jobs
-from workbench.errors import LostAnswers
+from workbench.errors import DataError, EngineError, LostAnswers, expect
 from workbench.judging import accuracy
-from workbench.machine import arrays
+from workbench.machine import arrays, disk
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Accuracy, Engine
 
@@ -49,6 +51,9 @@ def check(
         RunError, ChildKilled: an engine failed.
         LostAnswers: the variant gives NaN or infinity where its parent does not.
     """
+    for one in (engine, parent):
+        expect(one, Engine, "check", "Build one first: workbench.build(variant, ...).", EngineError)
+    expect(data, Dataset, "check", "Wrap arrays with workbench.datasets.arrays(x, labels).", DataError)
     evaluation = data.evaluation
     accumulator = accuracy.Accumulator(data.metric)
     size = _chunk_size(engine, evaluation.inputs, batch, len(evaluation))
@@ -113,12 +118,17 @@ def _parent_outputs(
 ) -> Answers:
     kept = None if folder is None else folder / f"{parent.variant_sha256}-{rows.start}-{rows.stop}.npz"
     if kept is not None and kept.with_suffix(".json").exists():
-        return Answers(arrays.load(kept), **json.loads(kept.with_suffix(".json").read_text(encoding="utf-8")))
+        with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile):
+            return Answers(arrays.load(kept), **json.loads(kept.with_suffix(".json").read_text(encoding="utf-8")))
     feeds = {name: array[rows] for name, array in data.evaluation.inputs.items()}
     outputs = jobs.infer(parent, feeds, batch, axes=data.sample_axes, handle=handle)
     if kept is not None:
-        arrays.save(kept, outputs)
-        kept.with_suffix(".json").write_text(json.dumps(outputs.about()), encoding="utf-8")
+        with disk.writing(kept):
+            arrays.save(kept, outputs)
+            # Written last and at once: a kill in the middle must not leave half of it under the name that is looked for.
+            about = kept.with_suffix(".json")
+            about.with_suffix(".tmp").write_text(json.dumps(outputs.about()), encoding="utf-8")
+            about.with_suffix(".tmp").replace(about)
     return outputs
 
 

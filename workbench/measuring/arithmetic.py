@@ -13,8 +13,8 @@ import onnx
 
 from workbench.datasets import Split
 from workbench.engines import jobs
-from workbench.engines.onnxruntime import open_file
-from workbench.errors import BuildError, RunError
+from workbench.engines.isolated import open_file
+from workbench.errors import BuildError, ChildKilled, RunError
 from workbench.graph.exact import exact_form
 from workbench.machine.handle import QUIET, Handle
 from workbench.recipes import Precision, Recipe
@@ -72,9 +72,9 @@ def arithmetic_note(
         return None
     feeds = split.take(rows).inputs
     try:
-        exact = _exactly(onnx.load(variant.path), feeds)
-        parent = _exactly(onnx.load(model.path), feeds)
-    except (BuildError, RunError) as error:
+        exact = _exactly(onnx.load(variant.path), feeds, handle)
+        parent = _exactly(onnx.load(model.path), feeds, handle)
+    except (BuildError, ChildKilled, RunError) as error:
         return f"The engine's arithmetic was not checked, because ONNX Runtime's CPU cannot run this file: {error}"
     if exact is None or parent is None:
         return (
@@ -128,11 +128,11 @@ def _error(have: np.ndarray, want: np.ndarray) -> float:
     return error / signal if signal > 0 else (0.0 if error == 0 else np.inf)
 
 
-def _exactly(model: onnx.ModelProto, feeds: Outputs) -> Outputs | None:
+def _exactly(model: onnx.ModelProto, feeds: Outputs, handle: Handle) -> Outputs | None:
     exact = exact_form(model)
     if exact is None:
         return None
-    with open_file(exact.SerializeToString(), "off", 1) as runner:
+    with open_file(exact.SerializeToString(), "off", 1, handle=handle) as runner:
         return runner.infer(feeds)
 
 

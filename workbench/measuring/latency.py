@@ -9,9 +9,9 @@ from __future__ import annotations
 import gc
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from threading import Barrier, BrokenBarrierError
 from typing import Any
@@ -20,8 +20,8 @@ import numpy as np
 
 from workbench import engines
 from workbench.engines.base import Feeds, Runner
-from workbench.errors import Cancelled, DataError, WorkbenchError
-from workbench.machine import child, conditions, device
+from workbench.errors import Cancelled, DataError, EngineError, WorkbenchError, expect
+from workbench.machine import child, conditions, device, turn
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Engine, Failure, Measurement, Progress, Protocol, Round
 
@@ -63,6 +63,7 @@ def measure(
         DataError: no engines, two of one name, or a wrong batch.
         Cancelled: the caller stopped it; finished rounds were handed to `on_round`.
     """
+    built = [built] if isinstance(built, Engine) else built
     protocol = protocol or Protocol()
     _check(built, feeds, protocol)
     engines_by_name = {engine.variant: engine for engine in built}
@@ -76,23 +77,34 @@ def measure(
     def next_turn() -> int:
         return 1 + max((index for taken in rounds.values() for index in taken), default=-1)
 
-    for index, name in turns(lacking, next_turn, seed=protocol.seed, beside=built[0].variant):
-        if name in failures:
-            continue
-        if handle.cancelled():
-            raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}. Finished rounds are kept.")
-        done = sum(min(len(taken), protocol.rounds) for taken in rounds.values())
-        progress(Progress("measure", name, done / wanted, f"round {len(rounds[name]) + 1} of {protocol.rounds}"))
-        engine = engines_by_name[name]
-        try:
-            item = take_round(engine, feeds, protocol, index, threads=threads, handle=handle, call=call)
-        except Cancelled:
-            raise
-        except WorkbenchError as error:
-            failures[name] = Failure(name, "measure", type(error).__name__, str(error), getattr(error, "log", ""))
-            continue
-        rounds[name][index] = item
-        on_round(engine, item)
+    def told(words: str) -> None:
+        progress(Progress("measure", "", _done(rounds, protocol) / wanted, words))
+
+    order = turns(lacking, next_turn, seed=protocol.seed, beside=built[0].variant, handle=handle, waiting=told)
+    with closing(order):  # whatever ends this loop, the turn goes to whoever waits for it
+        for index, name in order:
+            if name in failures:
+                continue
+            if handle.cancelled():
+                raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}. Finished rounds are kept.")
+            progress(
+                Progress(
+                    "measure",
+                    name,
+                    _done(rounds, protocol) / wanted,
+                    f"round {len(rounds[name]) + 1} of {protocol.rounds}",
+                )
+            )
+            engine = engines_by_name[name]
+            try:
+                item = take_round(engine, feeds, protocol, index, threads=threads, handle=handle, call=call)
+            except Cancelled:
+                raise
+            except WorkbenchError as error:
+                failures[name] = Failure(name, "measure", type(error).__name__, str(error), getattr(error, "log", ""))
+                continue
+            rounds[name][index] = item
+            on_round(engine, item)
     progress(Progress("measure", "", 1.0, "done"))
     environment = device.describe()
     return {
@@ -103,24 +115,37 @@ def measure(
 
 
 def turns(
-    lacking: Callable[[], Sequence[str]], next_turn: Callable[[], int], *, seed: int, beside: str
-) -> Iterator[tuple[int, str]]:
+    lacking: Callable[[], Sequence[str]],
+    next_turn: Callable[[], int],
+    *,
+    seed: int,
+    beside: str,
+    handle: Handle = QUIET,
+    waiting: Callable[[str], None] = lambda words: None,
+) -> Generator[tuple[int, str], None, None]:
     """Yield who is measured next, and in which turn, until nobody lacks a round.
 
     Whoever takes part in a turn is measured next to the others, in an order drawn anew each turn from seed and number.
-    The baseline takes part in every turn, so that every ratio has neighbours in time to pair.
+    The baseline takes part in every turn, so that every ratio has neighbours in time to pair. During a turn nobody else
+    measures on this machine (see `workbench.machine.turn`).
 
     Args:
         lacking: who lacks a round; asked before each turn.
         next_turn: gives the number of a new turn.
         beside: the baseline.
+        handle: the caller's, which may stop the waiting for others.
+        waiting: told in words whom this waits for.
+
+    Raises:
+        Cancelled: the caller stopped it while it waited.
     """
     while names := lacking():
-        index = next_turn()
-        together = list(dict.fromkeys([beside, *names]))
-        random.Random(f"{seed}-{index}").shuffle(together)
-        for name in together:
-            yield index, name
+        with turn.measuring(handle, waiting):
+            index = next_turn()
+            together = list(dict.fromkeys([beside, *names]))
+            random.Random(f"{seed}-{index}").shuffle(together)
+            for name in together:
+                yield index, name
 
 
 def take_round(
@@ -264,6 +289,10 @@ def _repeat(
     return ends, seconds
 
 
+def _done(rounds: Mapping[str, Mapping[int, Round]], protocol: Protocol) -> int:
+    return sum(min(len(taken), protocol.rounds) for taken in rounds.values())
+
+
 def _threads(engine: Engine, threads: int | None) -> int | None:
     return engine.options.threads if threads is None else threads
 
@@ -294,6 +323,9 @@ def _measurement(
 
 
 def _check(built: Sequence[Engine], feeds: Feeds, protocol: Protocol) -> None:
+    for engine in built:
+        expect(engine, Engine, "measure", "Build one first: workbench.build(variant, ...).", EngineError)
+    expect(protocol, Protocol, "measure(protocol=...)", "Pass workbench.Protocol(...), or nothing.", DataError)
     names = [engine.variant for engine in built]
     twice = sorted({name for name in names if names.count(name) > 1})
     if not names:

@@ -7,17 +7,19 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+import onnx
 
 from workbench import zoo
-from workbench.errors import LoadError, nearest
+from workbench.errors import LoadError, expect, nearest
 from workbench.machine.store import Store
 from workbench.models import onnx_file, sources, verification
 from workbench.models.exporting import ExampleError, ExportOptions, eager_outputs, export, without_bfloat16
 from workbench.models.place import Place
 from workbench.records import Model, Origin
 
-__all__ = ["eager_outputs", "load"]
+__all__ = ["as_model", "eager_outputs", "load"]
 
 FORMS = (
     "an .onnx file, a PyTorch module with example inputs, a transformers folder, a Hugging Face id `org/name`, "
@@ -53,7 +55,7 @@ def load(
     """Load a model and check it; modules are exported to ONNX and compared with PyTorch.
 
     Args:
-        source: an .onnx file; a torch.nn.Module with example inputs; a transformers folder or Hugging Face id;
+        source: an .onnx file, or a ModelProto; a torch.nn.Module with example inputs; a transformers folder or Hugging Face id;
             "torchvision:resnet50"; "timm:resnet18"; or a shipped model such as "digits_resnet".
         example_inputs: for a module: a tensor, a list of tensors in forward's order, or a dict by forward's names.
         name: of the model, in tables and reports; None takes the file's, class's or hub's name.
@@ -81,9 +83,29 @@ def load(
     elif _is_module(source):
         kind = type(source).__name__
         model = _exported(source, example_inputs, options, Origin("torch", kind), place, name or kind)
+    elif isinstance(source, onnx.ModelProto):
+        model = onnx_file.read(place.keep(source, name or source.graph.name or "model"), place=place)
+        model = _note_unused(model, options)
+    elif isinstance(source, Model):
+        model = source
     else:
         raise LoadError(f"Cannot load a {type(source).__name__}. Pass {FORMS}.")
     return model if name is None else replace(model, name=name)
+
+
+def as_model(model: Any, verb: str, store: Store | None = None) -> Model:
+    """Return a model where one is wanted: a loaded one as it is, a name or path loaded.
+
+    Args:
+        verb: what wants it.
+
+    Raises:
+        LoadError: it is neither, or cannot be loaded.
+    """
+    if isinstance(model, (str, Path)):
+        return load(model, store=store)
+    expect(model, Model, verb, f"Load it first: workbench.load(...) takes {FORMS}.", LoadError)
+    return cast(Model, model)
 
 
 def _load_reference(reference: str, options: ExportOptions, place: Place) -> Model:
@@ -111,6 +133,7 @@ def _load_name(reference: str, options: ExportOptions, place: Place) -> Model:
     if _HUB_ID.fullmatch(reference):
         return _export_source(sources.hub(reference), options, place, reference.split("/")[1])
     known = known or f"Shipped models: {nearest(reference, shipped)}"
+    known = f"{sources.suggestions(reference)}{known}"
     raise LoadError(
         f"Cannot load {reference!r}: no such file or folder in {Path.cwd()}, nor a shipped model. {known} Pass {FORMS}."
     )

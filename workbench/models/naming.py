@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 
 import onnx
 
@@ -24,11 +25,12 @@ def make_unique(proto: onnx.ModelProto) -> int:
     nodes = [node for graph in graphs(proto.graph) for node in graph.node]
     taken = {node.name for node in nodes if node.name}
     seen: set[str] = set()
+    numbers: Counter[str] = Counter()
     renamed = 0
     for index, node in enumerate(nodes):
         if not node.name or node.name in seen:
             stem = node.name or f"{node.op_type}_{index}"
-            node.name = _free(stem, taken)
+            node.name = _free(stem, taken, numbers)
             taken.add(node.name)
             renamed += 1
         seen.add(node.name)
@@ -128,8 +130,10 @@ def _rename_tensors(graph: onnx.GraphProto) -> None:
             named.name = renamed.get(named.name, named.name)
 
 
-def _free(stem: str, taken: set[str]) -> str:
-    name, number = stem, 1
+def _free(stem: str, taken: set[str], numbers: Counter[str]) -> str:
+    """Return a name that is not taken; `numbers` has the last one that was tried for each stem."""
+    name = stem
     while name in taken:
-        name, number = f"{stem}_{number}", number + 1
+        numbers[stem] += 1
+        name = f"{stem}_{numbers[stem]}"
     return name

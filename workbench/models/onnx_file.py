@@ -19,7 +19,7 @@ from workbench.errors import LoadError
 from workbench.graph.contents import parameters, stored_as
 from workbench.graph.editing import graphs
 from workbench.graph.quantized_by import quantized_by
-from workbench.models import naming
+from workbench.models import naming, onnx_sanity
 from workbench.models.place import Place
 from workbench.records import Model, Origin, TensorSpec
 
@@ -41,13 +41,15 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
     """
     file = path.expanduser().absolute()
     proto = parse(file)
+    onnx_sanity.refuse_nonsense(proto, file)
     external = _external_files(proto, file)
-    filled = _fill_output_shapes(proto, file)
-    if filled:
+    mended = ["Nodes were out of order and were sorted."] if onnx_sanity.sort(proto) else []
+    mended += _fill_output_shapes(proto, file)
+    if mended:
         onnx.load_external_data_for_model(proto, str(file.parent))
     # The path where it says the same: it is no limit for large weights.
-    _check(proto, file, proto if filled else str(file))
-    notes = filled
+    _check(proto, file, proto if mended else str(file))
+    notes = mended
     if renamed := naming.make_unique(proto):
         notes.append(f"{renamed} nodes without a name of their own were given one.")
     if notes:
@@ -223,12 +225,16 @@ def _spec(value: onnx.ValueInfoProto, file: Path) -> TensorSpec:
             f"{file}: {value.name!r} is a {kind or 'value without a type'}; only tensors can be fed and read."
         )
     tensor = value.type.tensor_type
+    if tensor.elem_type == onnx.TensorProto.UNDEFINED:
+        raise LoadError(
+            f"{file}: {value.name!r} has no element type, and none follows from the graph. Export it again."
+        )
     return TensorSpec(value.name, _dtype_name(tensor.elem_type), tuple(_length(dim) for dim in tensor.shape.dim))
 
 
 def _length(dim: onnx.TensorShapeProto.Dimension) -> int | None:
     # torch's dynamo exporter writes an axis that it had to fix to 4 as one with the name "4".
-    if dim.dim_param.isdecimal():
+    if dim.dim_param.isdecimal() and len(dim.dim_param) < 19:
         return int(dim.dim_param)
     # -1 is how some exporters write a dynamic axis.
     return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None

@@ -27,6 +27,8 @@ _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 _EXAMPLE_TOKENS = 16
 # Parts of a configuration that each describe a network for another kind of input.
 _TOWERS = ("audio_config", "qformer_config", "speech_config", "text_config", "vision_config")
+# Names that both libraries have, to suggest where neither is installed.
+_WELL_KNOWN = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet121", "vgg16", "mobilenet_v2")
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,22 @@ def _library(name: str, package: str) -> ModuleType:
             f"This model needs {package}, which cannot be imported ({error}). Run: pip install {package} - or pass a "
             "module with example inputs, or an .onnx file."
         ) from error
+
+
+def suggestions(name: str) -> str:
+    """Return a sentence that names the libraries here which have a model of that name; nothing where none has."""
+    found = []
+    for library, known in (
+        ("torchvision", lambda: importlib.import_module("torchvision.models").list_models()),
+        ("timm", lambda: importlib.import_module("timm").list_models()),
+    ):
+        try:
+            if name in known():
+                found.append(f"{library}:{name}")
+        except ImportError:
+            if name in _WELL_KNOWN:
+                found.append(f"{library}:{name} (needs pip install {library})")
+    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
 
 
 def _fetch(source: str, create: Any) -> Any:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench import codec
-from workbench.errors import StoreError
-from workbench.machine.store import write_text
+from workbench.errors import StoreError, expect, nearest
+from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord
 from workbench.reports.page import html
 from workbench.reports.plain import csv, markdown
@@ -59,15 +59,24 @@ def write(record: StudyRecord, path: str | Path) -> Path:
     return path
 
 
-def report(study: Any, path: str | Path) -> Path:
+def report(study: Any, path: str | Path = "report.html") -> Path:
     """Write a study for a reader: `.html`, `.md`, `.csv`, `.json`, or a folder with all four.
 
     Args:
-        study: a Study, or its StudyRecord.
+        study: a Study, its StudyRecord, or its name in the default store.
         path: see `write`.
 
     Raises:
-        StoreError: the suffix is none of these, or the place cannot be written.
+        StoreError: the suffix is none of these, the place cannot be written, or there is no such study.
     """
-    record = study if isinstance(study, StudyRecord) else study.record
+    record = _stored(study) if isinstance(study, str) else getattr(study, "record", study)
+    expect(record, StudyRecord, "report", "Open one with workbench.Study.open(name), or pass its name.", StoreError)
     return write(record, path)
+
+
+def _stored(name: str) -> StudyRecord:
+    store = Store()
+    text = store.get("study", name)
+    if text is None:
+        raise StoreError(f"There is no study {name!r} in {store.root}. {nearest(name, store.keys('study'))}")
+    return codec.from_json(StudyRecord, text)

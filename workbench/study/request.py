@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench import codec, datasets, engines
 from workbench.datasets import Dataset
-from workbench.errors import DataError, LoadError, RecipeError
+from workbench.errors import DataError, RecipeError, expect
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Model, Protocol, ShapeProfile
 
@@ -56,13 +56,15 @@ def requested(
     Raises:
         LoadError, RecipeError, BackendMissing, DataError: it cannot be.
     """
-    if not isinstance(model, Model):
-        raise LoadError(f"run takes a loaded model, got {type(model).__name__}. Pass workbench.load(...).")
-    if data is not None and not isinstance(data, Dataset):
-        raise DataError(
-            f"run takes a Dataset, got {type(data).__name__}. Wrap arrays with workbench.datasets.arrays(x, labels)."
-        )
-    chosen = _chosen([recipes] if isinstance(recipes, (str, Recipe)) else recipes, baseline)
+    if data is not None:
+        expect(data, Dataset, "run", "Wrap arrays with workbench.datasets.arrays(x, labels).", DataError)
+    if protocol is not None:
+        remedy = "Pass workbench.Protocol(rounds=..., batch=...), or nothing for the defaults."
+        expect(protocol, Protocol, "run(protocol=...)", remedy, DataError)
+    if options is not None:
+        remedy = "Pass workbench.BuildOptions(threads=...), or nothing for the defaults."
+        expect(options, BuildOptions, "run(options=...)", remedy, DataError)
+    chosen = _chosen(recipes if isinstance(recipes, (list, tuple)) else [recipes], baseline)  # type: ignore[list-item]
     backend, reason = engines.choose(backend)
     dataset = (datasets.random(model) if data is None else data).bound_to(model)
     protocol, notes = _fitting(protocol or Protocol(), model)

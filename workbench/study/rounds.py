@@ -25,8 +25,12 @@ class Rounds:
         self._series = key_of([model_sha256, data_sha256, replace(protocol, rounds=1)])
 
     def next_turn(self) -> int:
-        """Return the number of a new turn; no other process gets it."""
-        return self._store.next_number(f"turn/{self._series}")
+        """Return the number of a new turn; no other process gets it, and no round has it, even if the count was damaged."""
+        keys = self._store.keys("round", prefix=f"{self._series}/")
+        taken = {int(number) for key in keys if (number := key.rpartition("/")[2]).isdecimal()}
+        while (turn := self._store.next_number(f"turn/{self._series}")) in taken:
+            pass
+        return turn
 
     def keep(self, engine: Engine, taken: Round) -> None:
         """Write a round down, for good."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -14,10 +17,11 @@ from workbench import codec
 from workbench.datasets import Dataset
 from workbench.errors import Cancelled, RecipeError, StoreError, WorkbenchError
 from workbench.judging import accuracy
-from workbench.machine import device
+from workbench.machine import device, turn
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.measuring import latency
+from workbench.models import as_model
 from workbench.recipes import Recipe
 from workbench.records import (
     BuildOptions,
@@ -40,10 +44,11 @@ from workbench.study.study import Study
 DEFAULT_RECIPES = ("fp32", "fp16", "int8-kl")
 # Pictures or texts kept in the record, of samples on which variants disagree.
 _MOST_SAMPLES = 24
+_DAMAGED = "Records in the store were not what had been written"
 
 
 def run(
-    model: Model,
+    model: Model | str | Path,
     data: Dataset | None = None,
     recipes: Sequence[str | Recipe] = DEFAULT_RECIPES,
     *,
@@ -64,6 +69,7 @@ def run(
     fails is recorded with its message and log while the others go on; running again tries it again.
 
     Args:
+        model: from `workbench.load`, or a name or path that it takes.
         data: evaluation and calibration samples; None takes random inputs, and then no accuracy is claimed.
         recipes: names (see `workbench.recipes.NAMED`) or Recipe objects, in the order in which they are shown.
         backend: a name from `workbench.backends()`, or `auto` for the fastest that is here.
@@ -82,15 +88,18 @@ def run(
 
     Raises:
         LoadError, RecipeError, BackendMissing, DataError: before anything is started.
-        StoreError: there is a study of that name on other terms.
+        StoreError: there is a study of that name on other terms, or it is being run by another process.
         Cancelled: `cancel` said so; KeyboardInterrupt likewise loses nothing.
         WorkbenchError: the baseline itself failed, so that there is nothing to compare with.
     """
+    store = store or Store()
+    model = as_model(model, "run", store)
     request = requested(
         model, data, recipes, backend=backend, protocol=protocol, options=options, baseline=baseline, name=name
     )
     handle = Handle(cancel, bars.listener(progress), on_line)
-    return _Run(request, store or Store(), handle, watch).go()
+    with turn.alone(store.root / "locks", request.name):
+        return _Run(request, store, handle, watch).go()
 
 
 class _Run:
@@ -99,8 +108,9 @@ class _Run:
     def __init__(self, request: Request, store: Store, handle: Handle, watch: Callable[[StudyRecord], None]) -> None:
         self.request, self.store, self.handle, self.watch = request, store, handle, watch
         self.stages = Stages(
-            store, request.model, request.dataset, request.backend, request.options, request.protocol.batch, handle
-        )
+            store, request.model, request.dataset, request.backend, request.options, request.protocol.batch,
+            replace(handle, progress=self._within),
+        )  # fmt: skip
         self.kept = Rounds(store, request.model.sha256, request.dataset.evaluation.sha256, request.protocol)
         self.earlier = _earlier(store, request)
         self.record = StudyRecord(
@@ -181,22 +191,35 @@ class _Run:
         self.feeds = self._feeds()
         self._take_over_rounds()
         seed = self.request.protocol.seed
-        for index, name in latency.turns(self._lacking, self.kept.next_turn, seed=seed, beside=self.request.baseline):
-            engine = self._result(name).engine
-            if engine is None or self._result(name).failure is not None:
-                continue
-            self._tick("measure", name, message=f"round {len(self._rounds(name)) + 1}")
-            try:
-                taken = latency.take_round(engine, self.feeds, self.request.protocol, index, handle=self.handle)
-                self.kept.keep(engine, taken)
-                self._put_rounds(name, engine, (*self._rounds(name), taken))
-            except Cancelled:
+        order = latency.turns(
+            self._lacking,
+            self.kept.next_turn,
+            seed=seed,
+            beside=self.request.baseline,
+            handle=self.handle,
+            waiting=lambda words: self._tick("measure", "", message=words),
+        )
+        with contextlib.closing(order):  # whatever ends this loop, the turn goes to whoever waits for it
+            for index, name in order:
+                self._take(index, name)
+
+    def _take(self, index: int, name: str) -> None:
+        """Measure one round of one variant, and keep it."""
+        engine = self._result(name).engine
+        if engine is None or self._result(name).failure is not None:
+            return
+        self._tick("measure", name, message=f"round {len(self._rounds(name)) + 1}")
+        try:
+            taken = latency.take_round(engine, self.feeds, self.request.protocol, index, handle=self.handle)
+            self.kept.keep(engine, taken)
+            self._put_rounds(name, engine, (*self._rounds(name), taken))
+        except Cancelled:
+            raise
+        except WorkbenchError as error:
+            self._failed(name, "measure", error)
+            if name == self.request.baseline:
                 raise
-            except WorkbenchError as error:
-                self._failed(name, "measure", error)
-                if name == self.request.baseline:
-                    raise
-            self._tick("measure", name, 1)
+        self._tick("measure", name, 1)
 
     def _lacking(self) -> list[str]:
         return [name for name, _ in self._usable() if len(self._rounds(name)) < self.request.protocol.rounds]
@@ -275,11 +298,25 @@ class _Run:
 
     def _keep(self) -> None:
         """Write the record; an earlier one with raw samples that this one no longer has gets a name of its own."""
+        self.record = replace(self.record, notes=self._notes())
         if self.earlier is not None and _measured(self.earlier) - _measured(self.record):
             when = datetime.fromtimestamp(self.earlier.created_at, tz=timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
             aside = replace(self.earlier, name=f"{self.earlier.name} (of {when} UTC)")
             self.store.put("study", aside.name, codec.to_json(aside))
         self.store.put("study", self.record.name, codec.to_json(self.record))
+
+    def _notes(self) -> tuple[str, ...]:
+        """What did not go as asked, and which records of the store were damaged, in this run or an earlier one."""
+        told = [note for note in (() if self.earlier is None else self.earlier.notes) if note.startswith(_DAMAGED)]
+        if self.store.damaged:
+            kinds = Counter(kind for kind, _ in self.store.damaged)
+            listed = ", ".join(f"{count} x {kind}" for kind, count in sorted(kinds.items()))
+            told.append(f"{_DAMAGED} ({listed}): they were left out, and what is missing was made or measured again.")
+        return (*self.request.notes, *dict.fromkeys(told))
+
+    def _within(self, step: Progress) -> None:
+        """Tell how far a stage is: of the whole study it is one step."""
+        self.handle.progress(replace(step, fraction=self.done / self.units))
 
     def _tick(self, stage: str, variant: str, units: int = 0, message: str = "") -> None:
         self.done = min(self.done + units, self.units)

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from workbench import engines
 from workbench.datasets import Dataset
-from workbench.errors import CalibrationError, RecipeError
+from workbench.errors import CalibrationError, DataError, RecipeError, expect
 from workbench.judging.accuracy import lowest_sqnr_db
 from workbench.judging.best import keeps_to
 from workbench.judging.statistics import summary
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
+from workbench.models import as_model
 from workbench.recipes import Recipe, named
 from workbench.records import BuildOptions, Model, Protocol
 from workbench.study import Study, run
@@ -106,7 +108,7 @@ class Found:
 
 
 def optimize(
-    model: Model,
+    model: Model | str | Path,
     data: Dataset,
     *,
     at_most_lost: float | None = None,
@@ -140,6 +142,10 @@ def optimize(
         CalibrationError: there are no calibration samples to judge mixes on.
         RecipeError: no candidates.
     """
+    model = as_model(model, "optimize", store)
+    expect(
+        data, Dataset, "optimize", "Wrap arrays with workbench.datasets.arrays(x, labels, calibration=...).", DataError
+    )
     chosen = [named(one) for one in candidates]
     if not chosen:
         raise RecipeError("The search got no recipe to mix with FP32. Name one, such as candidates=['int8-max'].")
@@ -256,7 +262,8 @@ class _Search:
         else:
             split = self.data.calibration
             assert split is not None
-            rehearsal = Rehearsal(self.model, recipe, split, known, self.data.metric, self.store)
+            stoppable = Handle(cancelled=self.how["cancel"])
+            rehearsal = Rehearsal(self.model, recipe, split, known, self.data.metric, self.store, handle=stoppable)
             ladder.rung = self._accurate_enough(ladder, rehearsal)
         self._name(ladder)
         return ladder

@@ -14,7 +14,7 @@ from workbench import codec, engines
 from workbench.datasets import Dataset
 from workbench.datasets.metrics import identity
 from workbench.engines import jobs
-from workbench.machine import arrays
+from workbench.machine import arrays, disk
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
 from workbench.measuring.answers import check
@@ -94,7 +94,8 @@ class Stages:
                 feeds = None
                 if self._native_samples() is not None and self.dataset.calibration is not None:
                     feeds = scratch / "calibration.npz"
-                    arrays.save(feeds, self.dataset.calibration.inputs)
+                    with disk.writing(feeds):
+                        arrays.save(feeds, self.dataset.calibration.inputs)
                 return jobs.build(
                     variant,
                     self.backend,
@@ -104,7 +105,7 @@ class Stages:
                     handle=self.handle,
                 )
 
-        return self.store.remember(Engine, parts, make, lambda made: Path(made.path).exists())
+        return self.store.remember(Engine, parts, make, engines.intact)
 
     def accuracy(self, engine: Engine, parent: Engine, recipe: Recipe | None = None) -> Accuracy:
         """Compare a variant's answers with its FP32 parent's and with the labels, sample by sample.

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import codec
-from workbench.errors import StoreError, nearest
+from workbench.errors import StoreError, expect, nearest
 from workbench.judging import standing
 from workbench.judging.best import Budget, Choice, choose, recommended
 from workbench.judging.comparison import Comparison, compare
@@ -26,6 +26,8 @@ class Study:
     """
 
     def __init__(self, record: StudyRecord) -> None:
+        remedy = "Open one that was run with workbench.Study.open(name)."
+        expect(record, StudyRecord, "Study", remedy, StoreError)
         self.record = record
 
     @classmethod

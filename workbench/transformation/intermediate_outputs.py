@@ -2,15 +2,15 @@
 
 Memory does not grow with the number of samples: two batches are alive at most, the one that is looked at and the next,
 which runs meanwhile. Where they would exceed a limit, the tensors are taken in groups, one pass over the samples each.
-Knows ONNX Runtime's CPU; knows nothing of what is done with the values.
+The graph runs in another process. Knows nothing of what is done with the values.
 """
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from workbench.engines.base import Runner
-from workbench.engines.onnxruntime import open_file
-from workbench.errors import CalibrationError, Cancelled
+from workbench.engines.isolated import IsolatedRunner, open_file
+from workbench.errors import CalibrationError
 from workbench.graph.files import fixed_batch, is_large, save
 from workbench.graph.tensor_types import tensor_types
+from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Progress
 
@@ -33,6 +33,7 @@ _FUSION = "all"
 # Observed values that may be held at a time.
 LARGEST_HELD_BYTES = 512 << 20
 _BATCHES_ALIVE = 2
+_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Observation:
         samples: how many to take, from the front; None takes all.
         threads: of the engine; None leaves the choice to it.
         largest_held_bytes: observed values held at a time.
-        progress: called after each batch.
-        handle: the caller's; asked before each batch whether to stop.
+        progress: called after each batch; None calls the handle's.
+        handle: the caller's; asked while the graph runs whether to stop.
     """
 
     batch: int = 8
@@ -92,31 +93,43 @@ def batches(proto: onnx.ModelProto, names: Sequence[str], inputs: Samples, how: 
     """
     count, size = _sizes(proto, inputs, how)
     taken = {name: array[:count] for name, array in inputs.items()}
-    stream = _run(proto, list(names), taken, how, size)
+    stop = threading.Event()
+    stream = _run(proto, list(names), taken, how, size, Handle(cancelled=stop.is_set))
     with ThreadPoolExecutor(1, "calibrate") as pool:
-        running = pool.submit(next, stream, None)
-        while (batch := running.result()) is not None:
-            if how.handle.cancelled():
-                raise Cancelled(f"Calibration was cancelled before sample {batch.first} of {count}.")
+        try:
             running = pool.submit(next, stream, None)
-            yield batch
-            if how.progress is not None:
+            while (batch := _waited(running, how.handle)) is not None:
+                running = pool.submit(next, stream, None)
+                yield batch
                 done = batch.first + batch.samples
                 share = (batch.group + done / count) / batch.groups
-                how.progress(Progress("calibrate", "", share, f"{done} of {count} samples"))
-            del batch
+                (how.progress or how.handle.progress)(Progress("calibrate", "", share, f"{done} of {count} samples"))
+                del batch
+        finally:
+            stop.set()  # a run that is under way, and may never end, is not waited for
+    stream.close()
 
 
-def _run(proto: onnx.ModelProto, names: list[str], inputs: Samples, how: Observation, size: int) -> Iterator[Batch]:
+def _waited(running: Future[Batch | None], handle: Handle) -> Batch | None:
+    handle.check(" during calibration")
+    while not running.done():
+        wait([running], _POLL_SECONDS)
+        handle.check(" during calibration")
+    return running.result()
+
+
+def _run(
+    proto: onnx.ModelProto, names: list[str], inputs: Samples, how: Observation, size: int, handle: Handle
+) -> Generator[Batch, None, None]:
     count = len(next(iter(inputs.values())))
     with contextlib.ExitStack() as stack:
-        runner = stack.enter_context(_opened(proto, names, how.threads))
+        runner = stack.enter_context(_opened(proto, names, how.threads, handle))
         few = {name: array[: fixed_batch(proto) or 1] for name, array in inputs.items()}
         groups = _groups(_observed(runner, names, few), how.largest_held_bytes * len(next(iter(few.values()))) // size)
         for number, group in enumerate(groups):
             if len(groups) > 1:
                 stack.close()
-                runner = stack.enter_context(_opened(proto, group, how.threads))
+                runner = stack.enter_context(_opened(proto, group, how.threads, handle))
             for first in range(0, count, size):
                 feeds = {name: array[first : first + size] for name, array in inputs.items()}
                 arrays = _observed(runner, group, feeds)
@@ -124,7 +137,7 @@ def _run(proto: onnx.ModelProto, names: list[str], inputs: Samples, how: Observa
                 del arrays
 
 
-def _observed(runner: Runner | None, group: Sequence[str], feeds: Samples) -> dict[str, NDArray[Any]]:
+def _observed(runner: IsolatedRunner | None, group: Sequence[str], feeds: Samples) -> dict[str, NDArray[Any]]:
     values = runner.infer(feeds) if runner is not None else {}
     return {name: feeds[name] if name in feeds else values[name] for name in group}
 
@@ -166,7 +179,9 @@ def _groups(shown: Mapping[str, NDArray[Any]], limit_bytes: int) -> list[list[st
 
 
 @contextlib.contextmanager
-def _opened(proto: onnx.ModelProto, names: Sequence[str], threads: int | None) -> Iterator[Runner | None]:
+def _opened(
+    proto: onnx.ModelProto, names: Sequence[str], threads: int | None, handle: Handle
+) -> Iterator[IsolatedRunner | None]:
     """Open the graph with these tensors as its only outputs; None where all of them are graph inputs."""
     given = {value.name for value in proto.graph.input}
     wanted = [name for name in names if name not in given]
@@ -180,10 +195,10 @@ def _opened(proto: onnx.ModelProto, names: Sequence[str], threads: int | None) -
     for name in wanted:
         element = elements.get(name, onnx.TensorProto.FLOAT)
         exposed.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))
-    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
-        source = _source(exposed, Path(folder))
+    with disk.temporary() as folder:
+        source = _source(exposed, folder)
         del exposed
-        with open_file(source, _FUSION, threads) as runner:
+        with open_file(source, _FUSION, threads, handle=handle) as runner:
             yield runner
 
 

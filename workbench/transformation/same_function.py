@@ -1,7 +1,7 @@
 """Does a graph that must compute the same still do so? Run beside the file it was made from, in exact arithmetic.
 
 Converting an opset, folding and smoothing must not change what a model computes. Both graphs run on the same random
-inputs on ONNX Runtime's CPU engine with its optimizer off. Judges nothing else.
+inputs on ONNX Runtime's CPU engine with its optimizer off, in another process and for a bounded time. Judges nothing else.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 
 from workbench import datasets, engines
-from workbench.engines.onnxruntime import open_file
+from workbench.engines.isolated import open_file
 from workbench.errors import DataError, TransformError, WorkbenchError
 from workbench.graph.files import is_large
 from workbench.records import Model
 
 # Folding rounds weights once more; what changes a function is off by orders of magnitude more.
 LARGEST_RELATIVE_ERROR = 1e-3
+# That opening, or a call with two samples, may take: a file from outside may never end.
+MOST_SECONDS = 120.0
 _SAMPLES = 2
 
 Outputs = dict[str, np.ndarray]
@@ -54,12 +56,12 @@ def compared(model: Model, proto: onnx.ModelProto, what: str) -> Comparison:
         return Comparison(None, f"{what} was not compared with the file: it is too large to be run beside it.")
     try:
         feeds = datasets.random(model, samples=_feeding(model)).evaluation.inputs
-        with open_file(str(Path(model.path)), "off", 1) as runner:
+        with open_file(Path(model.path), "off", 1, seconds=MOST_SECONDS) as runner:
             wanted = runner.infer(feeds)
     except (WorkbenchError, DataError) as error:
         return Comparison(None, f"{what} was not compared with the file, which does not run on random inputs: {error}")
     try:
-        with open_file(proto.SerializeToString(), "off", 1) as runner:
+        with open_file(proto.SerializeToString(), "off", 1, seconds=MOST_SECONDS) as runner:
             found = runner.infer(feeds)
     except WorkbenchError as error:
         raise TransformError(

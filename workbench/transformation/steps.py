@@ -27,6 +27,7 @@ from workbench.graph.editing import Context
 from workbench.graph.pruned import Pruned
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
+from workbench.models import as_model
 from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Sparsify, Step, named
 from workbench.records import Model, StepReport, Variant
 from workbench.transformation import observing, pruning, same_function
@@ -93,7 +94,7 @@ STEPS: dict[str, Callable[[onnx.ModelProto, Any, Context], StepReport]] = {
 
 
 def transform(
-    model: Model,
+    model: Model | str | Path,
     recipe: str | Recipe,
     *,
     dialect: str | None = None,
@@ -103,6 +104,7 @@ def transform(
     """Apply a recipe to a model and keep the new ONNX file in the store.
 
     Args:
+        model: from `workbench.load`, or a name or path that it takes.
         recipe: a Recipe, or the name of one.
         dialect: what the engine that will run it reads, from `workbench.graph.dialects.DIALECTS`; None takes the one that
             was calibrated for, else ONNX Runtime's for this CPU.
@@ -113,6 +115,7 @@ def transform(
         RecipeError: there is no such recipe, or its steps need something that was not given.
         TransformError: a step cannot be applied to this model, or the model is quantized already.
     """
+    model = as_model(model, "transform", store)
     recipe = named(recipe)
     if model.quantized_by is not None and len(recipe.steps) > 1:
         raise TransformError(
@@ -288,8 +291,10 @@ def magnitudes(
 
 
 def load_proto(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file with its external data."""
-    return onnx.load(str(path), load_external_data=True)
+    """Read an ONNX file with its external data; before IR 4 every weight had to be an input too, and steps add weights."""
+    proto = onnx.load(str(path), load_external_data=True)
+    proto.ir_version = max(proto.ir_version, 4)
+    return proto
 
 
 def _prepared(model: Model, recipe: Recipe, context: Context) -> tuple[onnx.ModelProto, list[StepReport]]:

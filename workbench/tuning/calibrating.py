@@ -8,16 +8,19 @@ Measures no time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from workbench import codec
+from workbench import codec, datasets
 from workbench.calibration.table import CalibrationTable
 from workbench.datasets import Dataset, Split
+from workbench.datasets.split import Array
 from workbench.errors import CalibrationError
 from workbench.graph.dialects import of_this_cpu
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
+from workbench.models import as_model
 from workbench.recipes import Quantize, Recipe, named
 from workbench.records import Model
 from workbench.transformation.steps import (
@@ -48,8 +51,8 @@ class Magnitudes:
 
 
 def calibrate(
-    model: Model,
-    data: Split | Dataset,
+    model: Model | str | Path,
+    data: Split | Dataset | Array | Mapping[str, Array],
     recipe: str | Recipe = "int8-kl",
     *,
     dialect: str | None = None,
@@ -59,7 +62,9 @@ def calibrate(
     """Find out what a recipe needs to know before it can be applied: pass it to `workbench.transform` as `table`.
 
     Args:
-        data: calibration samples under the model's input names, or a dataset, of which the calibration samples are taken.
+        model: from `workbench.load`, or a name or path that it takes.
+        data: calibration samples under the model's input names, or an array or dict of arrays of them; or a dataset, of
+            which the calibration samples are taken.
         recipe: a Recipe, or the name of one. What is found serves every recipe with the same steps before quantization;
             the calibrators that `auto` chooses serve this one alone.
         dialect: what the engine that will run the file reads; None takes ONNX Runtime's for this CPU.
@@ -70,6 +75,9 @@ def calibrate(
         CalibrationError: no samples, or activations that are not finite.
     """
     recipe, dialect = named(recipe), dialect or of_this_cpu()
+    model = as_model(model, "calibrate", store)
+    if not isinstance(data, (Split, Dataset)):
+        data = datasets.as_dataset(data, "calibrate").bound_to(model).evaluation
     if isinstance(data, Dataset):
         split, data_name = samples_of(data.bound_to(model), recipe), data.name
     else:

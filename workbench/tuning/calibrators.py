@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -125,8 +126,11 @@ def choose(
     if not _is_static(recipe):
         raise RecipeError(f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to choose.")
     known = known or Calibrated()
-    folds = [_Fold(_rehearsal(model, recipe, judged, known), fitted, handle) for fitted, judged in crossed(split)]
-    trials = _Trials(folds, handle)
+    stop = threading.Event()
+    # The halves run in threads of their own, which hear of Ctrl-C through this.
+    held = replace(handle, cancelled=lambda: stop.is_set() or handle.cancelled())
+    folds = [_Fold(_rehearsal(model, recipe, judged, known, held), fitted, handle) for fitted, judged in crossed(split)]
+    trials = _Trials(folds, handle, stop)
     single = {name: trials.noise(dict.fromkeys(trials.free, name)) for name in METHODS}
     best = min(METHODS, key=lambda name: _typical(single[name]))
     found, reasons, noise = trials.improved(best, single, most_trials)
@@ -250,9 +254,9 @@ def crossed(split: Split) -> list[tuple[Split, Split]]:
     return [(halves[0], judged[1]), (halves[1], judged[0])]
 
 
-def _rehearsal(model: Model, recipe: Recipe, judged: Split, known: Calibrated) -> Rehearsal:
+def _rehearsal(model: Model, recipe: Recipe, judged: Split, known: Calibrated, handle: Handle) -> Rehearsal:
     # One thread each: the two halves run side by side.
-    return Rehearsal(model, recipe, judged, known, threads=1, largest_held_bytes=_JUDGED_BYTES)
+    return Rehearsal(model, recipe, judged, known, threads=1, largest_held_bytes=_JUDGED_BYTES, handle=handle)
 
 
 class _Fold:
@@ -290,9 +294,9 @@ class _Fold:
 class _Trials:
     """Judges assignments of calibrators to tensors, on all folds."""
 
-    def __init__(self, folds: list[_Fold], handle: Handle) -> None:
+    def __init__(self, folds: list[_Fold], handle: Handle, stop: threading.Event) -> None:
         self.folds = folds
-        self.handle = handle
+        self.handle, self.stop = handle, stop
         self.made = 0
         first = folds[0]
         inputs = {value.name for value in first.rehearsal.graph.graph.input}
@@ -306,7 +310,11 @@ class _Trials:
             raise Cancelled("Stopped as asked while calibrators were compared. Run again to start this choice anew.")
         self.made += 1
         with ThreadPoolExecutor(len(self.folds), "rehearse") as pool:
-            return np.concatenate(list(pool.map(lambda fold: fold.noise({**self.kept, **methods}), self.folds)))
+            try:
+                return np.concatenate(list(pool.map(lambda fold: fold.noise({**self.kept, **methods}), self.folds)))
+            except BaseException:
+                self.stop.set()  # the other half is not waited for
+                raise
 
     def improved(
         self, best: str, single: Mapping[str, NDArray[np.float64]], most_trials: int

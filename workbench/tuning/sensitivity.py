@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,9 +19,10 @@ import numpy as np
 from workbench import engines
 from workbench.datasets import Dataset
 from workbench.engines import jobs
-from workbench.errors import CalibrationError, Cancelled, RecipeError
+from workbench.errors import CalibrationError, Cancelled, DataError, RecipeError, expect
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
+from workbench.models import as_model
 from workbench.recipes import Fuse, Recipe, named
 from workbench.records import BuildOptions, Model
 from workbench.transformation.steps import Calibrated, transform
@@ -138,7 +140,7 @@ class LayerCosts:
 
 
 def layer_costs(
-    model: Model,
+    model: Model | str | Path,
     data: Dataset,
     recipe: str | Recipe = "int8-max",
     *,
@@ -173,7 +175,16 @@ def layer_costs(
         CalibrationError: there are no calibration samples.
         EngineError: the backend has no profiler of layers; `times=False` leaves times out.
     """
-    recipe, store, data = named(recipe), store or Store(), data.bound_to(model)
+    recipe, store = named(recipe), store or Store()
+    model = as_model(model, "layer_costs", store)
+    expect(
+        data,
+        Dataset,
+        "layer_costs",
+        "Wrap arrays with workbench.datasets.arrays(x, labels, calibration=...).",
+        DataError,
+    )
+    data = data.bound_to(model)
     backend, reason = engines.choose(backend)
     split = data.calibration
     if split is None:
@@ -184,7 +195,7 @@ def layer_costs(
     dialect = engines.backend(backend).dialect(backend)
     if known is None:
         known = _known(model, data, recipe, dialect, store=store, handle=handle)
-    rehearsal = Rehearsal(model, recipe, split, known, data.metric, store)
+    rehearsal = Rehearsal(model, recipe, split, known, data.metric, store, handle=handle)
     groups = lowered_layers(rehearsal, recipe, by)
 
     def evaluate(names: Sequence[str]) -> Effect:
@@ -207,7 +218,7 @@ def layer_costs(
     return replace(costs, rows=tuple(rows))
 
 
-def _known(model: Model, data: Dataset, recipe: Recipe, dialect: str, store: Store, handle: Handle) -> Calibrated:
+def _known(model: Model, data: Dataset, recipe: Recipe, dialect: str, *, store: Store, handle: Handle) -> Calibrated:
     if not (recipe.needs_calibration or recipe.uses_samples):
         return Calibrated(dialect)
     return calibrate(model, data, recipe, dialect=dialect, store=store, handle=handle)

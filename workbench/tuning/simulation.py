@@ -1,4 +1,4 @@
-"""Rehearse a recipe in this process: lower the FP32 graph, run it on ONNX Runtime's CPU, compare the outputs.
+"""Rehearse a recipe without building it: lower the FP32 graph, run it on ONNX Runtime's CPU, compare the outputs.
 
 What calibrators, sensitivity and the search have in common: many lowered graphs judged on the same few samples. Builds
 no engine, measures no time. The samples come from the calibration data: evaluation data are for the final word.
@@ -19,13 +19,14 @@ from workbench.datasets import Split
 from workbench.datasets.metrics import Metric, Outputs, identity
 from workbench.datasets.outputs import Answers
 from workbench.engines.base import Feeds
-from workbench.engines.onnxruntime import open_file
+from workbench.engines.isolated import open_file
 from workbench.engines.sample_axes import sample_axes
 from workbench.errors import CalibrationError
 from workbench.graph.dialects import family
 from workbench.graph.files import fixed_batch
 from workbench.judging import accuracy, statistics
 from workbench.judging.accuracy import Accumulator
+from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.recipes import Recipe
 from workbench.records import Accuracy, Model, StepReport, TensorSpec
@@ -102,6 +103,7 @@ class Rehearsal:
         calibrated: the dialect, and what recipes with static quantization, `auto` and smoothing need.
         store: remembers every effect, so that a search goes on where it stopped; None remembers nothing.
         largest_held_bytes: FP32 outputs held; samples beyond that are not judged on.
+        handle: the caller's, which may stop it.
         evaluations: how many graphs were run, those that were remembered not among them.
     """
 
@@ -113,11 +115,12 @@ class Rehearsal:
     store: Store | None = None
     threads: int | None = None
     largest_held_bytes: int = LARGEST_HELD_BYTES
+    handle: Handle = QUIET
     evaluations: int = 0
 
     def __post_init__(self) -> None:
         self.graph = observed_graph(self.model, self.base, self.calibrated)
-        self._parent, self._axes, count = _held(self.graph, self.judged, self.threads, self.largest_held_bytes)
+        self._parent, self._axes, count = _held(self.graph, self.judged, self)
         if count < len(self.judged):
             self.judged = self.judged.take(range(count))
         self._power = {name: _power(values) for name, values in self._parent.items()}
@@ -170,7 +173,7 @@ class Rehearsal:
         start = 0
         # Other engines' Q/DQ pairs are run as they stand: what ONNX Runtime would make of them is not what they do there.
         fusion = "all" if family(self.calibrated.dialect) == "ort-cpu" else "off"
-        with open_file(proto.SerializeToString(), fusion, self.threads) as runner:
+        with open_file(proto.SerializeToString(), fusion, self.threads, handle=self.handle) as runner:
             for feeds in self.judged.batches(fixed_batch(self.graph) or _BATCH):
                 outputs = runner.infer(feeds)
                 rows = slice(start, start + len(next(iter(feeds.values()))))
@@ -205,9 +208,7 @@ class Rehearsal:
         return (self.model.sha256, plain, known.dialect, table, dict(known.calibrators), self.judged.sha256, metric)
 
 
-def _held(
-    graph: onnx.ModelProto, split: Split, threads: int | None, largest_bytes: int
-) -> tuple[dict[str, np.ndarray], dict[str, int], int]:
+def _held(graph: onnx.ModelProto, split: Split, how: Rehearsal) -> tuple[dict[str, np.ndarray], dict[str, int], int]:
     """Return the FP32 outputs of as many samples as fit, samples first, on which axis they were, and how many these are.
 
     Outputs without an axis of samples are left out: what lowering does to a sample cannot be told from them.
@@ -221,7 +222,7 @@ def _held(
     calls: list[tuple[int, Outputs]] = []
     first: Feeds = {}
     held = count = 0
-    with open_file(graph.SerializeToString(), "all", threads) as runner:
+    with open_file(graph.SerializeToString(), "all", how.threads, handle=how.handle) as runner:
         for feeds in split.batches(size):
             rows = len(next(iter(feeds.values())))
             if rows < size and fixed_batch(graph):
@@ -231,7 +232,7 @@ def _held(
             calls.append((rows, outputs))
             count += rows
             held += sum(values.nbytes for values in outputs.values())
-            if held > largest_bytes:
+            if held > how.largest_held_bytes:
                 break
         found = sample_axes(runner.infer, first, calls, fixed_batch(graph), _stated(graph)) if calls[0][1] else {}
     axes = {name: axis for name, axis in found.items() if axis is not None}

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
-from workbench.datasets import Dataset
+from workbench.datasets import Dataset, as_dataset
+from workbench.datasets.split import Array
 from workbench.machine.store import Store
+from workbench.models import as_model
 from workbench.records import Model, Protocol
 from workbench.study import Study
 from workbench.ui.jobs import DRAWING
@@ -26,8 +29,8 @@ class Workbench:
     Running its cell again finds the study of the same model and data again, running or finished.
 
     Args:
-        model: from `workbench.load`; None lets the user choose in the app.
-        data: from `workbench.datasets`; None takes shipped data that fit, or random inputs.
+        model: from `workbench.load`, or a name or path that it takes; None lets the user choose in the app.
+        data: from `workbench.datasets`, or an array of samples; None takes shipped data that fit, or random inputs.
         store: where everything is kept; None takes the default store.
         backend: a name from `workbench.backends()`, or `auto`.
         protocol: how latency is measured; None takes the defaults of `Protocol`.
@@ -36,14 +39,17 @@ class Workbench:
 
     def __init__(
         self,
-        model: Model | None = None,
-        data: Dataset | None = None,
+        model: Model | str | Path | None = None,
+        data: Dataset | Array | Mapping[str, Array] | None = None,
         *,
         store: Store | None = None,
         backend: str = "auto",
         protocol: Protocol | None = None,
         name: str | None = None,
     ) -> None:
+        store = store or Store()
+        model = None if model is None else as_model(model, "Workbench", store)
+        data = None if data is None else as_dataset(data, "Workbench")
         self.state = State(model, data, store=store, backend=backend, protocol=protocol, name=name)
         key = (str(self.state.session.store.root), None if model is None else model.sha256, name)
         if (earlier := _SHOWN.pop(key, None)) is not None:

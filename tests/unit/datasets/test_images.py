@@ -165,3 +165,35 @@ def test_colour_of_16_bits_and_grey_of_8_bits_need_no_note(tmp_path):
 def test_grey_of_an_unknown_range_is_refused(tmp_path, make, words):
     with pytest.raises(DataError, match=words):
         datasets.image_folder(graded(tmp_path, "tiff", make), GREY)
+
+
+def test_an_image_that_is_a_program_for_another_one_is_not_opened(tmp_path, monkeypatch):
+    """Pillow opens by content: an EPS file named .png would run Ghostscript from PATH."""
+    ran, tools = tmp_path / "ran", tmp_path / "tools"
+    tools.mkdir()
+    (tools / "gs").write_text(f"#!/bin/sh\ntouch {ran}\n")
+    (tools / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    folder = tmp_path / "data" / "cat"
+    folder.mkdir(parents=True)
+    (folder / "x.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%Page: 1 1\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(DataError, match=r"Cannot read the image .*x\.png"):
+        datasets.image_folder(tmp_path / "data", PLAIN)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("length", [15_000, 20_000_000])
+def test_a_long_thin_image_is_refused_before_it_is_blown_up(tmp_path, length):
+    (tmp_path / "only").mkdir()
+    Image.new("L", (1, length)).save(tmp_path / "only" / "line.png")
+    with pytest.raises(DataError, match=rf"1 x {length} and would be resized to 224 x"):
+        datasets.image_folder(tmp_path)
+
+
+def test_an_image_of_too_many_pixels_is_not_unpacked(tmp_path):
+    (tmp_path / "only").mkdir()
+    Image.new("1", (1 << 14, (1 << 12) + 1)).save(tmp_path / "only" / "wide.png")
+    with pytest.raises(DataError, match=r"has 16384 x 4097 pixels; at most 67108864"):
+        datasets.image_folder(tmp_path, PLAIN)

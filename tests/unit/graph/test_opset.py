@@ -131,7 +131,7 @@ NEEDED = [
     ("strong", (INT8, FP16), 19),
     ("strong", (BF16,), 22),
     ("strong", (WEIGHTS,), 21),
-    ("ort-cpu", (BF16,), 11),
+    ("ort-cpu", (BF16,), 13),
     ("trt-8.6", (INT8, FP16), 13),
     ("trt-8.6", (WEIGHTS,), 13),
 ]

@@ -10,11 +10,12 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 import workbench
-from workbench.errors import BuildError, Cancelled, ChildKilled, DataError, WorkbenchError
-from workbench.machine import child
+from workbench.errors import BuildError, Cancelled, ChildKilled, DataError, OutOfMemory, WorkbenchError
+from workbench.machine import child, process
 from workbench.machine.handle import Handle
 
 JOBS = """
@@ -39,6 +40,13 @@ JOBS = """
 
     def leave(job, arrays):
         os._exit(7)
+
+    def grow(job, arrays):
+        held = [b"x" * (1 << 20) for _ in range(400)]
+        time.sleep(60)
+
+    def environment(job, arrays):
+        return dict(os.environ), {}
 
     def sleep(job, arrays):
         with open(job["path"], "w") as file:
@@ -113,6 +121,46 @@ def test_an_interrupt_ends_the_child_and_goes_on_upwards(target, tmp_path: Path)
         os.kill(int(path.read_text()), 0)
 
 
+def test_a_file_in_the_current_folder_is_not_imported(target, tmp_path: Path, monkeypatch) -> None:
+    here = tmp_path / "notebook"
+    here.mkdir()
+    for name in ("numpy", "json", "typing", "psutil"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", ".", str(tmp_path)]))
+    assert child.call(target("double"), {"factor": 2}, {"x": np.arange(3)}).record == {"factor": 2}
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_child_that_takes_more_memory_than_it_may_is_ended(target, monkeypatch) -> None:
+    monkeypatch.setenv("WORKBENCH_CHILD_MEMORY_BYTES", str(300 << 20))
+    with pytest.raises(OutOfMemory, match=r"took 0\.\d\d GiB of memory and was ended; it may take 0\.29 GiB"):
+        child.call(target("grow"), {})
+
+
+def test_the_memory_of_a_child_follows_from_the_machine(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WORKBENCH_CHILD_MEMORY_BYTES", raising=False)
+    monkeypatch.setattr(process, "_CGROUP_LIMITS", (tmp_path / "absent",))
+    whole = psutil.virtual_memory().total
+    assert process.memory_limit_bytes() == int(0.75 * whole)
+    (tmp_path / "max").write_text("max\n")
+    (tmp_path / "some").write_text("4000000\n")
+    monkeypatch.setattr(process, "_CGROUP_LIMITS", (tmp_path / "max", tmp_path / "some"))
+    assert process.memory_limit_bytes() == 3_000_000
+    monkeypatch.setenv("WORKBENCH_CHILD_MEMORY_BYTES", "no number")
+    assert process.memory_limit_bytes() == 3_000_000
+
+
+def test_a_child_inherits_what_engines_need_and_no_secrets(target, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("HF_TOKEN", "hush")
+    monkeypatch.setenv("WORKBENCH_TOKEN", "hush")
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    seen = child.call(target("environment"), {}).record
+    assert seen["OMP_NUM_THREADS"] == "1" and seen["PATH"] == os.environ["PATH"]
+    assert not {"HF_TOKEN", "WORKBENCH_TOKEN", "AWS_PROFILE"} & set(seen)
+
+
 def test_functions_outside_the_workbench_are_not_run() -> None:
     with pytest.raises(ChildKilled) as caught:
         child.call("os:getcwd", {})
@@ -142,5 +190,5 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(target, tmp_path: Path
 
 
 def test_a_data_error_class_is_known_in_the_parent() -> None:
-    error = child._raised({"error": "DataError", "message": "no samples", "log": ""}, "")
+    error = child.raised({"error": "DataError", "message": "no samples", "log": ""}, "")
     assert isinstance(error, DataError)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -133,3 +135,53 @@ def test_the_default_place_follows_the_environment(tmp_path: Path, monkeypatch: 
     monkeypatch.delenv("WORKBENCH_HOME")
     monkeypatch.chdir(tmp_path)
     assert store_module.default_root() == tmp_path / ".workbench"
+
+
+@pytest.mark.parametrize("byte", [b"9", b"\xff", b"\x00"])
+def test_one_bad_byte_costs_one_record(tmp_path: Path, byte: bytes) -> None:
+    store = Store(tmp_path)
+    store.put("round", "a", '{"seconds": 0.0052}')
+    store.put("round", "b", '{"seconds": 0.0061}')
+    file = tmp_path / "index.sqlite"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b"0.0052", b"0." + byte + b"052"))
+    assert store.get("round", "a") is None and store.damaged == {("round", "a")}
+    assert store.get("round", "b") == '{"seconds": 0.0061}'
+    assert store.keys("round") == ["b", "a"]
+    store.put("round", "a", "new")
+    assert Store(tmp_path).get("round", "a") == "new"
+
+
+def test_a_damaged_number_starts_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert [store.next_number("turn") for _ in range(2)] == [0, 1]
+    with contextlib.closing(sqlite3.connect(tmp_path / "index.sqlite")) as index, index:
+        index.execute("UPDATE records SET text = 'x' WHERE kind = 'number'")
+    assert store.next_number("turn") == 0
+
+
+def test_an_index_without_room_is_named(tmp_path: Path) -> None:
+    """A real limit on the size of files, as a quota sets it; SQLite and the store's own files alike."""
+    code = f"""
+        import resource, signal
+        from pathlib import Path
+        from workbench.errors import StoreError
+        from workbench.machine.store import Store, write_text
+        store = Store({str(tmp_path / "store")!r})
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+        text = "x" * 40_000
+        for write in (lambda: store.put("study", "a", text), lambda: write_text(Path({str(tmp_path)!r}) / "t", text)):
+            try:
+                write()
+            except StoreError as error:
+                print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        store.put("study", "a", text)
+        print(len(store.get("study", "a")))
+    """
+    told = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], check=True, capture_output=True, text=True)
+    first, second, last = told.stdout.splitlines()
+    assert "disk is full while writing" in first and "index.sqlite" in first
+    assert "disk is full while writing" in second and "MiB are free there" in second
+    assert last == "40000"

@@ -29,6 +29,21 @@ def test_missing_and_repeated_names_become_unique_and_others_stay():
     assert naming.make_unique(proto) == 0
 
 
+def test_each_name_is_looked_for_once_however_many_nodes_share_one():
+    looked_for = []
+
+    class Taken(set):
+        def __contains__(self, name):
+            looked_for.append(name)
+            return super().__contains__(name)
+
+    taken, numbers = Taken({"a"}), naming.Counter()
+    for index in range(50):
+        taken.add(naming._free("a", taken, numbers))
+        assert f"a_{index + 1}" in taken
+    assert len(looked_for) == 50 * 3
+
+
 def test_nodes_inside_branches_are_named_too():
     inner = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "branch", [], [])
     outer = helper.make_node("If", ["c"], ["y"], name="if", then_branch=inner, else_branch=inner)

@@ -14,7 +14,7 @@ from onnx import helper
 from small_studies import QUICK, classifier
 
 import workbench as wb
-from workbench import codec, datasets, zoo
+from workbench import codec, datasets, engines, zoo
 from workbench.datasets.metrics import Metric
 from workbench.errors import (
     BackendMissing,
@@ -27,7 +27,7 @@ from workbench.errors import (
     StoreError,
     WorkbenchError,
 )  # fmt: skip
-from workbench.machine import child
+from workbench.machine import child, turn
 from workbench.machine.store import Store
 from workbench.measuring import latency
 from workbench.recipes import Quantize, Recipe, Sparsify
@@ -297,3 +297,66 @@ def test_engines_that_compile_for_shapes_get_the_shapes_of_the_study(data) -> No
     assert request.with_profiles(BuildOptions(), "onnxruntime-cpu", fed, QUICK).profiles == ()
     own = BuildOptions(profiles=({"x": ShapeProfile((1, 8), (2, 8), (3, 8))},))
     assert request.with_profiles(own, "tensorrt", fed, QUICK) == own
+
+
+def test_damaged_records_are_told_in_the_report_and_measured_again(model, data, finished, made_up_rounds) -> None:
+    store, study = finished
+    with sqlite3.connect(store.root / "index.sqlite") as index:
+        for key in [store.keys("round")[0], study.name]:
+            index.execute("UPDATE records SET text = replace(text, '0', '9') WHERE key = ?", (key,))
+    fresh = Store(store.root)
+    again = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=fresh, name="mine")
+    assert made_up_rounds and not again.failures
+    told = "Records in the store were not what had been written (1 x round, 1 x study): they were left out"
+    assert any(note.startswith(told) for note in again.record.notes)
+    assert any(note.startswith(told) for note in wb.Study.open("mine", fresh).record.notes)
+
+
+def test_a_damaged_count_of_turns_takes_no_turn_twice(model, data, finished, made_up_rounds) -> None:
+    store, _ = finished
+    with sqlite3.connect(store.root / "index.sqlite") as index:
+        index.execute("UPDATE records SET text = 'x' WHERE kind = 'number'")
+    study = wb.run(model, data, ["fp32", "int8-max", "int8-kl"], protocol=QUICK, store=store, name="mine")
+    assert [index for index, _ in rounds(study, "int8-kl")] == [2, 3] and not study.failures
+
+
+def test_an_emptied_engine_is_built_again(model, data, finished) -> None:
+    store, study = finished
+    engine = study["int8-max"].engine
+    for file in [Path(engine.path), *Path(engine.folder or store.root / "absent").rglob("*.*")]:
+        file.write_bytes(b"")
+    again = wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store, name="mine")
+    assert not again.failures and engines.intact(again["int8-max"].engine)
+
+
+def test_a_study_that_is_run_elsewhere_is_left_alone(model, data, finished) -> None:
+    store, _ = finished
+    with turn.alone(store.root / "locks", "mine"), pytest.raises(StoreError, match="'mine' is being run already"):
+        wb.run(model, data, ["fp32", "int8-max"], protocol=QUICK, store=store, name="mine")
+
+
+def test_a_study_waits_for_another_measurement_and_says_so(
+    model, data, store, made_up_rounds, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("WORKBENCH_TURN_FILE", str(tmp_path / "turn"))
+    seen: list[str] = []
+
+    # Builds and checks go on; measuring does not.
+    with turn.measuring(), pytest.raises(Cancelled):
+        wb.run(
+            model, data, ["fp32"], protocol=QUICK, store=store, name="mine",
+            progress=lambda step: seen.append(f"{step.stage}: {step.message}"),
+            cancel=lambda: bool(seen) and "waiting for another" in seen[-1],
+        )  # fmt: skip
+    assert "check: " in seen and seen[-1].startswith("measure: waiting for another measurement (process")
+    assert not made_up_rounds
+    wb.run(model, data, ["fp32"], protocol=QUICK, store=store, name="mine")
+    assert len(made_up_rounds) == QUICK.rounds
+
+
+def test_the_progress_of_a_calibration_is_told_within_the_whole(model, data, store, made_up_rounds) -> None:
+    seen: list[Progress] = []
+    wb.run(model, data, ["int8-max"], protocol=QUICK, store=store, progress=seen.append)
+    told = [step for step in seen if step.stage == "calibrate"]
+    assert told and told[-1].message.endswith("samples") and max(step.fraction for step in told) < 1
+    assert [step.fraction for step in seen] == sorted(step.fraction for step in seen)
