@@ -1,6 +1,6 @@
 """Run ONNX files on ONNX Runtime's CPU in another process: a file that takes all memory, never ends or crashes is an error here.
 
-For everything that runs a model beside the engines themselves: calibration, rehearsals, comparisons. One process runs one
+For everything that runs a model beside the engines themselves: calibration, simulations, comparisons. One process runs one
 file at a time and is lent again when it is done; what is idle for some seconds ends by itself. Knows nothing of why.
 """
 

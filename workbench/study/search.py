@@ -29,7 +29,7 @@ from workbench.study.progress import Listener
 from workbench.transformation.steps import Calibrated
 from workbench.tuning.calibrating import calibrate
 from workbench.tuning.sensitivity import LayerCost, LayerCosts, kept, layer_costs
-from workbench.tuning.simulation import Rehearsal, lost, lost_unit
+from workbench.tuning.simulation import Simulation, accuracy_drop, drop_unit
 
 DEFAULT_CANDIDATES = ("int8-max", "int8-dynamic")
 # How often the next safer mix of a candidate is built and measured, where the one before missed the bound.
@@ -41,17 +41,17 @@ class Bound:
     """What the result must keep to.
 
     Attributes:
-        lost: at most this much accuracy lost, in points for shares, else in the metric's own unit; or None.
+        drop: at most this much accuracy lost, in points for shares, else in the metric's own unit; or None.
         seconds: at most this median latency; or None. One of the two is given.
     """
 
-    lost: float | None = None
+    drop: float | None = None
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.lost is None) == (self.seconds is None):
+        if (self.drop is None) == (self.seconds is None):
             raise ValueError(
-                f"Bound has lost={self.lost} and seconds={self.seconds}; give one of them: the other is what is optimized"
+                f"Bound has drop={self.drop} and seconds={self.seconds}; give one of them: the other is what is optimized"
             )
 
 
@@ -62,16 +62,16 @@ class Tried:
     Attributes:
         recipe: its name.
         kept: layers that it leaves in floating point.
-        lost: accuracy lost, on the data that `judged_on` names; None where it could not be told.
+        drop: accuracy lost, on the data that `judged_on` names; None where it could not be told.
         sqnr_db: at the outputs.
-        seconds: median latency; None where it was only rehearsed.
-        judged_on: `calibration` (rehearsed) or `evaluation` (built, checked and measured).
+        seconds: median latency; None where it was only simulated.
+        judged_on: `calibration` (simulated) or `evaluation` (built, checked and measured).
         meets: whether it keeps to the bound on these data.
     """
 
     recipe: str
     kept: tuple[str, ...]
-    lost: float | None
+    drop: float | None
     sqnr_db: float | None
     seconds: float | None
     judged_on: Literal["calibration", "evaluation"]
@@ -79,7 +79,7 @@ class Tried:
 
     @property
     def measured(self) -> bool:
-        """Whether it was built and measured, not only rehearsed."""
+        """Whether it was built and measured, not only simulated."""
         return self.judged_on == "evaluation"
 
 
@@ -164,19 +164,19 @@ def optimize(
 
 
 @dataclass
-class _Ladder:
-    """One candidate and its mixes: rung k keeps the first k layers of the order."""
+class _Candidate:
+    """One candidate and its mixes: kept_count k keeps the first k layers of the order."""
 
     recipe: Recipe
     order: list[LayerCost]
-    rung: int = 0
+    kept_count: int = 0
     settled: bool = False
 
-    def mix(self, rung: int) -> Recipe:
-        return kept(self.recipe, self.names(rung), f"{self.recipe.name}-keep{rung}" if rung else None)
+    def mix(self, kept_count: int) -> Recipe:
+        return kept(self.recipe, self.names(kept_count), f"{self.recipe.name}-keep{kept_count}" if kept_count else None)
 
-    def names(self, rung: int) -> tuple[str, ...]:
-        return tuple(row.name for row in self.order[:rung])
+    def names(self, kept_count: int) -> tuple[str, ...]:
+        return tuple(row.name for row in self.order[:kept_count])
 
     @property
     def saved(self) -> list[float]:
@@ -207,9 +207,9 @@ class _Search:
         ladders = [self._ladder(recipe, study) for recipe in candidates if recipe.name not in study.failures]
         recipes: list[str | Recipe] = ["fp32", *candidates]
         for _ in range(_MOST_ROUNDS):
-            for ladder in ladders:
-                self._step_on(ladder)
-            fresh = [ladder.mix(ladder.rung) for ladder in ladders if not ladder.settled]
+            for candidate in ladders:
+                self._step_on(candidate)
+            fresh = [candidate.mix(candidate.kept_count) for candidate in ladders if not candidate.settled]
             fresh = [mix for mix in fresh if mix.name not in {tried.recipe for tried in self.path if tried.measured}]
             if not fresh:
                 break
@@ -231,15 +231,15 @@ class _Search:
                 or name in {one.recipe for one in self.path if one.measured}
             ):
                 continue
-            worse, seconds = lost(record), summary(item.measurement).median
+            worse, seconds = accuracy_drop(record), summary(item.measurement).median
             meets = self._meets(worse, seconds)
             self.path.append(
                 Tried(name, self.mixes.get(name, ()), worse, lowest_sqnr_db(record), seconds, "evaluation", meets)
             )
         return study
 
-    def _ladder(self, recipe: Recipe, study: Study) -> _Ladder:
-        """Rank the candidate's layers, and find the rung to begin with."""
+    def _ladder(self, recipe: Recipe, study: Study) -> _Candidate:
+        """Rank the candidate's layers, and find the kept_count to begin with."""
         dialect = engines.backend(self.how["backend"]).dialect(self.how["backend"])
         known = Calibrated(dialect)
         if recipe.needs_calibration or recipe.uses_samples:
@@ -256,70 +256,72 @@ class _Search:
             known=known, store=self.store, options=self.how["options"], handle=Handle(cancelled=self.how["cancel"]),
         )  # fmt: skip
         self.costs[recipe.name] = costs
-        ladder = _Ladder(recipe, sorted(costs.rows, key=_worth_keeping))
+        candidate = _Candidate(recipe, sorted(costs.rows, key=_worth_keeping))
         if self.bound.seconds is not None:
-            ladder.rung = self._affordable(ladder, study)
+            candidate.kept_count = self._affordable(candidate, study)
         else:
             split = self.data.calibration
             assert split is not None
             stoppable = Handle(cancelled=self.how["cancel"])
-            rehearsal = Rehearsal(self.model, recipe, split, known, self.data.metric, self.store, handle=stoppable)
-            ladder.rung = self._accurate_enough(ladder, rehearsal)
-        self._name(ladder)
-        return ladder
+            simulation = Simulation(self.model, recipe, split, known, self.data.metric, self.store, handle=stoppable)
+            candidate.kept_count = self._accurate_enough(candidate, simulation)
+        self._name(candidate)
+        return candidate
 
-    def _accurate_enough(self, ladder: _Ladder, rehearsal: Rehearsal) -> int:
-        """Return the lowest rung that keeps to the bound on calibration samples, found by halving."""
-        low, high = 0, len(ladder.order) - 1
+    def _accurate_enough(self, candidate: _Candidate, simulation: Simulation) -> int:
+        """Return the lowest kept_count that keeps to the bound on calibration samples, found by halving."""
+        low, high = 0, len(candidate.order) - 1
         while low < high:
             middle = (low + high) // 2
-            effect = rehearsal.effect(ladder.mix(middle))
-            meets = self._meets(effect.lost, None)
-            names = ladder.names(middle)
+            effect = simulation.effect(candidate.mix(middle))
+            meets = self._meets(effect.drop, None)
+            names = candidate.names(middle)
             self.path.append(
-                Tried(ladder.mix(middle).name, names, effect.lost, effect.sqnr_db, None, "calibration", meets)
+                Tried(candidate.mix(middle).name, names, effect.drop, effect.sqnr_db, None, "calibration", meets)
             )
             low, high = (low, middle) if meets else (middle + 1, high)
-        free = sum(saved <= 0 for saved in ladder.saved)
-        return max(low, min(free, len(ladder.order) - 1))
+        free = sum(saved <= 0 for saved in candidate.saved)
+        return max(low, min(free, len(candidate.order) - 1))
 
-    def _affordable(self, ladder: _Ladder, study: Study) -> int:
-        """Return the highest rung that should keep to the latency budget, from profiled layers."""
-        fp32, lowered = (self._seconds(name) for name in ("fp32", ladder.recipe.name))
-        total = sum(ladder.saved)
+    def _affordable(self, candidate: _Candidate, study: Study) -> int:
+        """Return the highest kept_count that should keep to the latency budget, from profiled layers."""
+        fp32, lowered = (self._seconds(name) for name in ("fp32", candidate.recipe.name))
+        total = sum(candidate.saved)
         # Profiled layers do not add up to measured latencies, so they are scaled to what was measured.
         scale = max((fp32 - lowered) / total, 0.0) if total > 0 else 0.0
         budget = self.bound.seconds or 0.0
-        costs = [lowered + scale * sum(ladder.saved[:rung]) for rung in range(len(ladder.order))]
-        return max((rung for rung, seconds in enumerate(costs) if seconds <= budget), default=0)
+        costs = [lowered + scale * sum(candidate.saved[:kept_count]) for kept_count in range(len(candidate.order))]
+        return max((kept_count for kept_count, seconds in enumerate(costs) if seconds <= budget), default=0)
 
-    def _step_on(self, ladder: _Ladder) -> None:
-        """Go to a safer rung where the measured mix missed the bound, or stay."""
-        tried = next((one for one in self.path if one.measured and one.recipe == ladder.mix(ladder.rung).name), None)
-        if ladder.settled or tried is None:
+    def _step_on(self, candidate: _Candidate) -> None:
+        """Go to a safer kept_count where the measured mix missed the bound, or stay."""
+        tried = next(
+            (one for one in self.path if one.measured and one.recipe == candidate.mix(candidate.kept_count).name), None
+        )
+        if candidate.settled or tried is None:
             return
         if tried.meets:
-            ladder.settled = True
+            candidate.settled = True
             return
-        step = max(1, len(ladder.order) // 8)
-        ladder.rung += -step if self.bound.seconds is not None else step
-        ladder.settled = not 0 <= ladder.rung < len(ladder.order)
-        if not ladder.settled:
-            self._name(ladder)
+        step = max(1, len(candidate.order) // 8)
+        candidate.kept_count += -step if self.bound.seconds is not None else step
+        candidate.settled = not 0 <= candidate.kept_count < len(candidate.order)
+        if not candidate.settled:
+            self._name(candidate)
 
-    def _name(self, ladder: _Ladder) -> None:
-        self.mixes[ladder.mix(ladder.rung).name] = ladder.names(ladder.rung)
+    def _name(self, candidate: _Candidate) -> None:
+        self.mixes[candidate.mix(candidate.kept_count).name] = candidate.names(candidate.kept_count)
 
     def _seconds(self, name: str) -> float:
         return next(one.seconds or 0.0 for one in self.path if one.measured and one.recipe == name)
 
     def _meets(self, worse: float | None, seconds: float | None) -> bool:
-        if self.bound.lost is not None:
-            return worse is not None and keeps_to(worse, self.bound.lost)
+        if self.bound.drop is not None:
+            return worse is not None and keeps_to(worse, self.bound.drop)
         return seconds is not None and self.bound.seconds is not None and seconds <= self.bound.seconds
 
     def _best(self, study: Study) -> tuple[str, str]:
-        found = study.best(at_most_lost=self.bound.lost, at_most_seconds=self.bound.seconds)
+        found = study.best(at_most_lost=self.bound.drop, at_most_seconds=self.bound.seconds)
         if found.best is not None:
             return found.best, found.words
         measured = [one for one in self.path if one.measured]
@@ -328,12 +330,12 @@ class _Search:
 
     def _unit(self, study: Study) -> str:
         record = study["fp32"].accuracy
-        return "" if record is None else lost_unit(record)
+        return "" if record is None else drop_unit(record)
 
 
 def _worth_keeping(row: LayerCost) -> tuple[bool, float]:
     """Sort key: layers first that save nothing, then those with most noise for the time they save."""
     saved = row.saved_seconds
     if saved is None:
-        return True, -row.alone_noise
-    return saved > 0, -row.alone_noise / max(saved, 1e-9)
+        return True, -row.alone_nsr
+    return saved > 0, -row.alone_nsr / max(saved, 1e-9)

@@ -35,7 +35,7 @@ from workbench.records import Model
 from workbench.transformation.intermediate_outputs import Observation
 from workbench.transformation.observing import calibrate_proto
 from workbench.transformation.steps import Calibrated, channel_maxima, observed, pruned_weights
-from workbench.tuning.simulation import Rehearsal
+from workbench.tuning.simulation import Simulation
 
 if TYPE_CHECKING:
     import pandas
@@ -73,7 +73,7 @@ class Choice:
         auto_db: SQNR with the choice, never less than the best single calibrator's. As all that is judged here, it
             leaves out the noisiest twentieth of the samples.
         judged: how many calibration samples the outputs were compared on, each with thresholds that it had no part in.
-        trials: how many lowered graphs were run.
+        trials: how many quantized graphs were run.
     """
 
     calibrators: dict[str, str]
@@ -129,9 +129,11 @@ def choose(
     stop = threading.Event()
     # The halves run in threads of their own, which hear of Ctrl-C through this.
     held = replace(handle, cancelled=lambda: stop.is_set() or handle.cancelled())
-    folds = [_Fold(_rehearsal(model, recipe, judged, known, held), fitted, handle) for fitted, judged in crossed(split)]
+    folds = [
+        _Fold(_simulation(model, recipe, judged, known, held), fitted, handle) for fitted, judged in crossed(split)
+    ]
     trials = _Trials(folds, handle, stop)
-    single = {name: trials.noise(dict.fromkeys(trials.free, name)) for name in METHODS}
+    single = {name: trials.nsr(dict.fromkeys(trials.free, name)) for name in METHODS}
     best = min(METHODS, key=lambda name: _typical(single[name]))
     found, reasons, noise = trials.improved(best, single, most_trials)
     return Choice(
@@ -152,13 +154,13 @@ class CalibratorRow:
 
     Attributes:
         tensors: threshold, clipped share and expected SQNR of every calibrated tensor.
-        sqnr_db, lost: at the outputs, on the evaluation samples.
+        sqnr_db, drop: at the outputs, on the evaluation samples.
     """
 
     calibrator: str
     tensors: tuple[ThresholdRecord, ...]
     sqnr_db: float
-    lost: float | None
+    drop: float | None
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,7 @@ class CalibratorComparison:
     """Calibrators beside each other, and the table that all thresholds came from.
 
     Attributes:
-        unit: what `lost` counts.
+        unit: what `drop` counts.
         samples: evaluation samples that were compared.
     """
 
@@ -193,7 +195,7 @@ class CalibratorComparison:
                     "median tensor, dB": float(pandas.Series(decibels).median()),
                     "worst tensor, dB": min(decibels),
                     "outputs, dB": one.sqnr_db,
-                    f"lost, {self.unit}": one.lost,
+                    f"accuracy drop, {self.unit}": one.drop,
                 }
             )
         return pandas.DataFrame(rows).sort_values("outputs, dB", ascending=False, ignore_index=True)
@@ -229,17 +231,17 @@ def compare_calibrators(
     known = Calibrated(dialect, pruned=pruned_weights(model, data.calibration, recipe, dialect))
     known = replace(known, channel_maxima=channel_maxima(model, data.calibration, recipe, known))
     table = observed(model, data.calibration, recipe, known, data_name=data.name)
-    rehearsal = Rehearsal(model, recipe, data.evaluation, replace(known, table=table), metric=data.metric)
+    simulation = Simulation(model, recipe, data.evaluation, replace(known, table=table), metric=data.metric)
     rows, unit = [], ""
     step = recipe.step("quantize")
     clipped = isinstance(step, Quantize) and step.clip_inputs
     inputs = set() if clipped else {spec.name for spec in model.inputs}
     for name in calibrators:
-        effect = rehearsal.effect(Recipe(recipe.name, tuple(_calibrated(step, name) for step in recipe.steps)))
+        effect = simulation.effect(Recipe(recipe.name, tuple(_calibrated(step, name) for step in recipe.steps)))
         records = (threshold_records({key: table[key]}, [_word(key, name, inputs)])[0] for key in table)
-        rows.append(CalibratorRow(name, tuple(records), effect.sqnr_db, effect.lost))
+        rows.append(CalibratorRow(name, tuple(records), effect.sqnr_db, effect.drop))
         unit = effect.unit
-    return CalibratorComparison(tuple(rows), table, unit, len(rehearsal.judged))
+    return CalibratorComparison(tuple(rows), table, unit, len(simulation.judged))
 
 
 def crossed(split: Split) -> list[tuple[Split, Split]]:
@@ -254,31 +256,31 @@ def crossed(split: Split) -> list[tuple[Split, Split]]:
     return [(halves[0], judged[1]), (halves[1], judged[0])]
 
 
-def _rehearsal(model: Model, recipe: Recipe, judged: Split, known: Calibrated, handle: Handle) -> Rehearsal:
+def _simulation(model: Model, recipe: Recipe, judged: Split, known: Calibrated, handle: Handle) -> Simulation:
     # One thread each: the two halves run side by side.
-    return Rehearsal(model, recipe, judged, known, threads=1, largest_held_bytes=_JUDGED_BYTES, handle=handle)
+    return Simulation(model, recipe, judged, known, threads=1, largest_held_bytes=_JUDGED_BYTES, handle=handle)
 
 
 class _Fold:
     """Every tensor's candidate ranges, from some samples, and the outputs they give on others."""
 
-    def __init__(self, rehearsal: Rehearsal, fitted: Split, handle: Handle) -> None:
-        self.rehearsal = rehearsal
-        self.step = next(step for step in rehearsal.base.steps if isinstance(step, Quantize))
-        self.plain = Recipe(rehearsal.base.name, tuple(_calibrated(item, "max") for item in rehearsal.base.steps))
-        provenance = Provenance(rehearsal.model.sha256, fitted.sha256, "")
-        table = calibrate_proto(rehearsal.graph, fitted.inputs, provenance, Observation(handle=handle))
-        to = activation_format(self.step, dialect_named(rehearsal.calibrated.dialect))
+    def __init__(self, simulation: Simulation, fitted: Split, handle: Handle) -> None:
+        self.simulation = simulation
+        self.step = next(step for step in simulation.base.steps if isinstance(step, Quantize))
+        self.plain = Recipe(simulation.base.name, tuple(_calibrated(item, "max") for item in simulation.base.steps))
+        provenance = Provenance(simulation.model.sha256, fitted.sha256, "")
+        table = calibrate_proto(simulation.graph, fitted.inputs, provenance, Observation(handle=handle))
+        to = activation_format(self.step, dialect_named(simulation.calibrated.dialect))
         self.joined = {
-            names: Histogram.joined(table[name] for name in names) for names in _ranges(rehearsal, self.step, table)
+            names: Histogram.joined(table[name] for name in names) for names in _ranges(simulation, self.step, table)
         }
         self.scales: dict[Names, dict[str, Scale]] = {
             names: {method: encode(histogram, method, to) for method in METHODS}
             for names, histogram in self.joined.items()
         }
 
-    def noise(self, methods: Mapping[Names, str]) -> NDArray[np.float64]:
-        return self.rehearsal.noise(self.rehearsal.lowered(self.plain, self._table(methods))[0])
+    def nsr(self, methods: Mapping[Names, str]) -> NDArray[np.float64]:
+        return self.simulation.nsr(self.simulation.quantized(self.plain, self._table(methods))[0])
 
     def _table(self, methods: Mapping[Names, str]) -> CalibrationTable:
         """Return a table from which `max` takes just these thresholds: two values stand for each range."""
@@ -299,19 +301,19 @@ class _Trials:
         self.handle, self.stop = handle, stop
         self.made = 0
         first = folds[0]
-        inputs = {value.name for value in first.rehearsal.graph.graph.input}
+        inputs = {value.name for value in first.simulation.graph.graph.input}
         known = [names for names in first.scales if all(names in fold.scales for fold in folds)]
         kept = [] if first.step.clip_inputs else [names for names in known if inputs & set(names)]
         self.kept = dict.fromkeys(kept, "max")
         self.free = [names for names in known if names not in self.kept]
 
-    def noise(self, methods: Mapping[Names, str]) -> NDArray[np.float64]:
+    def nsr(self, methods: Mapping[Names, str]) -> NDArray[np.float64]:
         if self.handle.cancelled():
             raise Cancelled("Stopped as asked while calibrators were compared. Run again to start this choice anew.")
         self.made += 1
-        with ThreadPoolExecutor(len(self.folds), "rehearse") as pool:
+        with ThreadPoolExecutor(len(self.folds), "simulate") as pool:
             try:
-                return np.concatenate(list(pool.map(lambda fold: fold.noise({**self.kept, **methods}), self.folds)))
+                return np.concatenate(list(pool.map(lambda fold: fold.nsr({**self.kept, **methods}), self.folds)))
             except BaseException:
                 self.stop.set()  # the other half is not waited for
                 raise
@@ -337,7 +339,7 @@ class _Trials:
             group = [names for names in group if self._differs(names, method, found[names])]
             if not group:
                 continue
-            changed = self.noise({**found, **dict.fromkeys(group, method)})
+            changed = self.nsr({**found, **dict.fromkeys(group, method)})
             if _better(changed, noise):
                 gain = _db(changed) - _db(noise)
                 reasons.update({names: self._gained(names, method, found[names], gain, len(group)) for names in group})
@@ -380,11 +382,11 @@ def _is_static(recipe: Recipe) -> bool:
     return isinstance(step, Quantize) and step.activations == "static"
 
 
-def _ranges(rehearsal: Rehearsal, step: Quantize, table: CalibrationTable) -> list[Names]:
+def _ranges(simulation: Simulation, step: Quantize, table: CalibrationTable) -> list[Names]:
     """Return the tensors that get a range, tied ones together."""
-    graph = Graph(rehearsal.graph)
-    context = Context(rehearsal.calibrated.dialect, rehearsal.model.modules)
-    placement = place(graph, step, context, dialect_named(rehearsal.calibrated.dialect))
+    graph = Graph(simulation.graph)
+    context = Context(simulation.calibrated.dialect, simulation.model.modules)
+    placement = place(graph, step, context, dialect_named(simulation.calibrated.dialect))
     ranges = dict.fromkeys(placement.ranges.get(name, (name,)) for name in placement.readers)
     return [names for names in ranges if all(table[name].finite for name in names)]
 

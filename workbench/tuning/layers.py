@@ -73,7 +73,7 @@ def time_of(times: Sequence[LayerTime], groups: Mapping[str, Sequence[str]]) -> 
 def tensor_errors(
     parent: onnx.ModelProto, lowered: onnx.ModelProto, tensors: Sequence[str], split: Split, samples: int = 64
 ) -> tuple[tuple[str, float | None], ...]:
-    """Return the SQNR in dB of tensors in a lowered graph against its FP32 parent, for a waterfall; None without error.
+    """Return the SQNR in dB of tensors in a quantized graph against its FP32 parent, for a waterfall; None without error.
 
     Args:
         tensors: activations that both graphs have, in the order of execution (see `shared_tensors`).

@@ -1,4 +1,4 @@
-"""What each layer costs when it is lowered, and what lowering it saves: one row a layer, in PyTorch module paths.
+"""What each layer costs when it is quantized, and what quantizing it saves: one row a layer, in PyTorch module paths.
 
 Layers are lowered in groups, and only groups that matter are halved: a model of 200 layers needs tens of evaluations. The
 answers are judged on calibration samples, so that evaluation data stay clean for what is made of the rows.
@@ -28,7 +28,7 @@ from workbench.records import BuildOptions, Model
 from workbench.transformation.steps import Calibrated, transform
 from workbench.tuning.calibrating import calibrate
 from workbench.tuning.layers import layer_times, time_of
-from workbench.tuning.simulation import Effect, Rehearsal
+from workbench.tuning.simulation import Effect, Simulation
 
 if TYPE_CHECKING:
     import pandas
@@ -49,47 +49,47 @@ class LayerCost:
         nodes: the nodes that are lowered in it.
         group: how many layers were lowered together for the numbers below; 1 where it was measured by itself.
         alone_db: SQNR at the outputs when only it (its group) is lowered; +inf where nothing changes.
-        alone_noise: what alone_db says as noise over signal, divided by `group`: what rows are ranked by.
-        alone_lost: accuracy lost then, of the whole group, in the unit of `LayerCosts.unit`.
-        kept_db, kept_lost: the same when everything but it (its group) is lowered; None where that was not tried.
-        seconds, lowered_seconds: profiled time a call in FP32 and lowered; None where it was not profiled.
+        alone_nsr: what alone_db says as noise over signal, divided by `group`: what rows are ranked by.
+        alone_drop: accuracy lost then, of the whole group, in the unit of `LayerCosts.unit`.
+        kept_db, kept_drop: the same when everything but it (its group) is lowered; None where that was not tried.
+        seconds, quantized_seconds: profiled time a call in FP32 and lowered; None where it was not profiled.
     """
 
     name: str
     nodes: tuple[str, ...]
     group: int
     alone_db: float
-    alone_noise: float
-    alone_lost: float | None = None
+    alone_nsr: float
+    alone_drop: float | None = None
     kept_db: float | None = None
-    kept_lost: float | None = None
+    kept_drop: float | None = None
     seconds: float | None = None
-    lowered_seconds: float | None = None
+    quantized_seconds: float | None = None
 
     @property
     def saved_seconds(self) -> float | None:
-        """What lowering it saves a call; negative where it costs time."""
-        if self.seconds is None or self.lowered_seconds is None:
+        """What quantizing it saves a call; negative where it costs time."""
+        if self.seconds is None or self.quantized_seconds is None:
             return None
-        return self.seconds - self.lowered_seconds
+        return self.seconds - self.quantized_seconds
 
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """All layers that a recipe lowers, the noisiest first.
+    """All layers that a recipe quantizes or reduces, the noisiest first.
 
     Attributes:
-        whole_db, whole_lost: with all of them lowered.
-        unit: what `lost` counts, such as `points of top-1`.
+        whole_db, whole_drop: with all of them lowered.
+        unit: what `drop` counts, such as `points of top-1`.
         samples: calibration samples that answers were judged on.
-        evaluations: lowered graphs that were run.
+        evaluations: quantized graphs that were run.
         backend, backend_reason: what the layers were timed on, and why that.
     """
 
     recipe: Recipe
     rows: tuple[LayerCost, ...]
     whole_db: float
-    whole_lost: float | None
+    whole_drop: float | None
     unit: str
     samples: int
     evaluations: int
@@ -118,20 +118,20 @@ class LayerCosts:
         """
         import pandas
 
-        total = sum(item.alone_noise for item in self.rows) or 1.0
+        total = sum(item.alone_nsr for item in self.rows) or 1.0
         return pandas.DataFrame(
             [
                 {
                     "layer": item.name,
                     "nodes": len(item.nodes),
                     "measured together": item.group,
-                    "share of noise %": 100 * item.alone_noise / total,
+                    "share of NSR %": 100 * item.alone_nsr / total,
                     "alone, dB": item.alone_db,
-                    f"lost alone, {self.unit}": item.alone_lost,
+                    f"accuracy drop alone, {self.unit}": item.alone_drop,
                     "all but it, dB": item.kept_db,
-                    f"lost by all but it, {self.unit}": item.kept_lost,
+                    f"accuracy drop of all but it, {self.unit}": item.kept_drop,
                     "FP32 ms": _ms(item.seconds),
-                    "lowered ms": _ms(item.lowered_seconds),
+                    "quantized ms": _ms(item.quantized_seconds),
                     "saved ms": _ms(item.saved_seconds),
                 }
                 for item in self.rows
@@ -154,7 +154,7 @@ def layer_costs(
     most_evaluations: int = MOST_EVALUATIONS,
     handle: Handle = QUIET,
 ) -> LayerCosts:
-    """Measure what lowering each layer costs, and what it saves.
+    """Measure what quantizing each layer costs, and what it saves.
 
     Accuracy is judged in this process, by running the file that the backend would get on ONNX Runtime's CPU engine;
     times come from the backend's own profiler, on its own device.
@@ -195,17 +195,17 @@ def layer_costs(
     dialect = engines.backend(backend).dialect(backend)
     if known is None:
         known = _known(model, data, recipe, dialect, store=store, handle=handle)
-    rehearsal = Rehearsal(model, recipe, split, known, data.metric, store, handle=handle)
-    groups = lowered_layers(rehearsal, recipe, by)
+    simulation = Simulation(model, recipe, split, known, data.metric, store, handle=handle)
+    groups = quantized_layers(simulation, recipe, by)
 
     def evaluate(names: Sequence[str]) -> Effect:
         if handle.cancelled():
             raise Cancelled("Stopped as asked. What was evaluated is kept; run again to go on from there.")
         chosen = set(names)
-        return rehearsal.effect(kept(recipe, [name for name in groups if name not in chosen]))
+        return simulation.effect(kept(recipe, [name for name in groups if name not in chosen]))
 
     costs = rank(recipe, groups, evaluate, most_evaluations)
-    costs = replace(costs, samples=len(rehearsal.judged), backend=backend, backend_reason=reason)
+    costs = replace(costs, samples=len(simulation.judged), backend=backend, backend_reason=reason)
     if not times:
         return costs
     found = []
@@ -214,7 +214,7 @@ def layer_costs(
         engine = jobs.build(variant, backend, options, store=store, handle=handle)
         feeds = {name: array[:batch] for name, array in split.inputs.items()}
         found.append(time_of(layer_times(engine, feeds, model.modules, handle=handle), groups)[0])
-    rows = (replace(row, seconds=found[0][row.name], lowered_seconds=found[1][row.name]) for row in costs.rows)
+    rows = (replace(row, seconds=found[0][row.name], quantized_seconds=found[1][row.name]) for row in costs.rows)
     return replace(costs, rows=tuple(rows))
 
 
@@ -224,18 +224,20 @@ def _known(model: Model, data: Dataset, recipe: Recipe, dialect: str, *, store: 
     return calibrate(model, data, recipe, dialect=dialect, store=store, handle=handle)
 
 
-def lowered_layers(rehearsal: Rehearsal, recipe: Recipe, by: Literal["layer", "block"]) -> dict[str, tuple[str, ...]]:
-    """Return layer -> the nodes that a recipe lowers in it, in the order of the graph.
+def quantized_layers(
+    simulation: Simulation, recipe: Recipe, by: Literal["layer", "block"]
+) -> dict[str, tuple[str, ...]]:
+    """Return layer -> the nodes that a recipe quantizes or reduces in it, in the order of the graph.
 
     Raises:
         RecipeError: the recipe lowers no node.
     """
-    _, reports = rehearsal.lowered(recipe)
+    _, reports = simulation.quantized(recipe)
     changed = {name for report in reports for name in report.changed}
     groups: dict[str, list[str]] = {}
-    for node in rehearsal.graph.graph.node:
+    for node in simulation.graph.graph.node:
         if node.name in changed:
-            groups.setdefault(_layer(node.name, rehearsal.model.modules, by), []).append(node.name)
+            groups.setdefault(_layer(node.name, simulation.model.modules, by), []).append(node.name)
     if not groups:
         raise RecipeError(f"The recipe {recipe.name!r} lowers no node of this model, so there is nothing to rank.")
     return {name: tuple(nodes) for name, nodes in groups.items()}
@@ -268,27 +270,27 @@ def rank(
 
     whole = measured(names)
     order = itertools.count()
-    waiting = [(-_noise(whole), next(order), names, whole)]
+    waiting = [(-_nsr(whole), next(order), names, whole)]
     leaves: list[tuple[list[str], Effect]] = []
     # A quarter of the evaluations is left for "all but this one".
     while waiting:
         noise, _, group, effect = heapq.heappop(waiting)
-        small = -noise <= _NEGLIGIBLE * _noise(whole) or made + 2 > most_evaluations * 3 // 4
+        small = -noise <= _NEGLIGIBLE * _nsr(whole) or made + 2 > most_evaluations * 3 // 4
         if len(group) == 1 or small:
             leaves.append((group, effect))
             continue
         middle = (len(group) + 1) // 2
         for half in (group[:middle], group[middle:]):
             part = measured(half)
-            heapq.heappush(waiting, (-_noise(part), next(order), half, part))
-    leaves.sort(key=lambda leaf: -_noise(leaf[1]) / len(leaf[0]))
+            heapq.heappush(waiting, (-_nsr(part), next(order), half, part))
+    leaves.sort(key=lambda leaf: -_nsr(leaf[1]) / len(leaf[0]))
     rows = []
     for group, effect in leaves:
         rest = [name for name in names if name not in set(group)]
-        matters = _noise(effect) > _NEGLIGIBLE * _noise(whole)
+        matters = _nsr(effect) > _NEGLIGIBLE * _nsr(whole)
         without = measured(rest) if rest and matters and made < most_evaluations else None
         rows += [_row(name, tuple(groups[name]), len(group), effect, without) for name in group]
-    return LayerCosts(recipe, tuple(rows), whole.sqnr_db, whole.lost, whole.unit, len(whole.noise), made)
+    return LayerCosts(recipe, tuple(rows), whole.sqnr_db, whole.drop, whole.unit, len(whole.nsr), made)
 
 
 def _row(name: str, nodes: tuple[str, ...], group: int, effect: Effect, without: Effect | None) -> LayerCost:
@@ -297,15 +299,15 @@ def _row(name: str, nodes: tuple[str, ...], group: int, effect: Effect, without:
         nodes=nodes,
         group=group,
         alone_db=effect.sqnr_db,
-        alone_noise=_noise(effect) / group,
-        alone_lost=effect.lost,
+        alone_nsr=_nsr(effect) / group,
+        alone_drop=effect.drop,
         kept_db=None if without is None else without.sqnr_db,
-        kept_lost=None if without is None else without.lost,
+        kept_drop=None if without is None else without.drop,
     )
 
 
-def _noise(effect: Effect) -> float:
-    mean = float(np.mean(effect.noise))
+def _nsr(effect: Effect) -> float:
+    mean = float(np.mean(effect.nsr))
     return mean if np.isfinite(mean) else float("inf")
 
 

@@ -1,6 +1,6 @@
-"""Rehearse a recipe without building it: lower the FP32 graph, run it on ONNX Runtime's CPU, compare the outputs.
+"""Simulate a recipe without building it: lower the FP32 graph, run it on ONNX Runtime's CPU, compare the outputs.
 
-What calibrators, sensitivity and the search have in common: many lowered graphs judged on the same few samples. Builds
+What calibrators, sensitivity and the search have in common: many quantized graphs judged on the same few samples. Builds
 no engine, measures no time. The samples come from the calibration data: evaluation data are for the final word.
 """
 
@@ -32,45 +32,45 @@ from workbench.recipes import Recipe
 from workbench.records import Accuracy, Model, StepReport, TensorSpec
 from workbench.transformation.steps import BEFORE_QUANTIZATION, STEPS, Calibrated, observed_graph
 
-# Outputs of the FP32 parent that are held, so that each rehearsal compares with them.
+# Outputs of the FP32 parent that are held, so that each simulation compares with them.
 LARGEST_HELD_BYTES = 96 << 20
 _BATCH = 32
 
 
 @dataclass(frozen=True)
 class Effect:
-    """What lowering does to the outputs.
+    """What quantizing does to the outputs.
 
     Attributes:
-        noise: for each sample its squared error over the mean squared output of all samples, averaged over outputs:
+        nsr: for each sample its squared error over the mean squared output of all samples, averaged over outputs:
             the mean of these is what 10 ** (-SQNR / 10) is.
         accuracy: the same, as every other check of answers records it.
     """
 
-    noise: tuple[float, ...]
+    nsr: tuple[float, ...]
     accuracy: Accuracy
 
     @property
     def sqnr_db(self) -> float:
         """Signal to quantization noise at the outputs; +inf where nothing changed, -inf where an output is not finite."""
-        mean = float(np.mean(self.noise))
+        mean = float(np.mean(self.nsr))
         if not np.isfinite(mean):
             return -np.inf
         return float(-10 * np.log10(mean)) if mean > 0 else np.inf
 
     @property
-    def lost(self) -> float | None:
-        """How much worse the answers are, see `lost`."""
-        return lost(self.accuracy)
+    def drop(self) -> float | None:
+        """How much worse the answers are, see `accuracy_drop`."""
+        return accuracy_drop(self.accuracy)
 
     @property
     def unit(self) -> str:
-        """What `lost` counts."""
-        return lost_unit(self.accuracy)
+        """What `drop` counts."""
+        return drop_unit(self.accuracy)
 
 
-def lost(record: Accuracy) -> float | None:
-    """Return how much worse the answers are than the parent's, in `lost_unit`, negative where better.
+def accuracy_drop(record: Accuracy) -> float | None:
+    """Return how much worse the answers are than the parent's, in `drop_unit`, negative where better.
 
     None where there are neither scores nor predictions of classes.
     """
@@ -86,7 +86,7 @@ def lost(record: Accuracy) -> float | None:
     return None
 
 
-def lost_unit(record: Accuracy) -> str:
+def drop_unit(record: Accuracy) -> str:
     """Return in what a loss of accuracy is counted: points of a share, the metric's unit, or points of agreement."""
     if record.scores:
         return f"points of {record.metric}" if record.unit == "share" else str(record.metric)
@@ -94,8 +94,8 @@ def lost_unit(record: Accuracy) -> str:
 
 
 @dataclass
-class Rehearsal:
-    """One model, one set of samples to judge on, and any number of lowered graphs.
+class Simulation:
+    """One model, one set of samples to judge on, and any number of quantized graphs.
 
     Attributes:
         base: the recipe whose steps before quantization (fusion, pruning, smoothing) make the FP32 parent.
@@ -125,13 +125,13 @@ class Rehearsal:
             self.judged = self.judged.take(range(count))
         self._power = {name: _power(values) for name, values in self._parent.items()}
 
-    def lowered(
+    def quantized(
         self, recipe: Recipe, table: CalibrationTable | None = None
     ) -> tuple[onnx.ModelProto, list[StepReport]]:
         """Return the graph after the recipe's lowering steps, and their reports.
 
         Args:
-            table: instead of the rehearsal's own.
+            table: instead of the simulation's own.
 
         Raises:
             TransformError, RecipeError, CalibrationError: a step cannot be applied.
@@ -150,23 +150,23 @@ class Rehearsal:
             recipe: with the same steps before quantization as `base`.
         """
         if self.store is None or identity(self.metric) is None:
-            return self.judge(self.lowered(recipe)[0])
-        return self.store.remember(Effect, self._parts(recipe), lambda: self.judge(self.lowered(recipe)[0]))
+            return self.judge(self.quantized(recipe)[0])
+        return self.store.remember(Effect, self._parts(recipe), lambda: self.judge(self.quantized(recipe)[0]))
 
     def judge(self, proto: onnx.ModelProto) -> Effect:
-        """Run a lowered graph over the judged samples and compare its outputs with the FP32 parent's."""
+        """Run a quantized graph over the judged samples and compare its outputs with the FP32 parent's."""
         labels = self.judged.labels
         metric = self.metric if labels is not None else None
         accumulator = Accumulator(metric)
         noise = []
         for rows, ours, theirs in self._outputs(proto):
             accumulator.update(self._laid_out(ours), self._laid_out(theirs), None if metric is None else labels[rows])  # type: ignore[index]
-            noise.append(self._noise(ours, theirs))
+            noise.append(self._nsr(ours, theirs))
         return Effect(tuple(float(value) for value in np.concatenate(noise)), accumulator.result())
 
-    def noise(self, proto: onnx.ModelProto) -> NDArray[np.float64]:
-        """Return `Effect.noise` of a lowered graph, (samples,), without the other comparisons."""
-        return np.concatenate([self._noise(ours, theirs) for _, ours, theirs in self._outputs(proto)])
+    def nsr(self, proto: onnx.ModelProto) -> NDArray[np.float64]:
+        """Return `Effect.nsr` of a quantized graph, (samples,), without the other comparisons."""
+        return np.concatenate([self._nsr(ours, theirs) for _, ours, theirs in self._outputs(proto)])
 
     def _outputs(self, proto: onnx.ModelProto) -> Iterator[tuple[slice, Outputs, Outputs]]:
         self.evaluations += 1
@@ -186,7 +186,7 @@ class Rehearsal:
         laid_out = {name: np.moveaxis(values, 0, self._axes[name]) for name, values in outputs.items()}
         return Answers(laid_out, self._axes, samples=len(next(iter(outputs.values()))))
 
-    def _noise(self, ours: Outputs, theirs: Outputs) -> NDArray[np.float64]:
+    def _nsr(self, ours: Outputs, theirs: Outputs) -> NDArray[np.float64]:
         each = []
         for name, values in theirs.items():
             # Dot products sample by sample: the logits of a language model in float64 would need several times the time.
@@ -208,15 +208,15 @@ class Rehearsal:
         return (self.model.sha256, plain, known.dialect, table, dict(known.calibrators), self.judged.sha256, metric)
 
 
-def _held(graph: onnx.ModelProto, split: Split, how: Rehearsal) -> tuple[dict[str, np.ndarray], dict[str, int], int]:
+def _held(graph: onnx.ModelProto, split: Split, how: Simulation) -> tuple[dict[str, np.ndarray], dict[str, int], int]:
     """Return the FP32 outputs of as many samples as fit, samples first, on which axis they were, and how many these are.
 
-    Outputs without an axis of samples are left out: what lowering does to a sample cannot be told from them.
+    Outputs without an axis of samples are left out: what quantizing does to a sample cannot be told from them.
     """
     size = fixed_batch(graph) or min(_BATCH, len(split))
     if len(split) < size:
         raise CalibrationError(
-            f"The model takes {size} samples at a time, and {len(split)} are there to judge a rehearsal on. Give more "
+            f"The model takes {size} samples at a time, and {len(split)} are there to judge a simulation on. Give more "
             f"calibration samples."
         )
     calls: list[tuple[int, Outputs]] = []
@@ -238,7 +238,7 @@ def _held(graph: onnx.ModelProto, split: Split, how: Rehearsal) -> tuple[dict[st
     axes = {name: axis for name, axis in found.items() if axis is not None}
     if not axes:
         raise CalibrationError(
-            "The model has no floating-point output with an axis of samples, so what lowering does to it cannot be judged."
+            "The model has no floating-point output with an axis of samples, so what quantizing does to it cannot be judged."
         )
     parts = {name: [_samples_first(outputs[name], axis) for _, outputs in calls] for name, axis in axes.items()}
     return {name: np.concatenate(values) for name, values in parts.items()}, axes, count

@@ -15,7 +15,7 @@ from workbench.machine.store import Store
 from workbench.records import Protocol
 from workbench.study import search
 from workbench.study.search import Bound, optimize
-from workbench.tuning.simulation import Rehearsal
+from workbench.tuning.simulation import Simulation
 
 QUICK = Protocol(batch=4, rounds=1, min_seconds=0.001, min_runs=5, warmup_seconds=0.0, warmup_runs=1)
 
@@ -38,7 +38,7 @@ def data(model):
 
 def timed(costs):
     """The same layers, as if each took 1 ms in FP32 and half of it lowered: on this tiny net real times are noise."""
-    return replace(costs, rows=tuple(replace(row, seconds=1e-3, lowered_seconds=5e-4) for row in costs.rows))
+    return replace(costs, rows=tuple(replace(row, seconds=1e-3, quantized_seconds=5e-4) for row in costs.rows))
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +55,13 @@ def found_once(model, data, tmp_path_factory: pytest.TempPathFactory):
 def test_the_result_keeps_to_the_bound_on_evaluation_data(found_once) -> None:
     _, found = found_once
     best = next(tried for tried in found.path if tried.measured and tried.recipe == found.best)
-    assert best.meets and best.lost <= 1.0 + 1e-9
+    assert best.meets and best.drop <= 1.0 + 1e-9
     worst = next(tried for tried in found.path if tried.measured and tried.recipe == "int8-max")
-    assert not worst.meets and worst.lost > 1.0
+    assert not worst.meets and worst.drop > 1.0
     assert found.unit == "points of top-1"
 
 
-def test_the_path_shows_what_was_rehearsed_and_what_was_measured(found_once) -> None:
+def test_the_path_shows_what_was_simulated_and_what_was_measured(found_once) -> None:
     _, found = found_once
     assert {tried.judged_on for tried in found.path} == {"calibration", "evaluation"}
     assert all(tried.seconds is not None for tried in found.path if tried.measured)
@@ -79,11 +79,11 @@ def test_the_mix_lands_in_the_study_beside_its_parents(found_once) -> None:
 
 def test_the_same_search_again_only_reads(model, data, found_once, monkeypatch) -> None:
     store, found = found_once
-    monkeypatch.setattr(Rehearsal, "judge", lambda *arguments: pytest.fail("nothing may be run again"))
+    monkeypatch.setattr(Simulation, "judge", lambda *arguments: pytest.fail("nothing may be run again"))
     monkeypatch.setattr(search, "layer_costs", lambda *arguments, **options: found.costs["int8-max"])
     again = optimize(model, data, at_most_lost=1.0, candidates=["int8-max"], protocol=QUICK, store=store, progress=None)
     # The baseline's seconds may differ: it was measured again beside each mix.
-    steps = [[(one.recipe, one.kept, one.lost, one.meets) for one in each.path] for each in (again, found)]
+    steps = [[(one.recipe, one.kept, one.drop, one.meets) for one in each.path] for each in (again, found)]
     assert steps[0] == steps[1]
 
 

@@ -76,11 +76,11 @@ def test_auto_is_no_worse_than_the_best_single_calibrator_on_unseen_data(model, 
     found = compare_calibrators(model, data)
     best = max(row.sqnr_db for row in found.rows)
     known = replace(wb.calibrate(model, data), calibrators=choice.calibrators)
-    from workbench.tuning.simulation import Rehearsal
+    from workbench.tuning.simulation import Simulation
 
-    rehearsal = Rehearsal(model, AUTO, data.bound_to(model).evaluation, known)
+    simulation = Simulation(model, AUTO, data.bound_to(model).evaluation, known)
     # Two methods whose difference is within the samples' noise count as equal: a tenth of a decibel is 2 % of noise.
-    assert rehearsal.effect(AUTO).sqnr_db >= best - 0.1
+    assert simulation.effect(AUTO).sqnr_db >= best - 0.1
 
 
 def test_every_choice_has_its_reason_and_costs_few_trials(choice) -> None:
@@ -123,12 +123,12 @@ def test_one_sample_far_out_does_not_choose_for_all_others(tmp_path: Path) -> No
     calibration = Split({"x": x[:200]})
     found = choose(model, calibration, recipe)
     known = wb.calibrate(model, calibration, Recipe("plain", (replace(step, calibrator="max"),)))
-    from workbench.tuning.simulation import Rehearsal
+    from workbench.tuning.simulation import Simulation
 
     def typical(calibrators: dict[str, str], calibrator: str) -> float:
-        rehearsal = Rehearsal(model, recipe, Split({"x": x[200:]}), replace(known, calibrators=calibrators))
-        proto, _ = rehearsal.lowered(Recipe("one", (replace(step, calibrator=calibrator),)))
-        return float(-10 * np.log10(np.median(rehearsal.noise(proto))))
+        simulation = Simulation(model, recipe, Split({"x": x[200:]}), replace(known, calibrators=calibrators))
+        proto, _ = simulation.quantized(Recipe("one", (replace(step, calibrator=calibrator),)))
+        return float(-10 * np.log10(np.median(simulation.nsr(proto))))
 
     singles = {method: typical({}, method) for method in METHODS}
     assert max(singles.values()) > singles["max"] + 6  # it matters

@@ -18,8 +18,8 @@ from workbench.machine.store import Store
 from workbench.recipes import NAMED
 from workbench.records import Accuracy, LayerTime
 from workbench.tuning.layers import layer_times, shared_tensors, tensor_errors, time_of
-from workbench.tuning.sensitivity import kept, lowered_layers, rank
-from workbench.tuning.simulation import Effect, Rehearsal
+from workbench.tuning.sensitivity import kept, quantized_layers, rank
+from workbench.tuning.simulation import Effect, Simulation
 
 INT8 = NAMED["int8-max"]
 
@@ -91,23 +91,23 @@ def costs(model, data, store):
 def test_layers_are_named_by_module_path_and_have_times(costs) -> None:
     assert {row.name for row in costs.rows} == {"block.0", "block.1", "head"}
     assert costs.rows[0].name == "head"  # it reads the outliers
-    assert costs.unit == "points of top-1" and costs.whole_lost > 0
-    assert all(row.seconds is not None and row.lowered_seconds is not None for row in costs.rows)
+    assert costs.unit == "points of top-1" and costs.whole_drop > 0
+    assert all(row.seconds is not None and row.quantized_seconds is not None for row in costs.rows)
     table = costs.table().sort_values("saved ms")
-    assert len(table) == 3 and "lost alone, points of top-1" in table
+    assert len(table) == 3 and "accuracy drop alone, points of top-1" in table
 
 
 def test_keeping_the_worst_layer_makes_a_recipe_that_loses_less(model, data, costs) -> None:
     mixed = costs.keeping(["head"], "int8-but-head")
     split = data.bound_to(model).calibration
-    rehearsal = Rehearsal(model, INT8, split, wb.calibrate(model, split), metric=data.metric)
-    assert rehearsal.effect(mixed).lost < rehearsal.effect(INT8).lost
+    simulation = Simulation(model, INT8, split, wb.calibrate(model, split), metric=data.metric)
+    assert simulation.effect(mixed).drop < simulation.effect(INT8).drop
     with pytest.raises(RecipeError, match="No layer is called 'haed'"):
         costs.keeping(["haed"])
 
 
 def test_evaluations_are_remembered(model, data, costs, store, monkeypatch) -> None:
-    monkeypatch.setattr(Rehearsal, "judge", lambda *arguments: pytest.fail("nothing may be run again"))
+    monkeypatch.setattr(Simulation, "judge", lambda *arguments: pytest.fail("nothing may be run again"))
     again = wb.layer_costs(model, data, INT8, store=store, times=False)
     assert [row.alone_db for row in again.rows] == [row.alone_db for row in costs.rows]
 
@@ -127,7 +127,7 @@ def test_ranking_needs_calibration_samples(model, tmp_path) -> None:
 def test_a_recipe_that_lowers_nothing_is_refused(model, data) -> None:
     split = data.bound_to(model).calibration
     with pytest.raises(RecipeError, match="lowers no node"):
-        lowered_layers(Rehearsal(model, NAMED["fp32"], split), NAMED["fp32"], "layer")
+        quantized_layers(Simulation(model, NAMED["fp32"], split), NAMED["fp32"], "layer")
 
 
 def test_blocks_hold_all_their_layers() -> None:
@@ -172,9 +172,9 @@ def test_layers_of_what_cannot_be_profiled_are_refused(model, store) -> None:
 
 def test_errors_grow_along_the_layers(model, data) -> None:
     split = data.bound_to(model).calibration
-    rehearsal = Rehearsal(model, INT8, split, wb.calibrate(model, split))
-    lowered, _ = rehearsal.lowered(INT8)
-    tensors = shared_tensors(rehearsal.graph, lowered, [node.name for node in rehearsal.graph.graph.node])
+    simulation = Simulation(model, INT8, split, wb.calibrate(model, split))
+    lowered, _ = simulation.quantized(INT8)
+    tensors = shared_tensors(simulation.graph, lowered, [node.name for node in simulation.graph.graph.node])
     assert "logits" in tensors.values()
-    errors = dict(tensor_errors(rehearsal.graph, lowered, list(tensors.values()), split))
+    errors = dict(tensor_errors(simulation.graph, lowered, list(tensors.values()), split))
     assert errors["logits"] < errors["h0"]
