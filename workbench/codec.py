@@ -10,7 +10,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar, Union
 
 from workbench import recipes
@@ -19,6 +19,8 @@ from workbench.records import SCHEMA_VERSION
 
 Record = TypeVar("Record")
 
+# Raw samples of a hundred variants take some MB.
+LARGEST_FILE_BYTES = 1 << 28
 # Fields of records that name a place on the disk of the machine where they were made.
 _PLACES = ("path", "folder")
 
@@ -36,7 +38,19 @@ def to_plain(record: Any) -> Any:
 
 def to_json(record: Any, indent: int | None = None) -> str:
     """Return the record as JSON text; keys keep their order, floats their exact value."""
-    return json.dumps(to_plain(record), indent=indent, ensure_ascii=False, allow_nan=True)
+    text = json.dumps(to_plain(record), indent=indent, ensure_ascii=False, allow_nan=True)
+    if text.isascii() or _is_text(text):
+        return text
+    return json.dumps(to_plain(record), indent=indent, allow_nan=True)
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: names of files need not be."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def portable(record: Record) -> Record:
@@ -62,11 +76,29 @@ def from_json(kind: type[Record], text: str) -> Record:
     """
     try:
         plain = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StoreError(
             f"Cannot read a {kind.__name__}: the text is not JSON ({error}). Was the file truncated?"
         ) from error
     return from_plain(kind, plain)
+
+
+def from_file(kind: type[Record], path: Path) -> Record:
+    """Read a record from a JSON file.
+
+    Raises:
+        StoreError: there is no such file, it is too large to be a record, or what `from_json` refuses.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE_BYTES:
+            raise StoreError(
+                f"{path} has {size} bytes, and a record has at most {LARGEST_FILE_BYTES}. Is it another file?"
+            )
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise StoreError(f"Cannot read {path}: {error}. Give the .json file that save or a report wrote.") from error
+    return from_json(kind, text)
 
 
 def from_plain(kind: type[Record], plain: Any) -> Record:
@@ -75,14 +107,14 @@ def from_plain(kind: type[Record], plain: Any) -> Record:
     Raises:
         StoreError: a field is missing, unknown or of another type, or schema_version is newer than this code's.
     """
-    if isinstance(plain, dict) and plain.get("schema_version", 0) > SCHEMA_VERSION:
-        found = plain["schema_version"]
+    found = plain.get("schema_version", 0) if isinstance(plain, dict) else 0
+    if isinstance(found, (int, float)) and found > SCHEMA_VERSION:
         raise StoreError(
             f"{kind.__name__} has schema_version {found}; this code reads up to {SCHEMA_VERSION}. Update trt-workbench."
         )
     try:
         return typing.cast(Record, _decode(kind, plain, getattr(kind, "__name__", "record")))
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, RecursionError, OverflowError) as error:
         raise StoreError(
             f"Cannot read a {getattr(kind, '__name__', 'record')}: {error}. The file was damaged or written by something else."
         ) from error

@@ -191,6 +191,10 @@ STEP_TYPES: dict[str, type] = {
 STEP_ORDER = ("fuse", "sparsify", "smooth_quant", "quantize", "quantize_weights", "precision")
 
 
+# Of recipes and studies.
+LONGEST_NAME = 200
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A named, ordered list of steps.
@@ -205,6 +209,11 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.name:
             raise ValueError("Recipe.name is empty; give it a name that will be its label in tables and plots")
+        if not isinstance(self.name, str) or len(self.name) > LONGEST_NAME or not self.name.isprintable():
+            raise ValueError(
+                f"Recipe.name is {repr(self.name)[:80]} ({len(str(self.name))} characters); it must be text of at most "
+                f"{LONGEST_NAME} printable characters, as it is a label in tables and plots"
+            )
         if not isinstance(self.steps, (tuple, list)) or not all(isinstance(step, Step) for step in self.steps):
             raise ValueError(
                 f"Recipe {self.name!r} has the steps {self.steps!r}; pass a tuple of "

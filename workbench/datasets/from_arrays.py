@@ -130,7 +130,9 @@ def read_npz(file: Path) -> dict[str, Array]:
             )
         with np.load(file, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, KeyError, MemoryError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy raise whatever a damaged file makes them stumble over
         raise DataError(
             f"Cannot read {file} as .npz: {error}. It is no .npz file, is damaged, or holds pickled objects, which are "
             "never loaded. Write it with numpy.savez from plain number arrays."

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import LoadError
 from workbench.models import naming
+from workbench.models.safetensors_header import refuse_what_the_weights_lack
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,6 +119,7 @@ def transformers_folder(folder: Path, reference: str | None = None) -> ModuleSou
     library = _library("transformers", "transformers")
     notes = _refuse_remote_code(library, config, folder)
     _refuse_pickle(folder)
+    refuse_what_the_weights_lack(config, folder)
     architecture = _architecture(library, config, folder)
     _refuse_towers(config, architecture.__name__, folder)
     module = _from_folder(library, architecture, folder)
@@ -201,7 +203,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise LoadError(f"{file} has {file.stat().st_size} bytes, too many for a configuration. Check the folder.")
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"Cannot read {file}: {error}. Save the model again with save_pretrained.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise LoadError(f"{file} has no model_type, so it is no transformers configuration. Check the folder.")

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
-from workbench.plots.theme import NOTE_POINTS, Theme
+from workbench.plots.theme import NOTE_POINTS, Theme, plain
 
 # Directions that a label may stand in, the easiest to read first: right, left, above, below, then the corners.
 _DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
@@ -40,10 +40,10 @@ class Label:
 
 def shorten(name: str, most: int = 34) -> str:
     """Return the name, cut in the middle where it is long: its ends are what tells it apart."""
-    if len(name) <= most:
-        return name
-    tail = most // 2
-    return f"{name[: most - tail - 1]}…{name[-tail:]}"
+    if len(name) > most:
+        tail = most // 2
+        name = f"{name[: most - tail - 1]}…{name[-tail:]}"
+    return plain(name)
 
 
 def place(

@@ -9,6 +9,7 @@ of studies.
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -124,9 +125,14 @@ def dress(axes: Axes, theme: Theme, grid: Literal["both", "x", "y"] = "both") ->
     axes.set_axisbelow(True)
 
 
+def plain(text: str) -> str:
+    """Return text that matplotlib shows as it stands: dollar signs would start a formula, and an odd one is an error."""
+    return re.sub(r"(?<!\\)\$", r"\\$", text)
+
+
 def entitle(axes: Axes, theme: Theme, title: str, x: str, y: str) -> None:
     """Write the title and the axis labels (with units)."""
-    axes.set_title(title, loc="left", color=theme.ink, fontsize=TITLE_POINTS, fontweight="bold", pad=12)
+    axes.set_title(plain(title), loc="left", color=theme.ink, fontsize=TITLE_POINTS, fontweight="bold", pad=12)
     axes.set_xlabel(x, color=theme.ink, fontsize=LABEL_POINTS)
     axes.set_ylabel(y, color=theme.ink, fontsize=LABEL_POINTS)
 
@@ -141,7 +147,7 @@ def footnote(figure: Figure, theme: Theme, text: str) -> None:
     """Write under the figure what a reader needs to judge it (counts, conditions), wrapped to its width."""
     across = int(figure.get_size_inches()[0] * 72 / (0.56 * NOTE_POINTS))  # a letter is about 0.56 em wide
     lines = [line for part in text.split("\n") for line in textwrap.wrap(part, across)]
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=NOTE_POINTS, color=theme.quiet)
+    figure.supxlabel(plain("\n".join(lines)), x=0.01, ha="left", fontsize=NOTE_POINTS, color=theme.quiet)
 
 
 def svg(figure: Figure) -> str:

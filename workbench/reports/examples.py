@@ -57,7 +57,7 @@ def examples(record: StudyRecord) -> Examples | None:
     if not checks:
         return None
     differing = {int(index) for check in checks for index in flips(check)}
-    shown = sorted(int(key) for key in record.samples if str(key).isdecimal())
+    shown = sorted(int(key) for key in record.samples if str(key).isdecimal() and str(int(key)) == key)
     cards = tuple(_card(record, index) for index in shown[:_MOST_CARDS])
     return Examples(_summary(len(differing), checks[0].samples, len(cards)), cards)
 

@@ -168,4 +168,5 @@ def _is(result: VariantResult, record: StudyRecord) -> bool:
 
 
 def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
+    # Blanks and line breaks before it are skipped by some.
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) or text.lstrip().startswith(_FORMULA_STARTS) else text

@@ -11,7 +11,7 @@ from typing import Any
 from workbench import codec, datasets, engines
 from workbench.datasets import Dataset
 from workbench.errors import DataError, RecipeError, expect
-from workbench.recipes import Recipe, named
+from workbench.recipes import LONGEST_NAME, Recipe, named
 from workbench.records import BuildOptions, Model, Protocol, ShapeProfile
 
 
@@ -64,6 +64,10 @@ def requested(
     if options is not None:
         remedy = "Pass workbench.BuildOptions(threads=...), or nothing for the defaults."
         expect(options, BuildOptions, "run(options=...)", remedy, DataError)
+    if name is not None and (not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME or not name.isprintable()):
+        raise DataError(
+            f"The name of a study is {repr(name)[:80]}; it must be text of 1 to {LONGEST_NAME} printable characters."
+        )
     chosen = _chosen(recipes if isinstance(recipes, (list, tuple)) else [recipes], baseline)  # type: ignore[list-item]
     backend, reason = engines.choose(backend)
     dataset = (datasets.random(model) if data is None else data).bound_to(model)

@@ -46,7 +46,7 @@ class Study:
                 raise StoreError(
                     f"There is no file {path}. Give the name of a study in the store, or a .json that exists."
                 )
-            return cls(codec.from_json(StudyRecord, path.read_text(encoding="utf-8")))
+            return cls(_whole(codec.from_file(StudyRecord, path)))
         store = store or Store()
         text = store.get("study", str(source))
         if text is None:
@@ -57,7 +57,7 @@ class Study:
                 else "The store holds no study yet: run one with workbench.run(...)."
             )
             raise StoreError(f"There is no study {str(source)!r} in {store.root}. {hint}")
-        return cls(codec.from_json(StudyRecord, text))
+        return cls(_whole(codec.from_json(StudyRecord, text)))
 
     @property
     def name(self) -> str:
@@ -134,3 +134,20 @@ class Study:
 
     def _repr_html_(self) -> str:
         return str(self.table().to_html(escape=True))
+
+
+def _whole(record: StudyRecord) -> StudyRecord:
+    """Refuse a record that was put together from several: every name in it is looked up later."""
+    names = [result.recipe.name for result in record.results]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise StoreError(
+            f"The study {record.name!r} has two variants called {twice[0]!r}. The file was edited or damaged."
+        )
+    for result in record.results:
+        for part in (result.engine, result.measurement, result.accuracy, result.failure):
+            if part is not None and part.variant != result.recipe.name:
+                raise StoreError(
+                    f"The study {record.name!r} has under {result.recipe.name!r} the {type(part).__name__} of "
+                    f"{part.variant!r}. The file was edited or damaged."
+                )
+    return record

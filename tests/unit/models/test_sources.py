@@ -134,6 +134,9 @@ def test_weights_that_are_missing_or_damaged_are_refused(copy):
     with pytest.raises(LoadError, match=r"lacks 1 weights of LlamaForCausalLM \(model\.layers\.0\.mlp\.down_proj"):
         sources.transformers_folder(copy)
     file.write_bytes(whole[:100])
+    with pytest.raises(LoadError, match=r"Cannot read .*model\.safetensors: its header claims \d+ bytes"):
+        sources.transformers_folder(copy)
+    file.write_bytes(whole[:-100])
     with pytest.raises(LoadError, match="transformers cannot load"):
         sources.transformers_folder(copy)
 
