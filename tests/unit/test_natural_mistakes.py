@@ -51,8 +51,8 @@ def test_a_name_or_path_will_do_for_a_model(model, x, variant) -> None:
     assert wb.load(model) is model
     assert wb.calibrate("digits_resnet", x).table.samples == 16
     app = wb.Workbench("digits_resnet", x)
-    assert app.state.subject.model.name == "digits_resnet"
-    assert app.state.subject.data.evaluation.inputs
+    assert app.state.selection.model.name == "digits_resnet"
+    assert app.state.selection.data.evaluation.inputs
     app.close()
 
 
@@ -149,9 +149,11 @@ def test_a_study_that_is_told_to_end_ends_like_one_that_is_interrupted(tmp_path:
     command = [sys.executable, "-m", "workbench", "run", "digits_resnet", "--data", "digits", "--recipes", "fp32"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("locks/*.lock")) and time.monotonic() < deadline:
+    store = wb.Store(tmp_path)
+    while not store.keys("study") and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and "What was finished is kept" in told
-    assert wb.Store(tmp_path).keys("study")
+    (name,) = store.keys("study")
+    assert wb.Study.open(name, store).record.results
