@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     study = wb.run(
         model,
         _data(options, model),
-        [name for part in options.recipes for name in part.split(",") if name],
+        [name.strip() for part in options.recipes for name in part.split(",") if name.strip()],
         backend=options.backend,
         protocol=protocol,
         options=wb.BuildOptions(threads=options.threads),
