@@ -1,0 +1,9 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Tests that measure wait for each other within a session, not for whoever else measures on this machine.
+os.environ.setdefault("WORKBENCH_TURN_FILE", os.path.join(tempfile.mkdtemp(prefix="workbench-tests-"), "turn"))  # noqa: PTH118
