@@ -86,7 +86,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     expect(app.locator(".wb-status", has_text="cancelled")).to_be_visible(timeout=LONG)
     picture(page, "run_cancelled")
     page.locator(".workbench button:visible", has_text=re.compile("^(Resume|Start)$")).click()
-    expect(app.locator(".wb-status", has_text="finished")).to_be_visible(timeout=LONG)
+    expect(app.locator(".wb-status", has_text="finished after")).to_be_visible(timeout=LONG)
     picture(page, "run_finished")
 
     go_to(page, "Results")
