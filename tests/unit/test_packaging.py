@@ -47,6 +47,12 @@ def test_the_conda_environment_holds_the_same_packages_and_versions() -> None:
     assert environment() == wanted
 
 
+def test_no_two_test_files_have_one_name() -> None:
+    # pytest imports a test file by its name alone: two of one name stop a run of everything, while each part still passes.
+    names = [path.name for path in sorted((ROOT / "tests").rglob("test_*.py"))]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_the_two_runtimes_that_overwrite_each_other_are_in_different_extras() -> None:
     assert "onnxruntime" not in requirements(None) and "onnxruntime-gpu" not in requirements(None)
     assert "onnxruntime" not in requirements("gpu")
