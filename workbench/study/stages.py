@@ -56,6 +56,7 @@ class Stages:
     batch: int
     handle: Handle = field(default_factory=Handle)
     _parent_folders: set[Path] = field(default_factory=set)
+    _last: tuple[Recipe, Calibrated] | None = None
 
     @property
     def dialect(self) -> str:
@@ -70,7 +71,13 @@ class Stages:
         """
         if self._samples(recipe) is None:
             return Calibrated(self.dialect)
-        return calibrate(self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, handle=self.handle)
+        # Pruned weights and channel maxima are too large for the store; a recipe's variant and its checks both need them.
+        if self._last is None or self._last[0] != recipe:
+            found = calibrate(
+                self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, handle=self.handle
+            )
+            self._last = (recipe, found)
+        return self._last[1]
 
     def variant(self, recipe: Recipe) -> Variant:
         """Apply a recipe, calibrating first where it needs that."""

@@ -7,6 +7,8 @@ calibration statistics come in as a table.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 import time
 from collections.abc import Callable, Mapping
@@ -64,6 +66,20 @@ class Calibrated:
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+
+    @property
+    def sha256(self) -> str:
+        """Hash of everything here that decides what a recipe makes of a model; not of notes, details and seconds."""
+        arrays = {f"maxima {name}": values for name, values in self.channel_maxima.items()}
+        arrays |= {f"pruned {name}": pruned.weight for name, pruned in self.pruned.items()}
+        digest = hashlib.sha256()
+        table = None if self.table is None else self.table.sha256
+        magnitudes = None if self.magnitudes is None else dict(self.magnitudes)
+        digest.update(json.dumps([self.dialect, table, dict(self.calibrators), magnitudes], sort_keys=True).encode())
+        for name, values in sorted(arrays.items()):
+            digest.update(json.dumps([name, str(values.dtype), values.shape]).encode())
+            digest.update(np.ascontiguousarray(values).tobytes())
+        return digest.hexdigest()
 
     def context(self, model: Model) -> Context:
         """Return what graph steps get."""

@@ -201,11 +201,8 @@ class Simulation:
 
     def _parts(self, recipe: Recipe) -> tuple[object, ...]:
         """What an effect depends on."""
-        known = self.calibrated
-        table = None if known.table is None else known.table.sha256
         plain = codec.to_plain(Recipe("simulated", recipe.steps))
-        metric = identity(self.metric)
-        return (self.model.sha256, plain, known.dialect, table, dict(known.calibrators), self.judged.sha256, metric)
+        return (self.model.sha256, plain, self.calibrated.sha256, self.judged.sha256, identity(self.metric))
 
 
 def _held(graph: onnx.ModelProto, split: Split, how: Simulation) -> tuple[dict[str, np.ndarray], dict[str, int], int]:
