@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from workbench.datasets import metrics
 from workbench.datasets.metrics import Metric
 from workbench.errors import DataError, nearest
+from workbench.machine.arrays import dtype_of
 from workbench.records import Model, TensorSpec
 
 Array = NDArray[Any]
@@ -304,7 +305,7 @@ def _fit(array: Array, spec: TensorSpec, notes: dict[str, None]) -> Array:
 def _convert(array: Array, spec: TensorSpec, notes: dict[str, None]) -> Array:
     if array.dtype.name == spec.dtype:
         return array
-    wanted = _dtype(spec.dtype)
+    wanted = dtype_of(spec.dtype)
     both_integer = wanted.kind in "iu" and array.dtype.kind in "iu"
     if array.dtype.kind == "f" and (wanted.kind == "f" or spec.dtype == "bfloat16"):
         converted = array.astype(wanted)
@@ -324,11 +325,3 @@ def _convert(array: Array, spec: TensorSpec, notes: dict[str, None]) -> Array:
         )
     notes[f"Input {spec.name!r} was converted from {array.dtype} to {spec.dtype}."] = None
     return converted
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)

@@ -36,3 +36,12 @@ def check(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
                 f"Input {name!r} wants {spec.dtype} {spec.shape} (None = any size), got {array.dtype} {array.shape}. "
                 f"Convert or reshape it."
             )
+
+
+def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
+    """Return the samples that every call must have; None where a caller may choose.
+
+    Args:
+        specs: of the inputs, samples on their first axis.
+    """
+    return next((spec.shape[0] for spec in specs if spec.shape and spec.shape[0] is not None), None)

@@ -25,6 +25,7 @@ from workbench import codec
 from workbench.engines.base import Feeds
 from workbench.errors import ChildKilled, OutOfMemory, RunError, WorkbenchError
 from workbench.machine import child, disk, process
+from workbench.machine.arrays import dtype_of
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import TensorSpec
 
@@ -223,7 +224,7 @@ def _receive(pipe: Connection) -> tuple[Any, dict[str, np.ndarray]]:
     head = json.loads(pipe.recv_bytes())
     arrays: dict[str, np.ndarray] = {}
     for name, dtype, shape in head["arrays"]:
-        arrays[name] = np.empty(shape, _dtype(dtype))
+        arrays[name] = np.empty(shape, dtype_of(dtype))
         if arrays[name].nbytes:
             pipe.recv_bytes_into(arrays[name].reshape(-1).view(np.uint8).data)
     for name, values in head["texts"].items():
@@ -233,15 +234,6 @@ def _receive(pipe: Connection) -> tuple[Any, dict[str, np.ndarray]]:
 
 def _as_text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    try:
-        return np.dtype(name)
-    except TypeError:  # bfloat16, float8 and int4
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, name))
 
 
 def main(descriptor: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from workbench import engines
 from workbench.datasets.outputs import Answers, joined_calls
 from workbench.engines.base import Feeds
+from workbench.engines.feeding import fixed_batch
 from workbench.engines.sample_axes import sample_axes
 from workbench.errors import BuildError, EngineError, RunError, expect
 from workbench.machine import child
@@ -138,7 +139,7 @@ def infer_job(job: InferJob, arrays: Feeds) -> tuple[dict[str, Any], dict[str, n
     """Be the child of `infer`."""
     engine = job.engine
     count = len(next(iter(arrays.values())))
-    fixed = next((spec.shape[0] for spec in engine.inputs if spec.shape and spec.shape[0] is not None), None)
+    fixed = fixed_batch(engine.inputs)
     batch = fixed or job.batch
     calls: list[tuple[int, dict[str, np.ndarray]]] = []
     with engines.open_runner(engine, job.threads) as runner:

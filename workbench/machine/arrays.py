@@ -9,6 +9,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,3 +41,17 @@ def load(path: Path) -> dict[str, np.ndarray]:
                 array = array.view(getattr(ml_dtypes, entry.comment.decode()))
             found[entry.filename.removesuffix(_ENDING)] = array
     return found
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """Return the element type of a name, of those that numpy knows only with ml_dtypes too.
+
+    Raises:
+        AttributeError: there is no such type.
+    """
+    try:
+        return np.dtype(name)
+    except TypeError:  # bfloat16, float8 and int4
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))

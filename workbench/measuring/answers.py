@@ -16,6 +16,7 @@ import numpy as np
 from workbench.datasets import Dataset
 from workbench.datasets.outputs import Answers
 from workbench.engines import jobs
+from workbench.engines.feeding import fixed_batch
 from workbench.errors import DataError, EngineError, LostAnswers, expect
 from workbench.judging import accuracy
 from workbench.machine import arrays, disk
@@ -109,7 +110,7 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def _copies(engine: Engine, count: int) -> int:
     """How many copies fill up the last call of an engine with a batch of its own."""
-    fixed = next((spec.shape[0] for spec in engine.inputs if spec.shape and spec.shape[0] is not None), None)
+    fixed = fixed_batch(engine.inputs)
     return 0 if fixed is None else -count % fixed
 
 

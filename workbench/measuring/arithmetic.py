@@ -13,6 +13,7 @@ import onnx
 
 from workbench.datasets import Split
 from workbench.engines import jobs
+from workbench.engines.feeding import fixed_batch
 from workbench.engines.isolated import open_file
 from workbench.errors import BuildError, ChildKilled, RunError
 from workbench.graph.exact import exact_form
@@ -66,7 +67,7 @@ def arithmetic_note(
     Raises:
         RunError, ChildKilled: the engine failed.
     """
-    fixed = next((spec.shape[0] for spec in variant.inputs if spec.shape and spec.shape[0] is not None), None)
+    fixed = fixed_batch(variant.inputs)
     rows = range(min(fixed or SAMPLES, len(split)))
     if fixed is not None and len(rows) < fixed:
         return None

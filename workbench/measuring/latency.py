@@ -109,7 +109,13 @@ def measure(
     environment = device.describe()
     return {
         engine.variant: failures.get(engine.variant)
-        or _measurement(engine, feeds, protocol, rounds[engine.variant], threads=threads, environment=environment)
+        or measurement(
+            engine,
+            feeds,
+            protocol,
+            [rounds[engine.variant][index] for index in sorted(rounds[engine.variant])],
+            {**environment, "threads": _threads(engine, threads)},
+        )
         for engine in built
     }
 
@@ -297,15 +303,14 @@ def _threads(engine: Engine, threads: int | None) -> int | None:
     return engine.options.threads if threads is None else threads
 
 
-def _measurement(
-    engine: Engine,
-    feeds: Feeds,
-    protocol: Protocol,
-    rounds: Mapping[int, Round],
-    *,
-    threads: int | None,
-    environment: Mapping[str, Any],
+def measurement(
+    engine: Engine, feeds: Feeds, protocol: Protocol, rounds: Sequence[Round], environment: Mapping[str, Any]
 ) -> Measurement:
+    """Return the record of an engine's rounds, in their order.
+
+    Args:
+        environment: of the machine, the engine's threads with it; the version of its library is added.
+    """
     return Measurement(
         variant=engine.variant,
         variant_sha256=engine.variant_sha256,
@@ -313,12 +318,8 @@ def _measurement(
         device=engine.device,
         protocol=protocol,
         shapes={name: tuple(array.shape) for name, array in feeds.items()},
-        rounds=tuple(rounds[index] for index in sorted(rounds)),
-        environment={
-            **environment,
-            "threads": _threads(engine, threads),
-            "backend_version": engine.backend_version,
-        },
+        rounds=tuple(rounds),
+        environment={**environment, "backend_version": engine.backend_version},
     )
 
 

@@ -27,7 +27,6 @@ from workbench.records import (
     BuildOptions,
     Engine,
     Failure,
-    Measurement,
     Model,
     Progress,
     Protocol,
@@ -255,16 +254,8 @@ class _Run:
         return ()
 
     def _put_rounds(self, name: str, engine: Engine, rounds: tuple[Round, ...]) -> None:
-        measurement = Measurement(
-            variant=engine.variant,
-            variant_sha256=engine.variant_sha256,
-            backend=engine.backend,
-            device=engine.device,
-            protocol=self.request.protocol,
-            shapes={key: tuple(array.shape) for key, array in self.feeds.items()},
-            rounds=rounds,
-            environment={**self.record.environment, "threads": engine.options.threads},
-        )
+        environment = {**self.record.environment, "threads": engine.options.threads}
+        measurement = latency.measurement(engine, self.feeds, self.request.protocol, rounds, environment)
         self._put(name, measurement=measurement)
 
     def _feeds(self) -> dict[str, np.ndarray]:

@@ -125,7 +125,9 @@ def _run(
     with contextlib.ExitStack() as stack:
         runner = stack.enter_context(_opened(proto, names, how.threads, handle))
         few = {name: array[: fixed_batch(proto) or 1] for name, array in inputs.items()}
-        groups = _groups(_observed(runner, names, few), how.largest_held_bytes * len(next(iter(few.values()))) // size)
+        limit = how.largest_held_bytes * len(next(iter(few.values()))) // size
+        shown = _observed(runner, names, few)
+        groups = grouped({name: _BATCHES_ALIVE * array.nbytes for name, array in shown.items()}, limit)
         for number, group in enumerate(groups):
             if len(groups) > 1:
                 stack.close()
@@ -164,12 +166,15 @@ def _sizes(proto: onnx.ModelProto, inputs: Samples, how: Observation) -> tuple[i
     return count - count % fixed, fixed
 
 
-def _groups(shown: Mapping[str, NDArray[Any]], limit_bytes: int) -> list[list[str]]:
-    """Split tensors so that the live batches of each group stay within a limit, given in the size of what is shown."""
+def grouped(sizes: Mapping[str, int], limit_bytes: int) -> list[list[str]]:
+    """Split names into groups, in their order, each within a limit unless one name alone is beyond it.
+
+    Args:
+        sizes: name -> bytes that are held while its group is worked on.
+    """
     groups: list[list[str]] = [[]]
     held = 0
-    for name, array in shown.items():
-        needed = _BATCHES_ALIVE * array.nbytes
+    for name, needed in sizes.items():
         if groups[-1] and held + needed > limit_bytes:
             groups.append([])
             held = 0

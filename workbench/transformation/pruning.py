@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from workbench.graph.linear_layers import WeightLayer
 from workbench.graph.pruned import Pruned
 from workbench.graph.reconstruction import columns_of, prune, unfolded
-from workbench.transformation.intermediate_outputs import Observation, Samples, batches
+from workbench.transformation.intermediate_outputs import Observation, Samples, batches, grouped
 
 # Second moments that are held at a time.
 _LARGEST_HELD_BYTES = 1 << 30
@@ -37,7 +37,9 @@ def reconstruct(
     """
     few = {name: array[:_SAMPLES] for name, array in inputs.items()}
     found: dict[str, Pruned] = {}
-    for group in _groups(layers):
+    of_name = {layer.name: layer for layer in layers}
+    for names in grouped({layer.name: _bytes_of_moments(layer) for layer in layers}, _LARGEST_HELD_BYTES):
+        group = [of_name[name] for name in names]
         moments = _moments(proto, group, few, how or Observation())
         found.update((layer.name, prune(layer, moments.pop(layer.name))) for layer in group)
     return found
@@ -59,16 +61,6 @@ def _moments(
     return sums
 
 
-def _groups(layers: Sequence[WeightLayer]) -> list[list[WeightLayer]]:
-    """Split layers so that the second moments of each group stay within the limit."""
-    groups: list[list[WeightLayer]] = [[]]
-    held = 0
-    for layer in layers:
-        count, columns = columns_of(layer)
-        needed = 8 * count * columns * columns
-        if groups[-1] and held + needed > _LARGEST_HELD_BYTES:
-            groups.append([])
-            held = 0
-        groups[-1].append(layer)
-        held += needed
-    return groups
+def _bytes_of_moments(layer: WeightLayer) -> int:
+    count, columns = columns_of(layer)
+    return 8 * count * columns * columns
