@@ -21,11 +21,19 @@ Boundary = Literal["compute", "end_to_end", "throughput"]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, element type (numpy name such as `float32`) and shape (None = dynamic) of an input or output."""
+    """An input or output.
+
+    Attributes:
+        dtype: a numpy name such as `float32`.
+        shape: None = dynamic.
+        limits: conditions on sizes, beyond which an exported file is not what its module computes, each with the first
+            input that it speaks of; see `workbench.engines.limits`.
+    """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
+    limits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from workbench.engines.base import Feeds
+from workbench.engines.limits import broken
 from workbench.errors import RunError
 from workbench.records import TensorSpec
 
@@ -15,7 +16,7 @@ def check(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
     """Check that feeds name every input and nothing else, in its element type and shape.
 
     Raises:
-        RunError: they do not.
+        RunError: they do not, or their sizes are beyond what the file was exported for.
     """
     wanted = {spec.name: spec for spec in inputs}
     if set(feeds) != set(wanted):
@@ -36,6 +37,22 @@ def check(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
                 f"Input {name!r} wants {spec.dtype} {spec.shape} (None = any size), got {array.dtype} {array.shape}. "
                 f"Convert or reshape it."
             )
+    check_limits(inputs, {name: array.shape for name, array in feeds.items()})
+
+
+def check_limits(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> None:
+    """Check shapes against the conditions on sizes under which a file is what was exported.
+
+    Raises:
+        RunError: one is not kept.
+    """
+    limits = [text for spec in inputs for text in spec.limits]
+    if words := broken(limits, shapes):
+        fed = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items())
+        raise RunError(
+            f"The model was exported for sizes with {' and '.join(words)}, and got {fed}: beyond that its file would compute "
+            f"something else than the module. Export it on an example of this size, or feed others."
+        )
 
 
 def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -129,7 +130,7 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> Engine:
         backend_version=version(request.backend),
         device=device(request.backend),
         path=variant.path,
-        inputs=_specs(session.get_inputs()),
+        inputs=_limited(_specs(session.get_inputs()), variant.inputs),
         outputs=_specs(session.get_outputs()),
         build_seconds=seconds,
         size_bytes=variant.size_bytes,
@@ -152,9 +153,11 @@ def open_runner(engine: Engine, threads: int | None) -> OnnxRuntimeRunner:
     if not Path(engine.path).exists():
         raise EngineError(f"The engine file {engine.path} is gone. Build the variant {engine.variant!r} again.")
     try:
-        return open_file(engine.path, engine.fusion, threads, engine.backend)
+        runner = open_file(engine.path, engine.fusion, threads, engine.backend)
     except BuildError as error:
         raise EngineError(f"The engine of {engine.variant!r} cannot be opened: {error} Build it again.") from error
+    runner.inputs = _limited(runner.inputs, engine.inputs)
+    return runner
 
 
 def open_file(
@@ -316,6 +319,12 @@ def _notes(request: BuildRequest) -> tuple[str, ...]:
         if getattr(request.options, name) != getattr(defaults, name):
             notes.append(f"ONNX Runtime has no use for the build option {name!r}; it was ignored.")
     return tuple(notes)
+
+
+def _limited(specs: tuple[TensorSpec, ...], known: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+    """Add the limits on sizes that the file's description has and a session does not know."""
+    limits = {spec.name: spec.limits for spec in known}
+    return tuple(replace(spec, limits=limits.get(spec.name, ())) for spec in specs)
 
 
 def _specs(nodes: Any) -> tuple[TensorSpec, ...]:

@@ -169,7 +169,7 @@ def _exported(
         module, example_inputs, notes = without_bfloat16(module, example_inputs)
         origin = replace(origin, notes=(*origin.notes, *notes))
     model = export(module, example_inputs, options, origin=origin, place=place, name=name)
-    return verification.compared(model, module, example_inputs)
+    return verification.compared(model, module, example_inputs, place)
 
 
 def _note_unused(model: Model, options: ExportOptions) -> Model:

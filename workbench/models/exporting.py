@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
+from workbench.engines.limits import shown
 from workbench.errors import ExportError
 from workbench.graph.opset_17 import lower_to_17
 from workbench.machine.store import digest
 from workbench.models import naming, onnx_file, signature
+from workbench.models.guards import is_equality, limits_of
 from workbench.models.place import Place
 from workbench.models.signature import Call, DynamicAxes
 from workbench.models.silence import silenced
@@ -262,6 +264,19 @@ def _dynamo(job: _Job, file: Path) -> list[str]:
         output_names=job.outputs,
         verbose=False,
     )
+    return notes + _note_limits(program, file, list(job.call.tensors))
+
+
+def _note_limits(program: Any, file: Path, inputs: list[str]) -> list[str]:
+    """Write into the file on which sizes it holds; return notes."""
+    limits, lost = limits_of(program, inputs)
+    notes = [f"A condition on sizes that tracing made cannot be checked at run time: {text}." for text in lost]
+    if limits:
+        proto = onnx.load(str(file), load_external_data=False)
+        onnx_file.write_limits(proto, limits)
+        onnx.save(proto, str(file))
+        told = " and ".join(shown(text) for text in limits if not is_equality(text))
+        notes += [f"The file holds for sizes with {told} only: beyond, the module takes another way."] if told else []
     return notes
 
 

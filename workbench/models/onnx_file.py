@@ -6,6 +6,7 @@ Weights in files beside it are looked for, kept inside the folder, and never loa
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import helper
 
+from workbench.engines.limits import axes, parsed
 from workbench.errors import LoadError
 from workbench.graph.contents import parameters, stored_as
 from workbench.graph.editing import graphs
@@ -25,6 +27,8 @@ from workbench.records import Model, Origin, TensorSpec
 
 LARGEST_PROTOBUF_BYTES = (2 << 30) - 1
 _HASH_CHUNK_BYTES = 1 << 20
+_LIMITS_KEY = "size_limits"
+_LONGEST_LIMITS = 10_000
 
 
 def read(path: Path, *, name: str | None = None, origin: Origin | None = None, place: Place | None = None) -> Model:
@@ -65,7 +69,7 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
         sha256=_sha256([file, *external]),
         size_bytes=sum(item.stat().st_size for item in (file, *external)),
         opset=opset(proto),
-        inputs=tuple(_spec(value, file) for value in inputs(proto)),
+        inputs=_limited(tuple(_spec(value, file) for value in inputs(proto)), _limits(proto, file)),
         outputs=tuple(_spec(value, file) for value in proto.graph.output),
         origin=origin,
         parameters=parameters(proto),
@@ -230,6 +234,37 @@ def _spec(value: onnx.ValueInfoProto, file: Path) -> TensorSpec:
             f"{file}: {value.name!r} has no element type, and none follows from the graph. Export it again."
         )
     return TensorSpec(value.name, _dtype_name(tensor.elem_type), tuple(_length(dim) for dim in tensor.shape.dim))
+
+
+def write_limits(proto: onnx.ModelProto, limits: Sequence[str]) -> None:
+    """Write into a file's metadata the conditions on sizes under which it is what was exported."""
+    kept = [entry for entry in proto.metadata_props if entry.key != _LIMITS_KEY]
+    del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
+    proto.metadata_props.add(key=_LIMITS_KEY, value=json.dumps(list(limits)))
+
+
+def _limits(proto: onnx.ModelProto, file: Path) -> list[str]:
+    text = next((entry.value for entry in proto.metadata_props if entry.key == _LIMITS_KEY), "[]")
+    try:
+        found = json.loads(text) if len(text) <= _LONGEST_LIMITS else None
+        if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+            raise ValueError("not a list of texts")
+        for item in found:
+            parsed(item)
+    except (ValueError, RecursionError) as error:
+        raise LoadError(
+            f"{file}: its metadata {_LIMITS_KEY!r} cannot be read ({error}). Export the model again."
+        ) from error
+    return found
+
+
+def _limited(specs: tuple[TensorSpec, ...], limits: Sequence[str]) -> tuple[TensorSpec, ...]:
+    """Give each limit to the first input that it speaks of."""
+    first = {
+        text: min((spec.name for spec in specs if spec.name in dict(axes(parsed(text)))), default="") for text in limits
+    }
+    return tuple(replace(spec, limits=tuple(text for text in limits if first[text] == spec.name)) for spec in specs)
 
 
 def _length(dim: onnx.TensorShapeProto.Dimension) -> int | None:

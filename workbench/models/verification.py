@@ -11,8 +11,11 @@ import onnx
 
 from workbench import engines
 from workbench.engines import isolated
+from workbench.engines.limits import broken
 from workbench.errors import ExportError, RunError
+from workbench.models import onnx_file
 from workbench.models.exporting import answers_depend_on_earlier_calls, eager_outputs
+from workbench.models.place import Place
 from workbench.models.signature import bind
 from workbench.records import Model
 
@@ -22,11 +25,15 @@ LARGEST_RELATIVE_ERROR = 1e-3
 _MOST_SECONDS = 300.0
 
 
-def compared(model: Model, module: Any, example_inputs: Any) -> Model:
+def compared(model: Model, module: Any, example_inputs: Any, place: Place | None = None) -> Model:
     """Compare an exported file with its module, and note in the model's origin what was compared and how far apart they are.
 
-    At the example's sizes and, one after the other, at two other lengths of every axis that is called dynamic: exporters
-    bake sizes in. And in a second call: a module that keeps state between calls has no file that does.
+    At the example's sizes and, one after the other, at two other lengths of every axis that is called dynamic, as far as
+    the export's own limits go: exporters bake sizes in. At length 1, which tracers never see, the file is limited to two
+    and more where it is something else. And in a second call: a module that keeps state has no file that does.
+
+    Args:
+        place: where a file with further limits goes.
 
     Raises:
         ExportError: the file does not run at a size that the module takes, or computes something else there; or the
@@ -41,7 +48,8 @@ def compared(model: Model, module: Any, example_inputs: Any) -> Model:
             f"ONNX file has no state, so every call would start anew. Pass the state in and return it (as transformers "
             f"does with a cache), or reset it in forward."
         )
-    largest, seen, refused = 0.0, [], []
+    largest, seen, refused, single = 0.0, [], [], []
+    limits = [text for spec in model.inputs for text in spec.limits]
     with isolated.open_file(model.path, seconds=_MOST_SECONDS) as runner:
         for sizes in _sizes_to_try(model, example_inputs, module):
             try:
@@ -50,7 +58,17 @@ def compared(model: Model, module: Any, example_inputs: Any) -> Model:
                 refused.append(_words(sizes))
                 continue
             feeds = {spec.name: feeds[spec.name] for spec in model.inputs}
-            error = _error_at(runner, model, feeds, expected)
+            if broken(limits, {name: array.shape for name, array in feeds.items()}):
+                continue
+            try:
+                error = _error_at(runner, model, feeds, expected)
+            except ExportError:
+                if not (
+                    ones := [(name, axis) for name, lengths in sizes.items() for axis in lengths if lengths[axis] == 1]
+                ):
+                    raise
+                single += ones
+                continue
             largest = max(largest, error)
             seen.append(", ".join(f"{name} {array.shape}" for name, array in feeds.items()))
     if not seen:
@@ -60,7 +78,18 @@ def compared(model: Model, module: Any, example_inputs: Any) -> Model:
     words = f"Compared with PyTorch on {'; '.join(seen)}: largest relative difference {largest:.1e}."
     if refused:
         words += f" The module itself does not take {'; '.join(refused)}."
+    if single:
+        model = _at_least_two(model, single, limits, place or Place())
+        words += f" It holds for sizes with {' and '.join(f'{name}[{axis}] >= 2' for name, axis in single)} only."
     return _noted(model, words)
+
+
+def _at_least_two(model: Model, places: list[tuple[str, int]], limits: list[str], place: Place) -> Model:
+    """Return the model with the limits that axes have two samples or more: with one the module does something else."""
+    proto = onnx.load(model.path)
+    onnx_file.write_limits(proto, [*limits, *(f"L[{name!r}][{axis}] >= 2" for name, axis in places)])
+    file = place.keep(proto, model.name)
+    return replace(onnx_file.read(file, name=model.name, origin=model.origin, place=place), program=model.program)
 
 
 def _error_at(runner: Any, model: Model, feeds: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
@@ -84,18 +113,19 @@ def _error_at(runner: Any, model: Model, feeds: dict[str, np.ndarray], expected:
 
 
 def _sizes_to_try(model: Model, example_inputs: Any, module: Any) -> list[dict[str, dict[int, int]]]:
-    """The example's own sizes, then one more and twice as long along each dynamic axis; axes of one name move together."""
+    """The example's own sizes, then one more, twice as long, and one along each dynamic axis; axes of one name move together."""
     examples = bind(module, example_inputs).tensors
     symbols = _symbols(Path(model.path))
     found: list[dict[str, dict[int, int]]] = [{}]
     for symbol in dict.fromkeys(name for axes in symbols.values() for name in axes.values()):
         places = [(name, axis) for name, axes in symbols.items() for axis, one in axes.items() if one == symbol]
-        for grown in (lambda length: length + 1, lambda length: 2 * length):
+        for grown in (lambda length: length + 1, lambda length: 2 * length, lambda _: 1):
             sizes: dict[str, dict[int, int]] = {}
             for name, axis in places:
                 if name in examples:
                     sizes.setdefault(name, {})[axis] = grown(examples[name].shape[axis])
-            found.append(sizes)
+            if sizes not in found:
+                found.append(sizes)
     return found
 
 

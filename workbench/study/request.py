@@ -10,6 +10,7 @@ from typing import Any
 
 from workbench import codec, datasets, engines
 from workbench.datasets import Dataset
+from workbench.engines import feeding
 from workbench.errors import DataError, RecipeError, expect
 from workbench.recipes import LONGEST_NAME, Recipe, named
 from workbench.records import BuildOptions, Model, Protocol, ShapeProfile
@@ -72,6 +73,8 @@ def requested(
     backend, reason = engines.choose(backend)
     dataset = (datasets.random(model) if data is None else data).bound_to(model)
     protocol, notes = _fitting(protocol or Protocol(), model)
+    shapes = {name: (protocol.batch, *array.shape[1:]) for name, array in dataset.evaluation.inputs.items()}
+    feeding.check_limits(model.inputs, shapes)
     options = with_profiles(options or BuildOptions(), backend, dataset, protocol)
     request = Request(
         model=model,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.engines import feeding
 from workbench.engines.base import Feeds
 from workbench.engines.tensorrt import log, plan, tensors
 from workbench.engines.tensorrt.allocator import OutputAllocator
@@ -59,6 +60,7 @@ class Context:
         self.context = self.engine.create_execution_context()
         if self.context is None:
             raise self._no_context()
+        self._specs = engine.inputs
         specs = {spec.name: spec for spec in (*engine.inputs, *engine.outputs)}
         self.tensors = tensors.of_engine(self.caps, self.engine, specs)
         self.stream = Stream(self.cuda)
@@ -143,6 +145,7 @@ class Context:
 
     def _set_shapes(self, addresses: dict[str, int], shapes: Shapes) -> None:
         self._shapes = {}
+        feeding.check_limits(self._specs, shapes)
         self._choose_profile(shapes)
         for name, shape in shapes.items():
             if not self.context.set_input_shape(name, shape):
