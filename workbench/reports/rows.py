@@ -119,11 +119,35 @@ def _columns(record: StudyRecord) -> list[tuple[Column, _Maker]]:
         (Column("Change", "points" if is_share else unit, "Answers"), lambda result, row: _change(row, is_share)),
         (Column("Agreement", "%", "Answers"), lambda result, row: _agreement(result)),
         (Column("SQNR", "dB", "Answers"), lambda result, row: _sqnr(result, record)),
+        (Column("Arithmetic", "", "Cost"), lambda result, row: _arithmetic(result, record)),
         (Column("Size", "", "Cost"), lambda result, row: _size(result, row)),
         (Column("Memory", "peak", "Cost"), lambda result, row: _memory(result)),
         (Column("Build", "", "Cost"), lambda result, row: _build(result)),
         (Column("Calibration", "", "Cost"), lambda result, row: _calibration(result)),
     ]
+
+
+def coverage(result: VariantResult) -> dict[str, dict[str, float]] | None:
+    """Return in which formats a variant multiplies and keeps its weights, as shares; None where nothing was lowered."""
+    reports = () if result.variant is None else result.variant.reports
+    return next((report.details["coverage"] for report in reports if "coverage" in report.details), None)
+
+
+def _arithmetic(result: VariantResult, record: StudyRecord) -> Cell:
+    """The format of most multiplications and its share; the other formats as the detail."""
+    found = coverage(result)
+    shares = {} if found is None else found["flops"]
+    if not isinstance(shares, dict):  # studies of before 0.2 have the share that was lowered, without its format
+        return Cell(f"{_percent(shares)} lowered", order=shares)
+    lowered = record.model.lowered_before is not None or any(step.kind != "fuse" for step in result.recipe.steps)
+    if found is None and result.variant is not None and not lowered:
+        shares = {record.model.stored_as: 1.0}
+    words = [f"{name.upper()} {_percent(share)}" for name, share in shares.items()]
+    return Cell(words[0], ", ".join(words[1:]), order=next(iter(shares.values()))) if words else Cell()
+
+
+def _percent(share: float) -> str:
+    return "100 %" if share == 1 else f"{100 * min(share, 0.999):.1f} %"  # what is not all is never called all
 
 
 def speed_words(ratio: Ratio) -> tuple[str, str]:

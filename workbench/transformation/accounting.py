@@ -5,13 +5,15 @@ Knows step reports and the graph they started from; runs nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import onnx
 
 from workbench.graph.cost import node_flops
-from workbench.graph.editing import FLOAT_TYPES, subgraphs
+from workbench.graph.editing import FLOAT_TYPES, graphs, subgraphs
+from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 from workbench.records import Skipped, StepReport
 
 # What multiplies, whether or not it holds weights.
@@ -21,28 +23,35 @@ MULTIPLIES = (
 )  # fmt: skip
 # Weights of fewer elements are scales and shifts, whose type matters to nobody's time.
 _FEWEST_WEIGHTS = 64
+_FORMATS: dict[int, str] = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16",
+            onnx.TensorProto.DOUBLE: "fp64"}  # fmt: skip
 _LOWERING = ("quantize", "quantize_weights", "precision")
 
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of the work and of the weights a recipe reached.
+    """In which formats a network multiplies and keeps its weights after a recipe.
 
     Attributes:
-        flops: share of the counted multiplications in nodes that were lowered; None where none could be counted.
-        weight_bytes: share of the weights' bytes (as the file had them) in nodes that were lowered.
+        flops: format -> share of the counted multiplications, the largest first; empty where none could be counted.
+        weight_bytes: format -> share of the weights' bytes (as the file had them), those in bodies of nodes among them.
+        uncounted: nodes that multiply and whose operations could not be counted.
     """
 
-    flops: float | None
-    weight_bytes: float | None
+    flops: dict[str, float]
+    weight_bytes: dict[str, float]
+    uncounted: tuple[str, ...] = ()
 
 
-def accounted(before: onnx.ModelProto, reports: Sequence[StepReport]) -> tuple[tuple[StepReport, ...], Coverage | None]:
+def accounted(
+    before: onnx.ModelProto, reports: Sequence[StepReport], recipe: Recipe
+) -> tuple[tuple[StepReport, ...], Coverage | None]:
     """Name what no step spoke of, and say how far the recipe reached.
 
     Args:
         before: the graph that lowering started from, fused.
         reports: of all steps; those that lower get what they left out.
+        recipe: whose steps these were.
 
     Returns:
         The reports, and the coverage; None where no step lowers.
@@ -51,27 +60,23 @@ def accounted(before: onnx.ModelProto, reports: Sequence[StepReport]) -> tuple[t
     if not lowering:
         return tuple(reports), None
     weights = {tensor.name: tensor for tensor in before.graph.initializer}
-    changed = {name for report in lowering for name in report.changed}
-    named = changed | {item.name for report in lowering for item in report.skipped}
+    named = {name for report in lowering for name in (*report.changed, *(item.name for item in report.skipped))}
     silent = [Skipped(_label(node), why) for node in before.graph.node
               if _label(node) not in named and (why := _reason(node, weights))]  # fmt: skip
-    coverage = _coverage(before, changed, weights)
+    coverage = _coverage(before, lowering, recipe)
     last = lowering[-1]
-    note = _words(last, coverage)
-    told = StepReport(
-        kind=last.kind,
-        seconds=last.seconds,
-        changed=last.changed,
+    told = replace(
+        last,
         skipped=(*last.skipped, *silent),
-        notes=(*last.notes, *([note] if note else [])),
-        details={**last.details, "coverage": {"flops": coverage.flops, "weight_bytes": coverage.weight_bytes}},
+        notes=(*last.notes, *_words(coverage)),
+        details={**last.details, "coverage": {**asdict(coverage), "uncounted": list(coverage.uncounted)}},
     )
     return tuple(told if report is last else report for report in reports), coverage
 
 
 def _reason(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> str | None:
     """Why a node was left as it was; None where it neither multiplies nor holds weights."""
-    inner = [one for graph in subgraphs(node) for one in graph.node]
+    inner = _inner_nodes(node)
     if inner:
         count = sum(one.op_type in MULTIPLIES for one in inner)
         return f"its body is a graph of its own, with {count} nodes that multiply; bodies are left as they are"
@@ -82,26 +87,82 @@ def _reason(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> str |
     return None
 
 
-def _coverage(before: onnx.ModelProto, changed: set[str], weights: dict[str, onnx.TensorProto]) -> Coverage:
+def _coverage(before: onnx.ModelProto, lowering: Sequence[StepReport], recipe: Recipe) -> Coverage:
+    arithmetic, stored = _formats(lowering, recipe)
     flops = node_flops(before)
-    counted, reached = sum(flops.values()), sum(count for name, count in flops.items() if name in changed)
-    bytes_all = bytes_reached = 0
-    seen: set[str] = set()
+    multiplied: Counter[str] = Counter()
+    kept: Counter[str] = Counter()
+    weights = {tensor.name: tensor for tensor in before.graph.initializer}
+    uncounted, seen = [], set()
     for node in before.graph.node:
-        for name in node.input:
-            if name in weights and name not in seen and _is_weight(weights[name]):
-                seen.add(name)
-                size = _size_bytes(weights[name])
-                bytes_all += size
-                bytes_reached += size if _label(node) in changed else 0
-    return Coverage(reached / counted if counted else None, bytes_reached / bytes_all if bytes_all else None)
+        label = _label(node)
+        own = _own_format(node, weights)
+        multiplied[arithmetic.get(label, own)] += flops.get(label, 0)
+        if label not in flops and any(one.op_type in MULTIPLIES for one in (node, *_inner_nodes(node))):
+            uncounted.append(label)
+        for tensor in _weights_of(node, weights):
+            if tensor.name not in seen:
+                seen.add(tensor.name)
+                kept[stored.get(label, _FORMATS.get(tensor.data_type, "fp32"))] += _size_bytes(tensor)
+    return Coverage(_shares(multiplied), _shares(kept), tuple(uncounted))
 
 
-def _words(report: StepReport, coverage: Coverage) -> str:
-    if coverage.flops is None or coverage.weight_bytes is None:
-        return ""
-    kind = {"quantize": "Quantized", "quantize_weights": "Weights quantized", "precision": "Reduced"}[report.kind]
-    return f"{kind}: {coverage.flops:.0%} of the multiplications and {coverage.weight_bytes:.0%} of the weights' bytes."
+def _formats(lowering: Sequence[StepReport], recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:
+    """Node -> the format that it multiplies in, and node -> the format of its weights: the first step that takes it decides."""
+    arithmetic: dict[str, str] = {}
+    stored: dict[str, str] = {}
+    steps = [step for step in recipe.steps if isinstance(step, (Quantize, QuantizeWeights, Precision))]
+    for report, step in zip(lowering, steps, strict=True):
+        for name in report.changed:
+            if report.kind != "quantize_weights":
+                arithmetic.setdefault(name, step.to)
+            if step.to != "tf32":
+                stored.setdefault(name, step.to)
+    return arithmetic, stored
+
+
+def _own_format(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> str:
+    return next((_FORMATS.get(tensor.data_type, "fp32") for tensor in _weights_of(node, weights)), "fp32")
+
+
+def _weights_of(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> list[onnx.TensorProto]:
+    """The weights that a node reads, in its bodies too, each once."""
+    levels = [level for graph in subgraphs(node) for level in graphs(graph)]
+    there = weights | {tensor.name: tensor for level in levels for tensor in level.initializer}
+    names = dict.fromkeys(name for one in (node, *_inner_nodes(node)) for name in one.input)
+    return [there[name] for name in names if name in there and _is_weight(there[name])]
+
+
+def _inner_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    return [one for graph in subgraphs(node) for level in graphs(graph) for one in level.node]
+
+
+def _shares(counted: Counter[str]) -> dict[str, float]:
+    total = sum(counted.values())
+    return {name: count / total for name, count in counted.most_common() if count} if total else {}
+
+
+def _words(coverage: Coverage) -> tuple[str, ...]:
+    if not coverage.flops or not coverage.weight_bytes:
+        return ()
+    words = f"{_listed(coverage.flops, 'of the multiplications')}; {_listed(coverage.weight_bytes, 'of the weights')}."
+    if coverage.uncounted:
+        shown = ", ".join(coverage.uncounted[:5]) + (", ..." if len(coverage.uncounted) > 5 else "")
+        words += f" Not counted, because their operations cannot be told from shapes: {shown}."
+    return (words,)
+
+
+def _listed(shares: dict[str, float], what: str) -> str:
+    (first, largest), *rest = shares.items()
+    listed = "".join(f", {_percent(share)} in {name.upper()}" for name, share in rest)
+    return f"{_percent(largest)} {what} in {first.upper()}{listed}"
+
+
+def _percent(share: float) -> str:
+    """Return a share in whole percent; what is not all is never called 100 %."""
+    if 0.995 <= share < 1:
+        return f"{100 * share:.1f} %" if share < 0.9995 else "> 99.9 %"
+    return f"{100 * share:.0f} %" if share >= 0.005 else "< 0.5 %"
 
 
 def _is_weight(tensor: onnx.TensorProto) -> bool:

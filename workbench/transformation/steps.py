@@ -151,7 +151,7 @@ def transform(
         if step.kind != "fuse":
             report = _applied(proto, step, context)
             reports.append(_told(report, calibrated) if step.kind == "quantize" else report)
-    told, _ = accounted(before, reports)
+    told, _ = accounted(before, reports, recipe)
     del before
     if isinstance(quantize := recipe.step("quantize"), Quantize) and quantize.to == "int8":
         write_origin(proto, calibrated.dialect)

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import workbench as wb
 from workbench.graph.cost import node_flops
+from workbench.transformation.accounting import _percent
 
 
 def recurrent(folder: Path) -> Path:
@@ -64,8 +65,15 @@ def test_shares_are_those_of_the_counted_work_and_of_the_weights(tmp_path: Path)
     assert flops["lstm"] == 2 * 64 * (8 + 16) and flops["product"] == 2 * 16 * 12
     report = wb.transform(model, "int8-dynamic", store=wb.Store(tmp_path / "store")).reports[-1]
     assert report.changed == ("product",)
-    assert report.details["coverage"]["flops"] == pytest.approx(flops["product"] / sum(flops.values()))
-    assert report.details["coverage"]["weight_bytes"] == pytest.approx(192 / (512 + 1024 + 192 + 144))
+    shares = report.details["coverage"]
+    assert shares["flops"] == pytest.approx(
+        {"int8": flops["product"] / sum(flops.values()), "fp32": flops["lstm"] / sum(flops.values())}
+    )
+    # The matrix that only a branch reads is weights too.
+    whole = 512 + 1024 + 192 + 144 + 144
+    assert shares["weight_bytes"] == pytest.approx({"int8": 192 / whole, "fp32": 1 - 192 / whole})
+    assert shares["uncounted"] == ["einsum", "branch"]
+    assert any("Not counted" in note and "einsum, branch" in note for note in report.notes)
 
 
 def test_a_whole_network_is_reached_or_spoken_of(tmp_path: Path) -> None:
@@ -74,4 +82,30 @@ def test_a_whole_network_is_reached_or_spoken_of(tmp_path: Path) -> None:
         data = wb.datasets.digits()
         variant = wb.transform(model, "int8-max", table=wb.calibrate(model, data), store=wb.Store(tmp_path / "store"))
         report = variant.reports[-1]
-        assert report.details["coverage"]["flops"] > 0.9, name
+        assert report.details["coverage"]["flops"]["int8"] > 0.9, name
+        assert report.details["coverage"]["uncounted"] == [], name
+
+
+def test_two_formats_of_one_recipe_are_told_apart(tmp_path: Path) -> None:
+    model, data = wb.load("digits_vit"), wb.datasets.digits()
+    recipe = wb.Recipe("both", (wb.Fuse(), wb.Quantize(calibrator="max", exclude=("mlp",)), wb.Precision("fp16")))
+    variant = wb.transform(model, recipe, table=wb.calibrate(model, data, recipe), store=wb.Store(tmp_path / "store"))
+    shares = variant.reports[-1].details["coverage"]
+    flops = node_flops(onnx.load(model.path))
+    excluded = sum(count for name, count in flops.items() if "mlp" in model.modules.get(name, name))
+    assert 0 < excluded / sum(flops.values()) < 1
+    assert shares["flops"]["fp16"] >= excluded / sum(flops.values()) > 0.1
+    assert shares["flops"]["int8"] > 0.1 and sum(shares["flops"].values()) == pytest.approx(1)
+
+
+def test_weights_alone_leave_the_arithmetic_as_it_was(tmp_path: Path) -> None:
+    model = wb.load("digits_vit")
+    shares = wb.transform(model, "int4-weights", store=wb.Store(tmp_path)).reports[-1].details["coverage"]
+    assert shares["flops"] == {"fp32": 1.0}
+    assert shares["weight_bytes"]["int4"] > 0.5
+
+
+def test_what_is_nearly_all_is_not_called_all() -> None:
+    assert [_percent(share) for share in (1, 0.9999, 0.996, 0.994, 0.5, 0.001)] == [
+        "100 %", "> 99.9 %", "99.6 %", "99 %", "50 %", "< 0.5 %",
+    ]  # fmt: skip
