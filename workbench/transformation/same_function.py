@@ -99,4 +99,4 @@ def _relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
     ):
         return float("inf")
     largest = max(float(np.abs(want[finite]).max(initial=0.0)), 1e-12)
-    return float(np.abs(have - want)[finite].max(initial=0.0)) / largest
+    return float(np.abs(have[finite] - want[finite]).max(initial=0.0)) / largest

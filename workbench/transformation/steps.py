@@ -167,7 +167,7 @@ def transform(
         path=str(place / path.name),
         sha256=sha256,
         size_bytes=sum(item.stat().st_size for item in place.iterdir()),
-        opset=next(entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")),
+        opset=next((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), 0),
         inputs=model.inputs,
         outputs=model.outputs,
         dialect=calibrated.dialect,
