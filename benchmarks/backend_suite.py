@@ -42,7 +42,13 @@ def main() -> None:
             if what in ("differs", "refused", "crashed"):
                 print(f"{what}: {case.name}: {why}", flush=True)
     versions = {"onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__}
-    found = {"dialect": arguments.dialect, "counts": dict(counts), **others, "versions": versions, "device": device.describe()}
+    found = {
+        "dialect": arguments.dialect,
+        "counts": dict(counts),
+        **others,
+        "versions": versions,
+        "device": device.describe(),
+    }
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(dict(counts))
 

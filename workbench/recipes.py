@@ -142,15 +142,16 @@ class SmoothQuant:
     """Move activation outliers into the weights before quantizing (Xiao et al. 2022, arXiv:2211.10438).
 
     Attributes:
-        alpha: 0 leaves all difficulty in the activations, 1 moves all of it into the weights.
+        alpha: 0 leaves all difficulty in the activations, 1 moves all of it into the weights; None chooses by what it
+            costs at the outputs on calibration samples, and leaves smoothing off where nothing is surely better.
     """
 
-    alpha: float = 0.5
+    alpha: float | None = None
     exclude: tuple[str, ...] = ()
     kind: Literal["smooth_quant"] = "smooth_quant"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.alpha <= 1.0:
+        if self.alpha is not None and not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"SmoothQuant.alpha is {self.alpha}; it must lie in [0, 1]")
         _patterns("SmoothQuant", self.exclude)
 
@@ -242,6 +243,13 @@ class Recipe:
         quantize = self.step("quantize")
         static = isinstance(quantize, Quantize) and quantize.activations == "static"
         return static or self.step("smooth_quant") is not None
+
+    @property
+    def needs_strength(self) -> bool:
+        """Whether the strength of smoothing is left to a choice by what quantizing then costs."""
+        step = self.step("smooth_quant")
+        quantizes = self.step("quantize") is not None or self.step("quantize_weights") is not None
+        return isinstance(step, SmoothQuant) and step.alpha is None and quantizes
 
     @property
     def uses_magnitudes(self) -> bool:

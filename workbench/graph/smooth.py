@@ -22,6 +22,8 @@ from workbench.graph.linear_layers import WeightLayer, weight_layers
 from workbench.recipes import SmoothQuant
 from workbench.records import Skipped, StepReport
 
+# The strength of the paper, where none was chosen.
+STRENGTH = 0.5
 _NORMS = ("LayerNormalization", "RMSNormalization")
 # Keeps a channel that is nearly dead, in activations or weights, from getting a scale that overflows elsewhere.
 _SMALLEST_SCALE, _LARGEST_SCALE = 1e-4, 1e4
@@ -46,7 +48,7 @@ def apply(model: onnx.ModelProto, step: SmoothQuant, context: Context) -> StepRe
 
     Returns:
         A report. Details: under `activations`, by the new tensor name, `was` (the old name), `into` (the node that
-        divides), `largest_scale`; and the counts `folded` and `multiplied`.
+        divides), `largest_scale`; `alpha`, and the counts `folded` and `multiplied`.
 
     Raises:
         TransformError: channel maxima are missing, or of a wrong length.
@@ -54,11 +56,12 @@ def apply(model: onnx.ModelProto, step: SmoothQuant, context: Context) -> StepRe
     started = time.perf_counter()
     graph = Graph(model)
     groups, skipped = _groups(graph, step, context)
+    alpha = STRENGTH if step.alpha is None else step.alpha
     activations: dict[str, dict[str, object]] = {}
     changed: list[str] = []
     folded = 0
     for group in groups:
-        scale = _scale(group, step.alpha, context.channel_maxima)
+        scale = _scale(group, alpha, context.channel_maxima)
         into = _divide_in_place(graph, group, scale)
         folded += into is not None
         name, node = into or _divide_by_mul(graph, group, scale)
@@ -77,7 +80,7 @@ def apply(model: onnx.ModelProto, step: SmoothQuant, context: Context) -> StepRe
         changed=tuple(changed),
         skipped=tuple(skipped),
         notes=() if activations else ("No MatMul or Gemm could be smoothed.",),
-        details={"activations": activations, "folded": folded, "multiplied": len(groups) - folded},
+        details={"alpha": alpha, "activations": activations, "folded": folded, "multiplied": len(groups) - folded},
     )
 
 

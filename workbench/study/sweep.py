@@ -173,5 +173,5 @@ def _words(step: Step) -> str:
     if isinstance(step, QuantizeWeights):
         return f"weights in {step.to.upper()}{kept}"
     if isinstance(step, SmoothQuant):
-        return f"SmoothQuant {step.alpha:g}{kept}"
+        return f"SmoothQuant{f' {step.alpha:g}' if step.alpha is not None else ''}{kept}"
     return f"pruned {step.pattern}{kept}"

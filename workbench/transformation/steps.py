@@ -51,6 +51,7 @@ class Calibrated:
         calibrators: tensor name -> calibrator, overriding the recipe's own (what `auto` chose).
         channel_maxima: tensor name -> (channels,) largest |x|, which SmoothQuant needs.
         magnitudes: tensor name -> largest |x|, by which FP16 leaves nodes in FP32; None where nothing was observed.
+        smoothing: the strength of SmoothQuant that was chosen, 0 to leave it off; None where nothing was to choose.
         pruned: node name -> its weight, pruned for the samples (see `Sparsify`).
         notes: what a reader of the report must know of the choices above.
         details: the same as plain data, for the report of the quantizing step.
@@ -62,6 +63,7 @@ class Calibrated:
     calibrators: Mapping[str, str] = field(default_factory=dict)
     channel_maxima: Mapping[str, np.ndarray] = field(default_factory=dict)
     magnitudes: Mapping[str, float] | None = None
+    smoothing: float | None = None
     pruned: Mapping[str, Pruned] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -75,7 +77,11 @@ class Calibrated:
         digest = hashlib.sha256()
         table = None if self.table is None else self.table.sha256
         magnitudes = None if self.magnitudes is None else dict(self.magnitudes)
-        digest.update(json.dumps([self.dialect, table, dict(self.calibrators), magnitudes], sort_keys=True).encode())
+        digest.update(
+            json.dumps(
+                [self.dialect, table, dict(self.calibrators), magnitudes, self.smoothing], sort_keys=True
+            ).encode()
+        )
         for name, values in sorted(arrays.items()):
             digest.update(json.dumps([name, str(values.dtype), values.shape]).encode())
             digest.update(np.ascontiguousarray(values).tobytes())
@@ -142,6 +148,7 @@ def transform(
     if dialect is not None and dialect != calibrated.dialect:
         calibrated = replace(calibrated, dialect=dialect)
     context = calibrated.context(model)
+    asked, recipe = recipe, with_strength(recipe, calibrated)
     proto, reports = _prepared(model, recipe, context)
     if reports:
         reports[0] = _compared(model, proto, reports[0])
@@ -162,7 +169,7 @@ def transform(
         sha256, place = store.add(path.parent)
     used = calibrated.table if recipe.needs_calibration else None
     return Variant(
-        recipe=recipe,
+        recipe=asked,
         model_sha256=model.sha256,
         path=str(place / path.name),
         sha256=sha256,
@@ -186,13 +193,23 @@ def observed_graph(model: Model, recipe: str | Recipe, calibrated: Calibrated | 
     Args:
         calibrated: the dialect, and the channel maxima where the recipe smooths (see `channel_maxima`).
     """
-    recipe = named(recipe)
+    recipe = with_strength(named(recipe), calibrated or Calibrated())
     context = replace(calibrated or Calibrated(), table=None, calibrators={}).context(model)
     proto, _ = _prepared(model, recipe, context)
     for step in recipe.steps:
         if step.kind in BEFORE_QUANTIZATION:
             _applied(proto, step, context)
     return proto
+
+
+def with_strength(recipe: Recipe, calibrated: Calibrated) -> Recipe:
+    """Return the recipe with the strength of smoothing that was chosen for it; without the step where it is left off."""
+    step = recipe.step("smooth_quant")
+    if not isinstance(step, SmoothQuant) or step.alpha is not None or calibrated.smoothing is None:
+        return recipe
+    fixed = (replace(step, alpha=calibrated.smoothing),) if calibrated.smoothing else ()
+    steps = (item for one in recipe.steps for item in (fixed if one is step else (one,)))
+    return replace(recipe, steps=tuple(steps))
 
 
 def observed(

@@ -30,8 +30,10 @@ from workbench.transformation.steps import (
     magnitudes,
     observed,
     pruned_weights,
+    with_strength,
 )
 from workbench.tuning.calibrators import Choice, choose
+from workbench.tuning.smoothing import Strength, choose_strength
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ def calibrate(
         split, data_name = _first(data, recipe), ""
     found = Calibrated(dialect, pruned=pruned_weights(model, split, recipe, dialect, handle=handle))
     found = replace(found, channel_maxima=channel_maxima(model, split, recipe, found, handle=handle))
+    found = _smoothed(model, split, recipe, found, store=store, handle=handle)
+    recipe = with_strength(recipe, found)
     before = (model.sha256, recipe.fusion, _before(recipe), dialect, split.sha256)
     if recipe.uses_magnitudes:
 
@@ -111,8 +115,26 @@ def calibrate(
     parts = (model.sha256, codec.to_plain(recipe.steps), dialect, split.sha256)
     choice = chosen() if store is None else store.remember(Choice, parts, chosen)
     return replace(
-        found, calibrators=choice.calibrators, notes=(choice.note,), details={"auto": codec.to_plain(choice)}
+        found,
+        calibrators=choice.calibrators,
+        notes=(*found.notes, choice.note),
+        details={"auto": codec.to_plain(choice)},
     )
+
+
+def _smoothed(
+    model: Model, split: Split, recipe: Recipe, found: Calibrated, *, store: Store | None, handle: Handle
+) -> Calibrated:
+    """Choose how strongly to smooth, where the recipe leaves that open."""
+    if not recipe.needs_strength:
+        return found
+
+    def strength() -> Strength:
+        return choose_strength(model, split, recipe, found, handle=handle)
+
+    parts = (model.sha256, codec.to_plain(recipe.steps), found.dialect, split.sha256)
+    chosen = strength() if store is None else store.remember(Strength, parts, strength)
+    return replace(found, smoothing=chosen.alpha, notes=(chosen.note,))
 
 
 def samples_of(data: Dataset, recipe: Recipe) -> Split:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -35,27 +34,20 @@ from workbench.records import Model
 from workbench.transformation.intermediate_outputs import Observation
 from workbench.transformation.observing import calibrate_proto
 from workbench.transformation.steps import Calibrated, channel_maxima, observed, pruned_weights
+from workbench.tuning.held_out import better, crossed, decibels, typical
 from workbench.tuning.simulation import Simulation
+from workbench.tuning.smoothing import choose_strength
 
 if TYPE_CHECKING:
     import pandas
 
-# With fewer calibration samples than this, thresholds are found from and judged on the same ones.
-_FEWEST = 16
-_MOST_JUDGED = 256
 # Of each half of them: language models' logits fill it with a few texts.
 _JUDGED_BYTES = 16 << 20
 # Lowered graphs that `choose` may judge. They are most of its cost, which should stay near four times that of one
 # calibrator; six of them are the single calibrators.
 MOST_TRIALS = 10
-# The noisiest samples are left out of every judgement: with inputs of heavy tails one of 96 had 99 % of the noise, and
-# what suited that one was chosen for all.
-_TRIMMED = 0.05
 # With fewer judged samples than this the choice may turn on a handful, and says so.
 _MANY = 64
-# Outputs' errors are uneven: of a small vision transformer 1 % of the samples had 42 % of the noise. So a change counts
-# only where it lowers the mean noise by 2 %, and lowers it in each of four parts of the samples, and for most samples.
-_SMALLEST_GAIN, _PARTS = 0.02, 4
 
 
 Names = tuple[str, ...]
@@ -129,19 +121,26 @@ def choose(
     stop = threading.Event()
     # The halves run in threads of their own, which hear of Ctrl-C through this.
     held = replace(handle, cancelled=lambda: stop.is_set() or handle.cancelled())
-    folds = [
-        _Fold(_simulation(model, recipe, judged, known, held), fitted, handle) for fitted, judged in crossed(split)
-    ]
+
+    def fold(halves: tuple[Split, Split]) -> _Fold:
+        return _Fold(_simulation(model, recipe, halves[1], known, held), halves[0], held)
+
+    with ThreadPoolExecutor(2, "observe") as pool:
+        try:
+            folds = list(pool.map(fold, crossed(split)))
+        except BaseException:
+            stop.set()  # the other half is not waited for
+            raise
     trials = _Trials(folds, handle, stop)
     single = {name: trials.nsr(dict.fromkeys(trials.free, name)) for name in METHODS}
-    best = min(METHODS, key=lambda name: _typical(single[name]))
+    best = min(METHODS, key=lambda name: typical(single[name]))
     found, reasons, noise = trials.improved(best, single, most_trials)
     return Choice(
         calibrators={name: method for names, method in found.items() for name in names},
         reasons={name: reasons[names] for names in found for name in names},
-        single_db={name: _db(one) for name, one in single.items()},
+        single_db={name: decibels(one) for name, one in single.items()},
         best_single=best,
-        auto_db=_db(noise),
+        auto_db=decibels(noise),
         judged=len(noise),
         trials=trials.made,
         seconds=time.perf_counter() - started,
@@ -230,6 +229,8 @@ def compare_calibrators(
         raise CalibrationError(f"The data {data.name!r} have no calibration samples. Split some off with split_off().")
     known = Calibrated(dialect, pruned=pruned_weights(model, data.calibration, recipe, dialect))
     known = replace(known, channel_maxima=channel_maxima(model, data.calibration, recipe, known))
+    if recipe.needs_strength:
+        known = replace(known, smoothing=choose_strength(model, data.calibration, recipe, known).alpha)
     table = observed(model, data.calibration, recipe, known, data_name=data.name)
     simulation = Simulation(model, recipe, data.evaluation, replace(known, table=table), metric=data.metric)
     rows, unit = [], ""
@@ -242,18 +243,6 @@ def compare_calibrators(
         rows.append(CalibratorRow(name, tuple(records), effect.sqnr_db, effect.drop))
         unit = effect.unit
     return CalibratorComparison(tuple(rows), table, unit, len(simulation.judged))
-
-
-def crossed(split: Split) -> list[tuple[Split, Split]]:
-    """Return pairs of samples to find thresholds from and samples to judge them on: two halves, in both directions.
-
-    Few samples serve both ends at once.
-    """
-    if len(split) < _FEWEST:
-        return [(split, split)]
-    halves = [split.take(range(start, len(split), 2)) for start in (0, 1)]
-    judged = [half.take(range(min(len(half), _MOST_JUDGED // 2))) for half in halves]
-    return [(halves[0], judged[1]), (halves[1], judged[0])]
 
 
 def _simulation(model: Model, recipe: Recipe, judged: Split, known: Calibrated, handle: Handle) -> Simulation:
@@ -333,20 +322,20 @@ class _Trials:
 
         for method, result in single.items():
             # Throughout it lost; in half of the tensors it may gain. Near misses come first.
-            wait(method, [names for names in self.free if self._differs(names, method, best)], _typical(result))
+            wait(method, [names for names in self.free if self._differs(names, method, best)], typical(result))
         while waiting and self.made < most_trials:
             _, _, method, group = heapq.heappop(waiting)
             group = [names for names in group if self._differs(names, method, found[names])]
             if not group:
                 continue
             changed = self.nsr({**found, **dict.fromkeys(group, method)})
-            if _better(changed, noise):
-                gain = _db(changed) - _db(noise)
+            if better(changed, noise):
+                gain = decibels(changed) - decibels(noise)
                 reasons.update({names: self._gained(names, method, found[names], gain, len(group)) for names in group})
                 found.update(dict.fromkeys(group, method))
                 noise = changed
             elif len(group) > 1:
-                wait(method, group, _typical(changed))
+                wait(method, group, typical(changed))
         return found, reasons, noise
 
     def _reason(self, names: Names, method: str) -> str:
@@ -394,23 +383,3 @@ def _ranges(simulation: Simulation, step: Quantize, table: CalibrationTable) -> 
 def _halves(group: list[Names]) -> list[list[Names]]:
     middle = (len(group) + 1) // 2
     return [half for half in (group[:middle], group[middle:]) if half]
-
-
-def _better(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> bool:
-    parts = [slice(start, None, _PARTS) for start in range(min(_PARTS, len(ours)))]
-    everywhere = all(_typical(ours[part]) < _typical(theirs[part]) for part in parts)
-    return (
-        everywhere and _typical(ours) < (1 - _SMALLEST_GAIN) * _typical(theirs) and float(np.mean(ours < theirs)) > 0.5
-    )
-
-
-def _typical(noise: NDArray[np.float64]) -> float:
-    """Return the mean noise without the noisiest samples; infinite where more than those are not finite."""
-    dropped = int(np.ceil(_TRIMMED * len(noise))) if len(noise) > _PARTS else 0
-    kept = np.sort(np.where(np.isfinite(noise), noise, np.inf))[: len(noise) - dropped]
-    return float(kept.mean())
-
-
-def _db(noise: NDArray[np.float64]) -> float:
-    typical = _typical(noise)
-    return math.inf if typical == 0 else -math.inf if not math.isfinite(typical) else -10 * math.log10(typical)

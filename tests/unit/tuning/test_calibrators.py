@@ -20,7 +20,8 @@ from workbench.machine.handle import Handle
 from workbench.recipes import NAMED, Fuse, Quantize, Recipe
 from workbench.transformation import notes as calibration_notes
 from workbench.transformation.observing import RangeAlarm
-from workbench.tuning.calibrators import choose, compare_calibrators, crossed
+from workbench.tuning.calibrators import choose, compare_calibrators
+from workbench.tuning.held_out import crossed
 
 AUTO = NAMED["int8-auto"]
 
