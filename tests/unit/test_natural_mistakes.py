@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,27 @@ def test_a_study_that_is_told_to_end_ends_like_one_that_is_interrupted(tmp_path:
     assert process.returncode == 130 and "What was finished is kept" in told
     (name,) = store.keys("study")
     assert wb.Study.open(name, store).record.results
+
+
+VERBS = sorted(name for name in wb._HOMES if inspect.isfunction(getattr(wb, name)))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_answers_a_wrong_argument_with_a_sentence(verb: str, model, variant, engine, x) -> None:
+    """Whatever stands where another thing is wanted: an answer, or an error of ours, never one from inside."""
+    call = getattr(wb, verb)
+    wanted = [item for item in inspect.signature(call).parameters.values() if item.default is item.empty]
+    count = sum(item.kind is item.POSITIONAL_OR_KEYWORD for item in wanted)
+    values = (5, "name", None, x, model, variant, engine, wb.datasets.digits(), [model], {"a": 1}, wb.Protocol())
+    for first in values:
+        for second in ("name", x, 5, None) if count > 1 else (None,):
+            arguments = [first, second, "int8-max"][: max(count, 1)]
+            try:
+                call(*arguments)
+            except (errors.WorkbenchError, ValueError, TypeError) as error:
+                assert len(str(error)) > 20, (verb, arguments)
+                if isinstance(error, TypeError):  # Python's own, of the call itself: too many, not a name
+                    assert traceback.extract_tb(error.__traceback__)[-1].name == sys._getframe().f_code.co_name, (
+                        verb,
+                        error,
+                    )

@@ -39,8 +39,8 @@ def backend(name: str) -> Backend:
     Raises:
         BackendMissing: no backend has that name.
     """
-    if name not in MODULES:
-        raise BackendMissing(f"There is no backend {name!r}. {nearest(name, MODULES)}")
+    if not isinstance(name, str) or name not in MODULES:
+        raise BackendMissing(f"There is no backend {repr(name)[:60]}. {nearest(str(name), MODULES)}")
     return cast(Backend, importlib.import_module(MODULES[name]))
 
 

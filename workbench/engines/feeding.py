@@ -8,7 +8,7 @@ import numpy as np
 
 from workbench.engines.base import Feeds
 from workbench.engines.limits import broken
-from workbench.errors import RunError
+from workbench.errors import DataError, RunError
 from workbench.records import TensorSpec
 
 
@@ -38,6 +38,26 @@ def check(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
                 f"Convert or reshape it."
             )
     check_limits(inputs, {name: array.shape for name, array in feeds.items()})
+
+
+def as_feeds(inputs: Sequence[TensorSpec], feeds: object, verb: str) -> Feeds:
+    """Return feeds where some are wanted: arrays by input name as they are, one array for the only input.
+
+    Args:
+        verb: what wants them.
+
+    Raises:
+        DataError: they are neither.
+    """
+    names = [spec.name for spec in inputs]
+    if isinstance(feeds, np.ndarray) and len(names) == 1:
+        return {names[0]: feeds}
+    if isinstance(feeds, Mapping):
+        return feeds
+    raise DataError(
+        f"{verb} takes one batch as numpy arrays by input name, {{{', '.join(f'{name!r}: array' for name in names)}}}, got a "
+        f"{type(feeds).__name__} ({repr(feeds)[:60]})."
+    )
 
 
 def check_limits(inputs: Sequence[TensorSpec], shapes: Mapping[str, Sequence[int]]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from workbench import engines
 from workbench.datasets.outputs import Answers, joined_calls
 from workbench.engines.base import Feeds
-from workbench.engines.feeding import fixed_batch
+from workbench.engines.feeding import as_feeds, fixed_batch
 from workbench.engines.sample_axes import sample_axes
 from workbench.errors import BuildError, EngineError, RunError, expect
 from workbench.machine import child
@@ -194,6 +194,7 @@ def layer_times(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle 
         ChildKilled, Cancelled: as every child process.
     """
     expect(engine, Engine, "layer_times", "Build one first: workbench.build(variant, ...).", EngineError)
+    feeds = as_feeds(engine.inputs, feeds, "layer_times")
     job = ProfileJob(replace(engine, log=""), runs)
     found = child.call("workbench.engines.jobs:profile_job", job, feeds, returns=Profile, handle=handle).record
     return tuple(found.layers)

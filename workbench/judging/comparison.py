@@ -86,7 +86,7 @@ def compare(
     Raises:
         CompareError: the baseline was not measured, or a candidate was measured under unlike conditions.
     """
-    candidates = [candidates] if isinstance(candidates, VariantResult) else candidates
+    candidates = candidates if isinstance(candidates, (list, tuple)) else [candidates]  # type: ignore[list-item]
     remedy = "Take it from a study: study = Study.open(name); study['fp32']. Or compare all: study.comparison()."
     for one in (baseline, *candidates):
         expect(one, VariantResult, "compare", remedy, CompareError)

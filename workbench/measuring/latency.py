@@ -20,6 +20,7 @@ import numpy as np
 
 from workbench import engines
 from workbench.engines.base import Feeds, Runner
+from workbench.engines.feeding import as_feeds
 from workbench.errors import Cancelled, DataError, EngineError, WorkbenchError, expect
 from workbench.machine import child, conditions, device, turn
 from workbench.machine.handle import QUIET, Handle
@@ -63,8 +64,11 @@ def measure(
         DataError: no engines, two of one name, or a wrong batch.
         Cancelled: the caller stopped it; finished rounds were handed to `on_round`.
     """
-    built = [built] if isinstance(built, Engine) else built
+    built = built if isinstance(built, (list, tuple)) else [built]  # type: ignore[list-item]
     protocol = protocol or Protocol()
+    for engine in built:
+        expect(engine, Engine, "measure", "Build one first: workbench.build(variant, ...).", EngineError)
+    feeds = as_feeds(built[0].inputs, feeds, "measure") if built else feeds
     _check(built, feeds, protocol)
     engines_by_name = {engine.variant: engine for engine in built}
     rounds = {name: {item.index: item for item in (finished or {}).get(name, ())} for name in engines_by_name}
@@ -324,8 +328,6 @@ def measurement(
 
 
 def _check(built: Sequence[Engine], feeds: Feeds, protocol: Protocol) -> None:
-    for engine in built:
-        expect(engine, Engine, "measure", "Build one first: workbench.build(variant, ...).", EngineError)
     expect(protocol, Protocol, "measure(protocol=...)", "Pass workbench.Protocol(...), or nothing.", DataError)
     names = [engine.variant for engine in built]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
+from workbench.errors import DataError, expect
 from workbench.records import Progress, Protocol
 
 # Until something was seen here: digits_resnet in ONNX Runtime on two cores of an AMD EPYC (a fresh process for each round,
@@ -33,8 +34,20 @@ class Pace:
         return self.answer_seconds is not None or self.round_overhead_seconds is not None
 
 
-def study_seconds(variants: int, protocol: Protocol, pace: Pace) -> float:
-    """Return how long that many variants take under a protocol."""
+def study_seconds(variants: int, protocol: Protocol | None = None, pace: Pace | None = None) -> float:
+    """Return how long that many variants take under a protocol.
+
+    Args:
+        protocol: None takes the defaults of `Protocol`.
+        pace: of an earlier study; None takes what a small network took on two cores.
+
+    Raises:
+        DataError: they are something else.
+    """
+    protocol, pace = protocol or Protocol(), pace or Pace()
+    expect(variants, int, "study_seconds", "Pass how many variants there are.", DataError)
+    expect(protocol, Protocol, "study_seconds", "Pass workbench.Protocol(...), or nothing.", DataError)
+    expect(pace, Pace, "study_seconds", "Pass what workbench.study.estimate.pace(...) gave, or nothing.", DataError)
     answer = _ANSWER_SECONDS if pace.answer_seconds is None else pace.answer_seconds
     overhead = _ROUND_OVERHEAD_SECONDS if pace.round_overhead_seconds is None else pace.round_overhead_seconds
     return variants * (answer + protocol.rounds * (overhead + _asked_seconds(protocol)))

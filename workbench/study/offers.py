@@ -12,6 +12,7 @@ import onnx
 from workbench import engines
 from workbench.datasets import Dataset
 from workbench.engines.base import Missing
+from workbench.errors import DataError, LoadError, expect
 from workbench.recipes import CALIBRATORS, FLOAT_FORMATS
 from workbench.records import Model
 from workbench.study.sweep import QUANTIZATIONS, STATIC
@@ -29,8 +30,17 @@ _TENSORRT_PRECISION = {
 }
 
 
-def refusals(backend: str, model: Model | None, data: Dataset | None) -> Reasons:
-    """Return the toggles that cannot be chosen -> why."""
+def refusals(backend: str, model: Model | None = None, data: Dataset | None = None) -> Reasons:
+    """Return the toggles that cannot be chosen -> why.
+
+    Raises:
+        BackendMissing: there is no such backend; LoadError, DataError: the others are something else.
+    """
+    engines.backend(backend)
+    if model is not None:
+        expect(model, Model, "refusals", "Load it first: workbench.load(...).", LoadError)
+    if data is not None:
+        expect(data, Dataset, "refusals", "Wrap arrays with workbench.datasets.arrays(x, labels).", DataError)
     found: Reasons = {}
     for value, why in _of_backend(backend).items():
         found["precision" if value in FLOAT_FORMATS else "quantization", value] = why

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,8 @@ from numpy.typing import NDArray
 from workbench.calibration.histogram import Histogram
 from workbench.calibration.table import CalibrationTable, Provenance
 from workbench.calibration.thresholds import METHODS, ThresholdRecord, sqnr_db, threshold_records
-from workbench.datasets import Dataset, Split
+from workbench.datasets import Dataset, Split, as_dataset
+from workbench.datasets.split import Array
 from workbench.errors import CalibrationError, Cancelled, RecipeError
 from workbench.graph.dialects import dialect as dialect_named
 from workbench.graph.dialects import of_this_cpu
@@ -29,6 +31,7 @@ from workbench.graph.editing import Context, Graph
 from workbench.graph.placement import place
 from workbench.graph.quantization import Scale, activation_format, encode
 from workbench.machine.handle import QUIET, Handle
+from workbench.models import as_model
 from workbench.recipes import Quantize, Recipe, Step, named
 from workbench.records import Model
 from workbench.transformation.intermediate_outputs import Observation
@@ -201,8 +204,8 @@ class CalibratorComparison:
 
 
 def compare_calibrators(
-    model: Model,
-    data: Dataset,
+    model: Model | str | Path,
+    data: Dataset | Array | Mapping[str, Array],
     calibrators: Sequence[str] = tuple(METHODS),
     recipe: str | Recipe = "int8-max",
     *,
@@ -214,13 +217,17 @@ def compare_calibrators(
     numbers. `auto` picks on calibration samples.
 
     Args:
+        model: from `workbench.load`, or a name or path that it takes.
+        data: with calibration samples.
         recipe: with a static Quantize step, whose calibrator is replaced.
 
     Raises:
         CalibrationError: there are no calibration samples.
         RecipeError: the recipe has no static Quantize step, or a calibrator is unknown.
     """
-    recipe, data, dialect = named(recipe), data.bound_to(model), dialect or of_this_cpu()
+    model = as_model(model, "compare_calibrators")
+    recipe, dialect = named(recipe), dialect or of_this_cpu()
+    data = as_dataset(data, "compare_calibrators").bound_to(model)
     if not _is_static(recipe):
         raise RecipeError(
             f"The recipe {recipe.name!r} quantizes no activations with static ranges: nothing to compare."

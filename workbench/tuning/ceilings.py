@@ -7,11 +7,13 @@ and written, launches, layers that are not counted) only makes the true bound hi
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnx
 
 from workbench.graph.cost import cost
 from workbench.machine import device
+from workbench.models import as_model
 from workbench.records import Model
 
 # Matrix rate of a type over that of FP16 on the tensor cores; FP32 runs beside them.
@@ -47,17 +49,22 @@ class Ceiling:
         return None if self.seconds is None else self.seconds / measured_seconds
 
 
-def ceiling(model: Model, precision: str = "fp16", *, batch: int = 1, device_name: str | None = None) -> Ceiling:
+def ceiling(
+    model: Model | str | Path, precision: str = "fp16", *, batch: int = 1, device_name: str | None = None
+) -> Ceiling:
     """Return the least time of one pass.
 
     Args:
+        model: from `workbench.load`, or a name or path that it takes.
         precision: the type that the layers compute in: fp32, tf32, fp16, bf16, int8 or fp8.
         batch: samples a pass.
         device_name: such as `NVIDIA H200`; None takes the first GPU here. CPUs and unknown GPUs have no rates.
 
     Raises:
         ValueError: another precision.
+        LoadError: there is no such model.
     """
+    model = as_model(model, "ceiling")
     if precision not in _RATES:
         raise ValueError(f"precision is {precision!r}; allowed: {', '.join(_RATES)}")
     shapes = {

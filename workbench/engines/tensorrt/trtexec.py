@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from workbench.errors import DataError, expect
 from workbench.recipes import Fuse, Precision, Quantize, Recipe, Sparsify, Step
 from workbench.records import BuildOptions, Protocol, ShapeProfile
 
@@ -169,7 +170,11 @@ def from_trtexec(line: str, major: int = 10) -> Parsed:
 
     Args:
         major: release whose defaults hold where the line says nothing (10 or earlier, or 11 and later).
+
+    Raises:
+        DataError: the line is no text.
     """
+    expect(line, str, "from_trtexec", "Paste the command line as text: 'trtexec --onnx=m.onnx --fp16'.", DataError)
     reading = _Reading(major)
     try:
         words = shlex.split(line.replace("\\\n", " "))
