@@ -225,11 +225,11 @@ def _front(results: Sequence[VariantResult]) -> tuple[Quality, set[int], tuple[s
         and (quality == "none" or result.accuracy is not None)
     ]
     beats: dict[int, set[int]] = {index: set() for index in runs}
-    certain = True
+    speeds = {index: _Speed.of(results[index]) for index in runs}
+    certain = len(runs) < 2 or all(len(speed.logs) > 1 for speed in speeds.values())
     for one, other in combinations(runs, 2):
-        faster, sure = _faster(results[one], results[other])
         better = _better(results[one], results[other], quality)
-        certain = certain and sure
+        faster = speeds[one].faster(speeds[other], better)
         if max(faster, better) > 0 and min(faster, better) >= 0:
             beats[one].add(other)
         if min(faster, better) < 0 and max(faster, better) <= 0:
@@ -258,13 +258,36 @@ def _reachable(start: int, beats: dict[int, set[int]]) -> set[int]:
     return seen
 
 
-def _faster(one: VariantResult, other: VariantResult) -> tuple[int, bool]:
-    """Return 1, 0 or -1 (faster, equal, slower), and whether an interval says so."""
-    assert one.measurement is not None and other.measurement is not None
-    ratio = statistics.ratio(other.measurement, one.measurement)
-    if ratio.verdict == "no interval":
-        return (ratio.value > 1) - (ratio.value < 1), False
-    return {"faster": 1, "slower": -1}.get(ratio.verdict, 0), True
+@dataclass(frozen=True)
+class _Speed:
+    """A measurement as a front of many variants needs it: each round summed up once, not once a pair."""
+
+    measurement: Measurement
+    logs: dict[int, float]
+
+    @classmethod
+    def of(cls, result: VariantResult) -> _Speed:
+        assert result.measurement is not None
+        return cls(result.measurement, statistics.logs_by_round(result.measurement))
+
+    def faster(self, other: _Speed, better: int) -> int:
+        """Return 1, 0 or -1: faster, equal, slower.
+
+        Args:
+            better: whether the answers are better; where every round speaks for the same side, an interval would not
+                change which of the two dominates, and is not made.
+        """
+        if better and self._always(other, better):
+            return 0
+        in_turns = statistics.interleaved(self.measurement, other.measurement)
+        ratio = statistics.ratio_of_logs(other.logs, self.logs, in_turns)
+        if ratio.verdict == "no interval":
+            return (ratio.value > 1) - (ratio.value < 1)
+        return {"faster": 1, "slower": -1}.get(ratio.verdict, 0)
+
+    def _always(self, other: _Speed, better: int) -> bool:
+        ours, theirs = self.logs.values(), other.logs.values()
+        return max(ours) < min(theirs) if better > 0 else min(ours) > max(theirs)
 
 
 def _quality(results: Sequence[VariantResult]) -> Quality:

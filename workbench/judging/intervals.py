@@ -11,8 +11,9 @@ rounds alone gives too few different resamples. `tests/unit/test_intervals.py` c
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -32,6 +33,11 @@ _RESAMPLES = 1999
 _CHUNK_VALUES = 1_000_000
 # From here on a studentized mean is normal within what anyone could see, and resampling only costs time.
 _NORMAL_FROM = 2000
+# More rounds than these are compared too seldom for their draws to be kept in memory.
+_KEPT_DRAWS_UP_TO = 64
+
+# For each group: normal noise and places, both (resamples, n).
+_Draws = list[tuple[np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -138,20 +144,31 @@ def studentized(groups: Sequence[np.ndarray], confidence: float, trim: float | N
 
 def _resampled(groups: Sequence[np.ndarray], value: float, trim: float | None) -> np.ndarray:
     """Return |center* - center| / error* of each resample. The seed is fixed: the same raw values, the same interval."""
-    generator = np.random.default_rng(20140101)
-    rows = max(1, _CHUNK_VALUES // max(len(group) for group in groups))
+    sizes = tuple(len(group) for group in groups)
+    widths = [n**-0.2 * float(_trimmed(group, trim)[1]) * math.sqrt(n) for n, group in zip(sizes, groups, strict=True)]
     parts = []
-    for start in range(0, _RESAMPLES, rows):
-        count = min(rows, _RESAMPLES - start)
-        center, variance = np.zeros(count), np.zeros(count)
-        for sign, group in zip((1, -1), groups, strict=False):
-            n = len(group)
-            width = n**-0.2 * float(_trimmed(group, trim)[1]) * math.sqrt(n)
-            noise = width * generator.standard_normal((count, n))
-            one, error = _trimmed(group[generator.integers(0, n, (count, n))] + noise, trim)
+    for draws in _kept_draws(sizes) if max(sizes) <= _KEPT_DRAWS_UP_TO else _draws(sizes):
+        center, variance = np.zeros(len(draws[0][0])), np.zeros(len(draws[0][0]))
+        for sign, group, width, (normal, places) in zip((1, -1), groups, widths, draws, strict=False):
+            one, error = _trimmed(group[places] + width * normal, trim)
             center, variance = center + sign * one, variance + error**2
         parts.append(np.abs(center - value) / np.sqrt(variance))
     return np.concatenate(parts)
+
+
+def _draws(sizes: tuple[int, ...]) -> Iterator[_Draws]:
+    """Yield, a chunk of resamples at a time, the noise and the places that each group is resampled with."""
+    generator = np.random.default_rng(20140101)
+    rows = max(1, _CHUNK_VALUES // max(sizes))
+    for start in range(0, _RESAMPLES, rows):
+        shapes = [(min(rows, _RESAMPLES - start), n) for n in sizes]
+        yield [(generator.standard_normal(shape), generator.integers(0, shape[1], shape)) for shape in shapes]
+
+
+@functools.lru_cache(maxsize=16)
+def _kept_draws(sizes: tuple[int, ...]) -> tuple[_Draws, ...]:
+    """The same draws for the same sizes: a front of a hundred variants resamples thousands of pairs of a few rounds."""
+    return tuple(_draws(sizes))
 
 
 def _trimmed(values: np.ndarray, trim: float | None) -> tuple[np.ndarray, np.ndarray]:

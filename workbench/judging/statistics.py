@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -177,9 +178,20 @@ def ratio(baseline: Measurement, candidate: Measurement, confidence: float = CON
     Raises:
         DataError: a measurement has no latencies, or a latency of zero.
     """
-    ours, theirs = _by_index(baseline), _by_index(candidate)
+    ours, theirs = logs_by_round(baseline), logs_by_round(candidate)
+    return ratio_of_logs(ours, theirs, interleaved(baseline, candidate), confidence)
+
+
+def ratio_of_logs(
+    ours: Mapping[int, float], theirs: Mapping[int, float], in_turns: bool, confidence: float = CONFIDENCE
+) -> Ratio:
+    """Return `ratio` of two measurements whose rounds were summed up before (see `logs_by_round`).
+
+    Args:
+        in_turns: whether they were measured in turns.
+    """
     common = sorted(set(ours) & set(theirs))
-    paired = len(common) > 1 and interleaved(baseline, candidate)
+    paired = len(common) > 1 and in_turns
     if paired:
         groups = [np.array([ours[index] - theirs[index] for index in common])]
     else:
@@ -306,8 +318,12 @@ def shown_score(values: np.ndarray, display: str) -> float:
     return _exp(mean) if display == "exp_mean" else mean
 
 
-def _by_index(measurement: Measurement) -> dict[int, float]:
-    """Return round index -> log of its typical seconds."""
+def logs_by_round(measurement: Measurement) -> dict[int, float]:
+    """Return round index -> log of its typical seconds.
+
+    Raises:
+        DataError: there are no latencies, or a latency of zero.
+    """
     _check_rounds(measurement)
     seconds = {item.index: _typical_seconds(item, measurement.protocol.boundary) for item in measurement.rounds}
     if min(seconds.values()) <= 0:

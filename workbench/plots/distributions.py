@@ -17,6 +17,8 @@ from workbench.plots.theme import Style, Theme, ThemeName
 from workbench.records import Measurement, StudyRecord, VariantResult
 
 _ROW_INCHES = 0.95
+# A figure of more rows than these is a wall; what is left out is said.
+MOST_DRAWN = 30
 # The slowest calls would stretch the axes until nothing else can be seen; how many are cut off is said.
 _DRAWN_SHARE = 0.98
 
@@ -31,7 +33,7 @@ def latencies(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
         record: at least one result with a measurement, else the figure says that there is none.
     """
     colours = look.named(theme)
-    measured = [result.measurement for result in record.results if result.measurement is not None]
+    measured, left_out = _drawn(record)
     if not measured:
         return look.empty_figure(colours, "Nothing was measured, so there are no latencies to draw.")
     figure = Figure(
@@ -50,17 +52,17 @@ def latencies(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
     rows[-1].set_xlabel(
         f"latency per call of {batch_words(record)} (ms)", color=colours.ink, fontsize=look.LABEL_POINTS
     )
-    look.footnote(figure, colours, _what_was_drawn(measured, cut) + failed_words(record))
+    look.footnote(figure, colours, _what_was_drawn(measured, cut) + left_out + failed_words(record))
     return figure
 
 
 def rounds(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
     """Draw the median of each round over time, relative to the variant's own median, to show drift and noise."""
     colours = look.named(theme)
-    measured = [result.measurement for result in record.results if result.measurement is not None]
+    measured, left_out = _drawn(record)
     if not measured:
         return look.empty_figure(colours, "Nothing was measured, so there are no rounds to draw.")
-    figure, axes = look.new_figure(colours, height_inches=3.8)
+    figure, axes = look.new_figure(colours, height_inches=max(3.8, 1.2 + 0.24 * len(measured)))
     marks = look.styles([result.recipe.name for result in record.results], record.baseline, colours)
     start = min(part.started_at for measurement in measured for part in measurement.rounds)
     axes.axhline(0, color=colours.quiet, linewidth=1)
@@ -84,7 +86,7 @@ def rounds(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
         axes, colours, "Drift and noise, round by round", "time since the first round (s)", "from own median (%)"
     )
     note = "A line that climbs or falls is drift; lines that move together were disturbed together."
-    look.footnote(figure, colours, note + failed_words(record))
+    look.footnote(figure, colours, note + left_out + failed_words(record))
     return figure
 
 
@@ -94,11 +96,16 @@ def sizes(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
     known = [(result.recipe.name, size) for result in record.results if (size := size_bytes(result)) is not None]
     if not known:
         return look.empty_figure(colours, "No variant was built, so there are no sizes to draw.")
-    figure, axes = look.new_figure(colours, height_inches=1.5 + 0.42 * len(known))
+    figure, axes = look.new_figure(colours, height_inches=1.5 + 0.42 * min(len(known), MOST_DRAWN))
     look.dress(axes, colours, grid="x")
     marks = look.styles([result.recipe.name for result in record.results], record.baseline, colours)
     unit, name = _unit(max(size for _, size in known))
     base = dict(known).get(record.baseline)
+    words = ""
+    if len(known) > MOST_DRAWN:
+        chosen = sorted(known, key=lambda item: (item[0] != record.baseline, item[1]))[:MOST_DRAWN]
+        words = f" The smallest {MOST_DRAWN} of {len(known)} are drawn; the table has all."
+        known = [item for item in known if item in chosen]
     for row, (variant, size) in enumerate(known):
         axes.barh(row, size / unit, height=0.62, color=marks[variant].colour, edgecolor=colours.ink, linewidth=0.8)
         share = f"  ({size / base:.0%} of {record.baseline})" if base and variant != record.baseline else ""
@@ -116,8 +123,19 @@ def sizes(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
     axes.set_ylim(len(known) - 0.5, -0.6)
     axes.set_xlim(0, max(size for _, size in known) / unit * 1.3)
     look.entitle(axes, colours, "Size of the file that runs", f"size ({name})", "")
-    look.footnote(figure, colours, "Weights included." + failed_words(record))
+    look.footnote(figure, colours, "Weights included." + words + failed_words(record))
     return figure
+
+
+def _drawn(record: StudyRecord) -> tuple[list[Measurement], str]:
+    """Return the measurements that a figure has room for, the baseline among them, and what it leaves out, in words."""
+    measured = [result.measurement for result in record.results if result.measurement is not None]
+    if len(measured) <= MOST_DRAWN:
+        return measured, ""
+    by_speed = sorted(measured, key=lambda one: (one.variant != record.baseline, statistics.summary(one).median))
+    chosen = {one.variant for one in by_speed[:MOST_DRAWN]}
+    words = f" The baseline and the fastest {MOST_DRAWN - 1} of {len(measured)} are drawn; the table has all."
+    return [one for one in measured if one.variant in chosen], words
 
 
 def size_bytes(result: VariantResult) -> int | None:

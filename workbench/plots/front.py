@@ -79,11 +79,18 @@ def front(
     look.footnote(figure, colours, _footnote(record, shown, found, lacking))
     labels = [
         Label(_label(point, record.baseline), _across(point, x).value, point.quality.value, point.on_front)
-        for point in found
-        if len(found) <= _MOST_NAMES or point.on_front or point.name == record.baseline
+        for point in _named(found, record.baseline)
     ]
     place(axes, labels, colours, lines)
     return figure
+
+
+def _named(found: list[Point], baseline: str) -> list[Point]:
+    """Return the points that are named: all of a few; else the baseline and the front, the fastest first."""
+    if len(found) <= _MOST_NAMES:
+        return found
+    wanted = [point for point in found if point.on_front or point.name == baseline]
+    return sorted(wanted, key=lambda point: (point.name != baseline, point.seconds.value))[:_MOST_NAMES]
 
 
 def _across(point: Point, x: Axis) -> Place:
@@ -269,7 +276,7 @@ def _footnote(record: StudyRecord, shown: Quality, found: list[Point], lacking: 
         words += f"; {ACCURACY_CONFIDENCE:.0%} interval of the share"
     words += ". Dashed, bold: the front."
     if len(found) > _MOST_NAMES:
-        words += f" Of {len(found)} variants only the front and the baseline are named."
+        words += f" Of {len(found)} variants only the baseline and the front are named, at most {_MOST_NAMES} of them."
     if shown.kind != "sqnr":
         words += " A point beyond it is not distinguishably better."
     if any(point.like_baseline and point.name != record.baseline for point in found):

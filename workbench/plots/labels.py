@@ -11,6 +11,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
@@ -78,7 +79,8 @@ def place(
         )
         note.set_in_layout(False)
         others = [tuple(axes.transData.transform((other.x, other.y))) for other in labels if other is not label]
-        box = _best(note, _Ground(frame, taken, soft, others), scale)
+        ground = _Ground(frame, _corners(taken), _corners(soft), np.array(others, float).reshape(-1, 2))
+        box = _best(note, ground, scale)
         taken.append(box)
         written.append(note)
         _tie(axes, label, box, others, theme)
@@ -87,19 +89,23 @@ def place(
 
 @dataclass(frozen=True)
 class _Ground:
-    """What a label has to mind, in pixels: the axes, boxes never to cover, lines better not covered, other points."""
+    """What a label has to mind, in pixels: the axes, boxes never to cover, lines better not covered, other points.
+
+    Boxes are rows of (x0, y0, x1, y1), points rows of (x, y).
+    """
 
     frame: Bbox
-    taken: list[Bbox]
-    soft: list[Bbox]
-    others: list[tuple[float, ...]]
+    taken: np.ndarray
+    soft: np.ndarray
+    others: np.ndarray
 
     def cost(self, box: Bbox, own: Sequence[float]) -> float:
-        hard = sum(_overlap(box, other) for other in self.taken) + _outside(box, self.frame)
-        light = sum(_overlap(box, other) for other in self.soft)
+        hard = _overlap(box, self.taken) + box.width * box.height - _overlap(box, _corners([self.frame]))
+        light = _overlap(box, self.soft)
         reach = math.dist(own, _nearest(box, own))
         # A label that is nearer to another point than to its own would be read as that point's.
-        stolen = sum(math.dist(other, _nearest(box, other)) < 1.2 * reach for other in self.others)
+        nearest = np.clip(self.others, (box.x0, box.y0), (box.x1, box.y1))
+        stolen = int((np.hypot(*(self.others - nearest).T) < 1.2 * reach).sum())
         # Covering a label is never worth a shorter way; covering a bit of a line sometimes is.
         return 1000 * hard + 4 * light + 60 * stolen
 
@@ -161,11 +167,12 @@ def _segment(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -
     return Bbox.from_extents(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1)
 
 
-def _overlap(one: Bbox, other: Bbox) -> float:
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return width * height if width > 0 and height > 0 else 0.0
+def _corners(boxes: Sequence[Bbox]) -> np.ndarray:
+    return np.array([box.extents for box in boxes], float).reshape(-1, 4)
 
 
-def _outside(box: Bbox, frame: Bbox) -> float:
-    return box.width * box.height - _overlap(box, frame)
+def _overlap(box: Bbox, others: np.ndarray) -> float:
+    """Return the area that a box shares with others, (n, 4), summed."""
+    width = np.minimum(box.x1, others[:, 2]) - np.maximum(box.x0, others[:, 0])
+    height = np.minimum(box.y1, others[:, 3]) - np.maximum(box.y0, others[:, 1])
+    return float((np.clip(width, 0, None) * np.clip(height, 0, None)).sum())

@@ -130,7 +130,9 @@ def _drawings(record: StudyRecord, comparison: Comparison | None) -> list[Drawin
     if answered and comparison is not None:
         alt = words + " ".join(verdict(record, comparison)[:2]) + " The numbers are in the table below."
         caption = "Accuracy against latency. Up and to the left is better; where bars overlap, look at the verdicts."
-        found.append(_drawing("front", lambda theme: plots.front(record, theme=theme), alt, caption))
+        found.append(
+            _drawing("front", lambda theme: plots.front(record, comparison=comparison, theme=theme), alt, caption)
+        )
     if measured:
         alt = words + "histograms of the latency of every call for each variant, with medians as in the table."
         caption = "How steady each latency is. All axes span the same factor around their median, so widths compare."

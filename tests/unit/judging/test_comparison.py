@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from made_up_rounds import measurement
 
 from workbench.errors import CompareError
+from workbench.judging import statistics
 from workbench.judging.comparison import compare, compare_studies, undominated, unlike
 from workbench.recipes import NAMED
 from workbench.records import (
@@ -96,6 +98,29 @@ def test_variants_that_dominate_each_other_in_a_circle_stay_or_go_together(
     beats: dict[int, set[int]], front: set[int]
 ) -> None:
     assert undominated(beats) == front
+
+
+def test_the_front_of_many_is_what_comparing_every_pair_by_itself_gives() -> None:
+    """The shortcuts of a front of many (rounds summed up once, pairs that every round decides) change no verdict."""
+    random = np.random.default_rng(3)
+    names = [name for name in NAMED if name != "fp32"][:14]
+    many = [FP32] + [
+        result(name, 2e-3 * (1 + 0.004 * random.integers(-4, 4)), int(random.integers(0, 4) * 6), turn=place)
+        for place, name in enumerate(names, 1)
+    ]
+    beats: dict[int, set[int]] = {place: set() for place in range(len(many))}
+    for one, other in itertools.permutations(range(len(many)), 2):
+        verdict = statistics.ratio(many[other].measurement, many[one].measurement).verdict
+        faster = {"faster": 1, "slower": -1}.get(verdict, 0)
+        change = statistics.score_change(
+            np.array(many[one].accuracy.scores), np.array(many[other].accuracy.scores), higher_is_better=True
+        )
+        better = {"better": 1, "worse": -1}.get(change.verdict, 0)
+        if max(faster, better) > 0 and min(faster, better) >= 0:
+            beats[one].add(other)
+    expected = {many[place].recipe.name for place in undominated(beats)}
+    assert set(compare(many[0], many[1:]).front) == expected
+    assert 1 < len(expected) < len(many)
 
 
 def test_without_labels_agreement_with_the_parent_is_the_axis() -> None:

@@ -16,6 +16,7 @@ from test_plots_calibration import words
 
 from workbench import plots
 from workbench.plots import theme
+from workbench.plots.distributions import MOST_DRAWN
 from workbench.plots.labels import Label, place, shorten
 from workbench.records import Protocol, StudyRecord
 
@@ -127,6 +128,25 @@ def test_latencies_say_how_many_calls_and_rounds_there_are(record: StudyRecord) 
     text = words(plots.latencies(record))
     assert "medians of 4 rounds" in text
     assert "all calls (80 a variant" in text
+
+
+def test_a_study_of_many_draws_those_that_matter_and_says_what_it_leaves_out(record: StudyRecord) -> None:
+    measured = [result for result in record.results if result.measurement is not None]
+    results = []
+    for number in range(MOST_DRAWN + 10):
+        one = measured[number % len(measured)]
+        name = one.recipe.name if number < len(measured) else f"{one.recipe.name}-{number}"
+        recipe, measurement = (
+            dataclasses.replace(one.recipe, name=name),
+            dataclasses.replace(one.measurement, variant=name),
+        )
+        results.append(dataclasses.replace(one, recipe=recipe, measurement=measurement))
+    many = dataclasses.replace(record, results=tuple(results))
+    assert len(plots.latencies(many).axes) == MOST_DRAWN
+    for draw in (plots.latencies, plots.rounds):
+        assert f"the fastest {MOST_DRAWN - 1} of {MOST_DRAWN + 10} are drawn" in " ".join(words(draw(many)).split())
+        assert record.baseline in " ".join(words(draw(many)).split())
+    assert f"smallest {MOST_DRAWN} of {MOST_DRAWN + 10}" in " ".join(words(plots.sizes(many)).split())
 
 
 def test_one_round_is_drawn_without_an_interval() -> None:
