@@ -2,65 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import shutil
-import sqlite3
 from pathlib import Path
-from typing import Any
 
 import pytest
+from failing_writes import Faults
 
 from workbench.errors import StoreError
-from workbench.machine import store as store_module
 from workbench.machine.store import Store, write_text
-
-
-class Faults:
-    """Counts calls that write, and lets the n-th fail as a full disk does."""
-
-    def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self.seen, self.failing = 0, 0
-        for owner, name in (
-            (Path, "write_text"),
-            (Path, "replace"),
-            (Path, "mkdir"),
-            (shutil, "move"),
-            (store_module.tempfile, "mkdtemp"),
-        ):
-            patch.setattr(
-                owner, name, self.wrapped(getattr(owner, name), OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
-            )
-        real = sqlite3.connect
-        faults = self
-
-        class Connection(sqlite3.Connection):
-            def commit(self) -> None:
-                faults.count(sqlite3.OperationalError("database or disk is full"))
-                super().commit()
-
-            def __exit__(self, kind: Any, *rest: Any) -> Any:
-                if kind is None and self.in_transaction:
-                    try:
-                        faults.count(sqlite3.OperationalError("database or disk is full"))
-                    except sqlite3.OperationalError:
-                        self.rollback()
-                        raise
-                return super().__exit__(kind, *rest)
-
-        patch.setattr(store_module.sqlite3, "connect", lambda *a, **k: real(*a, **{**k, "factory": Connection}))
-
-    def count(self, error: Exception) -> None:
-        self.seen += 1
-        if self.seen == self.failing:
-            raise error
-
-    def wrapped(self, real: Any, error: OSError) -> Any:
-        def call(*arguments: Any, **options: Any) -> Any:
-            self.count(error)
-            return real(*arguments, **options)
-
-        return call
 
 
 def work(root: Path) -> Store:

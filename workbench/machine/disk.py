@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.errors import StoreError
+from workbench.machine import leftovers
 
 # No room left, a quota that is used up, a limit on the size of one file.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -53,14 +54,12 @@ def temporary() -> Iterator[Path]:
     Raises:
         StoreError: there is no place for one.
     """
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="workbench-"))
-    except OSError as error:
-        raise explained(error, tempfile.tempdir or "the temporary folder") from error
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(leftovers.working())
+        except OSError as error:
+            raise explained(error, tempfile.tempdir or "the temporary folder") from error
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _free(path: Path) -> str:

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import TypeVar
 
 from workbench import codec, version
 from workbench.errors import StoreError
-from workbench.machine import disk
+from workbench.machine import disk, leftovers
 
 Made = TypeVar("Made")
 
@@ -98,6 +97,7 @@ class Store:
                 (self.root / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise disk.explained(error, self.root) from error
+        leftovers.sweep(self.root / "scratch")
         self.damaged: set[tuple[str, str]] = set()
         self._index = self.root / "index.sqlite"
         with self._connect() as connection:
@@ -215,12 +215,12 @@ class Store:
         try:
             if not place.exists() or digest(place) != sha256:
                 home.parent.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=self.root / "scratch") as waiting:
-                    shutil.move(str(source), str(Path(waiting) / source.name))
+                with leftovers.working(self.root / "scratch") as waiting:
+                    shutil.move(str(source), str(waiting / source.name))
                     home.mkdir(exist_ok=True)
                     if place.is_dir():
                         shutil.rmtree(place)
-                    (Path(waiting) / source.name).replace(place)
+                    (waiting / source.name).replace(place)
         except OSError as error:
             raise disk.explained(error, place) from error
         return sha256, place
@@ -233,14 +233,12 @@ class Store:
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
         """Give an empty folder in the store's file system, removed at the end."""
-        try:
-            folder = tempfile.mkdtemp(dir=self.root / "scratch")
-        except OSError as error:
-            raise disk.explained(error, self.root) from error
-        try:
-            yield Path(folder)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = stack.enter_context(leftovers.working(self.root / "scratch"))
+            except OSError as error:
+                raise disk.explained(error, self.root) from error
+            yield folder
 
     def cache_folder(self, name: str) -> Path:
         """Return a folder that outlives runs, for a backend's own caches."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import onnx
 
 from workbench.errors import LoadError
 from workbench.graph import files
+from workbench.machine import leftovers
 from workbench.machine.store import Store
 
 
@@ -71,15 +71,13 @@ class Place:
             with (self.store or Store()).scratch() as scratch:
                 yield scratch
             return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            made = Path(tempfile.mkdtemp(dir=self.folder, prefix=".writing-"))
-        except OSError as error:
-            raise LoadError(f"Cannot write into {self.folder}: {error}. Pass another folder=...") from error
-        try:
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                made = stack.enter_context(leftovers.working(self.folder, ".writing-"))
+            except OSError as error:
+                raise LoadError(f"Cannot write into {self.folder}: {error}. Pass another folder=...") from error
             yield made
-        finally:
-            shutil.rmtree(made, ignore_errors=True)
 
 
 def _move_all(source: Path, target: Path) -> Path:

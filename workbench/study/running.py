@@ -173,7 +173,7 @@ class _Run:
                 self._tick(stage, recipe.name, 1)
                 self._put(recipe.name, accuracy=self.stages.accuracy(engine, parent, recipe))
                 self._tick(stage, recipe.name, 1)
-            except Cancelled:
+            except (Cancelled, StoreError):  # a full disk is no fault of a variant
                 raise
             except WorkbenchError as error:
                 self._failed(recipe.name, stage, error)
@@ -212,7 +212,7 @@ class _Run:
             taken = latency.take_round(engine, self.feeds, self.request.protocol, index, handle=self.handle)
             self.kept.keep(engine, taken)
             self._put_rounds(name, engine, (*self._rounds(name), taken))
-        except Cancelled:
+        except (Cancelled, StoreError):  # a full disk is no fault of a variant
             raise
         except WorkbenchError as error:
             self._failed(name, "measure", error)
