@@ -103,7 +103,7 @@ def export(
     """
     call = signature.bind(module, example_inputs)
     axes = signature.dynamic_axes(call, options.dynamic)
-    with untouched(module), place.scratch() as scratch:
+    with untouched(module), place.scratch() as scratch, _without_trace_cache():
         tensors, outputs = _example(module, call, axes)
         job = _Job(module, call, tensors, outputs, axes, options.opset or DEFAULT_OPSET)
         proto, exporter, notes = _first_success(job, options.exporter, scratch)
@@ -414,6 +414,17 @@ def _name_axes(proto: onnx.ModelProto, job: _Job) -> list[str]:
         if dim.dim_param:
             dim.dim_param = re.sub(r"\w+", lambda match: symbols.get(match[0], match[0]), dim.dim_param)
     return notes
+
+
+@contextlib.contextmanager
+def _without_trace_cache() -> Iterator[None]:
+    """Export without torch's cache of traced operators: its keys stay in finalizers for good, some 700 objects an export."""
+    import torch._dynamo
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(AttributeError):  # torch's own setting, which may change its name
+            stack.enter_context(torch._dynamo.config.patch(fake_tensor_cache_enabled=False))
+        yield
 
 
 @contextlib.contextmanager
