@@ -1,4 +1,4 @@
-"""The command line: `python -m workbench doctor | run | report | studies | demo`, for machines reached by ssh."""
+"""The command line: `python -m workbench doctor | run | preview | report | studies | demo`, for machines reached by ssh."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     study = wb.run(
         model,
         _data(options, model),
-        [name.strip() for part in options.recipes for name in part.split(",") if name.strip()],
+        _names(options.recipes),
         backend=options.backend,
         protocol=protocol,
         options=wb.BuildOptions(threads=options.threads),
@@ -82,6 +82,26 @@ def run(options: argparse.Namespace) -> int:
     for name, message in study.failures.items():
         print(f"failed: {name}: {message}", file=sys.stderr)
     return int(bool(study.failures))
+
+
+def preview(options: argparse.Namespace) -> int:
+    """Say what TensorRT makes of a model under each recipe, without a GPU."""
+    from workbench.study.previews import CANNOT_KNOW
+
+    model = wb.load(options.model)
+    first = None
+    for name in _names(options.recipes):
+        found = wb.preview(model, name, target=options.target, data=_data(options, model))
+        print(found.summary)
+        if first is not None:
+            print(f"  {found.against(first)}")
+        for note in found.notes:
+            print(f"  {note}")
+        if options.kernels:
+            print(found.table().to_string(index=False))
+        first = first or found
+    print(CANNOT_KNOW)
+    return 0
 
 
 def report(options: argparse.Namespace) -> int:
@@ -122,6 +142,10 @@ def _brief(study: wb.Study) -> str:
     table = study.table()
     wide = [name for name in table.columns if name.startswith(_WIDE_COLUMNS)]
     return str(table.drop(columns=wide).to_string(index=False))
+
+
+def _names(parts: Sequence[str]) -> list[str]:
+    return [name.strip() for part in parts for name in part.split(",") if name.strip()]
 
 
 def _data(options: argparse.Namespace, model: Model) -> wb.datasets.Dataset | None:
@@ -196,6 +220,23 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--name", help="of the study; run again under the same name to go on")
     command.add_argument("--report", help="where to write the report: .html, .md, .csv, .json or a folder")
     command.set_defaults(command=run)
+
+    command = commands.add_parser("preview", help="show what TensorRT makes of a model; needs no GPU (extra rtx)")
+    command.add_argument("model", help="as for `run`")
+    command.add_argument(
+        "--recipes",
+        nargs="+",
+        default=["fp16", "int8-max"],
+        help="names, separated by blanks or commas; the first is what the others are compared with (default: fp16 int8-max)",
+    )
+    command.add_argument("--target", default="sm89", help="sm75 to sm121, several with commas (default: %(default)s)")
+    command.add_argument("--data", help="as for `run`, to calibrate with; random inputs if absent")
+    command.add_argument(
+        "--calibration", type=_positive, metavar="N", help="take N samples out of the data for calibration"
+    )
+    command.add_argument("--tokenizer", metavar="FOLDER", help="for text; the model's own folder if absent")
+    command.add_argument("--kernels", action="store_true", help="list every kernel")
+    command.set_defaults(command=preview)
 
     command = commands.add_parser("report", help="write the report of a study")
     command.add_argument("study", help="its name (see `studies`) or a saved .json")

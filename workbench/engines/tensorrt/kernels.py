@@ -33,6 +33,7 @@ _ATTENTION = re.compile(r"(?<![a-z])f?mha(?![a-z])")
 _GENERATED = re.compile(r"^__myl_((?:[A-Z][a-z0-9]*)+)_myl\d")
 _MOVEMENT = frozenset(("Move", "Resh", "Tran", "Cast", "Conc", "Slic", "Repl", "Unsq", "Sque"))
 COMPUTING = ("convolution", "matmul", "attention")
+_NO_OPERANDS = ("bool", "int32", "int64")
 QUANTIZED = ("int8", "fp8", "int4", "fp4")
 
 
@@ -119,6 +120,17 @@ def weight(layer: LayerInfo) -> LayerTensor | None:
     """Return the weight of a convolution or matrix product: its largest constant; None where it has only scalars."""
     sizes = {tensor: tensor.size_bytes or 0 for tensor in layer.constants if any(size > 1 for size in tensor.shape)}
     return max(sizes, key=lambda tensor: sizes[tensor], default=None) if layer.kind in COMPUTING else None
+
+
+def operands(layer: LayerInfo) -> str:
+    """Return what a convolution, matrix product or attention multiplies: `fp16 x int4`, activations times weights.
+
+    Masks and sizes among its inputs are not counted.
+    """
+    types = [tensor.precision or "?" for tensor in layer.inputs if tensor.precision not in _NO_OPERANDS]
+    constant = weight(layer)
+    second = types[-1:] if constant is None else [constant.precision or "?"]
+    return " x ".join([*types[:1], *second]) or "?"
 
 
 def quantized(layer: LayerInfo) -> bool:

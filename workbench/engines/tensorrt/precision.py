@@ -59,6 +59,8 @@ def decide(caps: Capabilities, targets: Targets, variant: Variant, switches: Swi
         _check_native(caps, variant, quantized)
         formats = (*formats, "int8")
     quantize = variant.recipe.step("quantize")
+    if quantize is None and switches.native_calibrator is None and not quantized:
+        formats = formats[:1]  # weights alone, and there were none to quantize: the step's report says why
     if isinstance(quantize, Quantize) and quantize.activations == "dynamic":
         raise BuildError(
             f"The recipe {variant.name!r} quantizes activations with scales found at run time, which TensorRT does not "

@@ -148,7 +148,11 @@ def test_a_target_that_does_not_exist_is_refused(tmp_path: Path, target: object,
 )
 def test_what_a_target_lacks_is_refused_by_name(tmp_path: Path, recipe: str, target: str, said: str) -> None:
     with pytest.raises(BuildError, match=said):
-        built(variant(tmp_path, recipe, dialect="strong"), tmp_path, target)
+        built(variant(tmp_path, recipe, dialect="strong", model=network(quantized=True)), tmp_path, target)
+
+
+def test_weights_alone_of_which_none_could_be_quantized_are_built_as_they_are(tmp_path: Path) -> None:
+    assert built(variant(tmp_path, "int8-weights", dialect="strong"), tmp_path).size_bytes > 10_000
 
 
 def test_fp32_matrix_products_on_turing_are_refused_by_the_builder_and_the_way_out_is_named(tmp_path: Path) -> None:
