@@ -246,7 +246,7 @@ def _explained(attention: Attention, layers: tuple[LayerInfo, ...]) -> Attention
     types = {layer.precision for layer in layers if attention.product in layer.nodes and layer.kind == "matmul"}
     if attention.obstacle or types != {"fp32"}:
         return attention
-    return replace(attention, obstacle="it is computed in FP32, in which none was fused that was tried")
+    return replace(attention, obstacle="it is computed in FP32, in which the builder fused none that was tried")
 
 
 def reported(variant: Variant) -> tuple[str, ...]:
