@@ -24,8 +24,8 @@ _KERNEL = re.compile(
     r"Outputs: (?P<outputs>.*), TacticName: (?P<tactic>.*?), StreamId: .*?Metadata: (?P<metadata>.*)$"
 )
 _TENSOR = re.compile(r"\{ Name: (.*?), Dimensions: \[([^\]]*)\],.*?Datatype: (\w+), Format: (.*?) \}")
-# LayerType -> what it computes. `correlation` is a convolution; `runtime_fusion` a matrix product with what stands
-# around it, the dequantization of its weights for one.
+# LayerType -> what it computes. `correlation` is a convolution; `runtime_fusion` a matrix product, or a convolution if its
+# name says `Corr`, with what stands around it: the dequantization of its weights for one.
 _KINDS = {"correlation": "convolution", "gemm": "matmul", "runtime_fusion": "matmul", "kgen": "fused region"}
 _OVERHEAD = ("shape_call", "signal", "wait")
 _ATTENTION = re.compile(r"(?<![a-z])f?mha(?![a-z])")
@@ -91,6 +91,8 @@ def _kernel(match: re.Match[str]) -> LayerInfo:
     attention = layer_type == "kgen" and _ATTENTION.search(name) is not None
     moves = layer_type == "kgen" and _only_moves(name)
     kind = "attention" if attention else "reformat" if moves else _KINDS.get(layer_type, "other")
+    if layer_type == "runtime_fusion" and "Corr" in _operations(name):
+        kind = "convolution"
     return LayerInfo(
         name=name,
         kind=kind,
@@ -105,8 +107,14 @@ def _kernel(match: re.Match[str]) -> LayerInfo:
 
 
 def _only_moves(name: str) -> bool:
+    operations = _operations(name)
+    return bool(operations) and set(operations) <= _MOVEMENT
+
+
+def _operations(name: str) -> list[str]:
+    """Return the operations that a generated kernel is called after; none for others."""
     generated = _GENERATED.match(name)
-    return generated is not None and set(re.findall(r"[A-Z][a-z0-9]*", generated[1])) <= _MOVEMENT
+    return [] if generated is None else re.findall(r"[A-Z][a-z0-9]*", generated[1])
 
 
 def _tensors(text: str) -> tuple[LayerTensor, ...]:
@@ -117,9 +125,22 @@ def _tensors(text: str) -> tuple[LayerTensor, ...]:
 
 
 def weight(layer: LayerInfo) -> LayerTensor | None:
-    """Return the weight of a convolution or matrix product: its largest constant; None where it has only scalars."""
-    sizes = {tensor: tensor.size_bytes or 0 for tensor in layer.constants if any(size > 1 for size in tensor.shape)}
-    return max(sizes, key=lambda tensor: sizes[tensor], default=None) if layer.kind in COMPUTING else None
+    """Return the weight of a convolution or matrix product: its largest constant matrix.
+
+    None where it multiplies two inputs, as with weights that are computed: vectors among its constants are biases and
+    scales then. With one input the largest vector is the weight, of a single channel.
+    """
+    if layer.kind not in COMPUTING:
+        return None
+    axes = {tensor: sum(size > 1 for size in tensor.shape) for tensor in layer.constants}
+    least = 1 if len(_multiplied(layer)) == 1 and max(axes.values(), default=0) == 1 else 2
+    found = [tensor for tensor, count in axes.items() if count >= least]
+    return max(found, key=lambda tensor: tensor.size_bytes or 0, default=None)
+
+
+def _multiplied(layer: LayerInfo) -> list[LayerTensor]:
+    """Return the inputs that may be operands: masks and sizes are none."""
+    return [tensor for tensor in layer.inputs if tensor.precision not in _NO_OPERANDS]
 
 
 def operands(layer: LayerInfo) -> str:
@@ -127,7 +148,7 @@ def operands(layer: LayerInfo) -> str:
 
     Masks and sizes among its inputs are not counted.
     """
-    types = [tensor.precision or "?" for tensor in layer.inputs if tensor.precision not in _NO_OPERANDS]
+    types = [tensor.precision or "?" for tensor in _multiplied(layer)]
     constant = weight(layer)
     second = types[-1:] if constant is None else [constant.precision or "?"]
     return " x ".join([*types[:1], *second]) or "?"

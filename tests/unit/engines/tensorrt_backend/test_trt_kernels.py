@@ -29,6 +29,7 @@ def kernel(name: str, kind: str, inputs: list[str], constants: list[str], output
 
 
 A, MASK = tensor("a, b", "-1,64", "Int8"), tensor("m", "1,8", "Bool")
+HALF, BIAS, COLUMN = tensor("h", "-1,64", "Half"), tensor("b", "1,64,1,1", "Float"), tensor("c", "64,1", "Half")
 WEIGHT, ALPHA = tensor("w", "64,32", "Int8"), tensor("alpha", "1", "Float")
 LOG = [
     "[V] Layers:",
@@ -43,6 +44,8 @@ LOG = [
         "/w/MatMul_myl0_5", "runtime_fusion", [tensor("h", "-1,64", "Half")], [tensor("v", "64,32", "Int4")], [], "w"
     ),
     kernel("/c/Conv_myl0_6", "correlation", [tensor("h", "-1,4", "Float")], [ALPHA], [], "/c/Conv"),
+    kernel("__myl_CorrCastMulAdd_myl0_7", "runtime_fusion", [HALF, HALF], [BIAS], [HALF], "/made/Conv"),
+    kernel("/one/MatMul_myl0_8", "gemm", [MASK, HALF], [ALPHA, COLUMN], [HALF], "/one/MatMul"),
     kernel("odd", "new_kind", [], [], []),
     "",
     "I/O Tensors:",
@@ -53,16 +56,21 @@ LOG = [
 def test_the_last_list_of_a_log_is_read_without_its_overhead() -> None:
     found = kernels.parse(LOG)
     assert [layer.kind for layer in found] == [
-        "reformat", "fused region", "attention", "matmul", "matmul", "convolution", "other"
+        "reformat", "fused region", "attention", "matmul", "matmul", "convolution", "convolution",
+        "matmul", "other"
     ]  # fmt: skip
     assert [kernels.operands(layer) for layer in found[2:]] == [
-        "int8 x int8", "int8 x int8", "fp16 x int4", "fp32 x fp32", "?"
+        "int8 x int8", "int8 x int8", "fp16 x int4", "fp32 x fp32",
+        "fp16 x fp16", "fp16 x fp16", "?"
     ]  # fmt: skip
-    assert [kernels.quantized(layer) for layer in found] == [False, False, True, True, True, False, False]
+    assert [kernels.quantized(layer) for layer in found] == [
+        False, False, True, True, True, False, False, False, False
+    ]  # fmt: skip
     assert found[2].nodes == ("/s/Softmax", "/a/MatMul")
     assert found[3].inputs[0].name == "a, b" and found[3].inputs[0].shape == (-1, 64)
     assert found[3].constants[1].size_bytes == 64 * 32 and found[4].constants[0].size_bytes == 64 * 32 // 2
-    assert kernels.weight(found[5]) is None  # only a scalar
+    assert kernels.weight(found[5]) is None and kernels.weight(found[6]) is None  # a scalar, a bias
+    assert kernels.weight(found[7]) == found[7].constants[1]
 
 
 def test_a_log_without_a_list_is_empty_and_a_file_of_it_an_error(tmp_path: Path) -> None:
