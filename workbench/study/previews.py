@@ -165,8 +165,11 @@ class Preview:
         return f"Preview({self.summary})"
 
     def _repr_html_(self) -> str:
-        shown = self.table().to_html(escape=True, index=False)
-        return f"<p>{escape(self.summary)}</p>{shown}<p><small>{escape(CANNOT_KNOW)}</small></p>"
+        table = self.table()
+        table["made from"] = table["modules"].where(table["modules"] != "", table["nodes"])  # paths are the shorter
+        shown = table.drop(columns=["kernel", "nodes", "modules"]).to_html(escape=True, index=False)
+        scrolled = f'<div style="overflow-x: auto">{shown}</div>'
+        return f"<p>{escape(self.summary)}</p>{scrolled}<p><small>{escape(CANNOT_KNOW)}</small></p>"
 
 
 def _counted(count: int, what: str) -> str:
