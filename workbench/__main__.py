@@ -13,7 +13,7 @@ from pathlib import Path
 
 import workbench as wb
 from workbench import zoo
-from workbench.errors import Cancelled, DataError, LoadError, WorkbenchError
+from workbench.errors import BuildError, Cancelled, DataError, LoadError, WorkbenchError
 from workbench.records import Model
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
@@ -89,9 +89,14 @@ def preview(options: argparse.Namespace) -> int:
     from workbench.study.previews import CANNOT_KNOW
 
     model = wb.load(options.model)
-    first = None
+    first, refused = None, False
     for name in _names(options.recipes):
-        found = wb.preview(model, name, target=options.target, data=_data(options, model))
+        try:
+            found = wb.preview(model, name, target=options.target, data=_data(options, model))
+        except BuildError as error:  # the target may lack one recipe's types and have the next one's
+            print(f"{name}: {error}", file=sys.stderr)
+            refused = True
+            continue
         print(found.summary)
         if first is not None:
             print(f"  {found.against(first)}")
@@ -101,7 +106,7 @@ def preview(options: argparse.Namespace) -> int:
             print(found.table().to_string(index=False))
         first = first or found
     print(CANNOT_KNOW)
-    return 0
+    return int(refused)
 
 
 def report(options: argparse.Namespace) -> int:

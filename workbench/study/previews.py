@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import onnx
 
-from workbench import datasets
+from workbench import datasets, engines
 from workbench.datasets import Dataset
 from workbench.datasets.split import Array
 from workbench.engines import jobs
@@ -203,6 +203,7 @@ def preview(
         BuildError: the builder refuses the model, or the target lacks a type of the recipe.
         RecipeError, CalibrationError, TransformError: as `workbench.calibrate` and `workbench.transform`.
     """
+    engines.choose(BACKEND, to_build=True)
     store = store or Store()
     model, recipe = as_model(model, "preview", store), named(recipe)
     samples = datasets.random(model) if data is None else _dataset(data, model)

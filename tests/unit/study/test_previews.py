@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import workbench as wb
 from workbench import zoo
 from workbench.__main__ import main
 from workbench.engines.tensorrt import kernels
-from workbench.errors import BuildError, DataError, RecipeError, TransformError
+from workbench.errors import BackendMissing, BuildError, DataError, RecipeError, TransformError
 from workbench.machine.store import Store
 from workbench.recipes import NAMED
 from workbench.study.previews import CANNOT_KNOW, Preview, disagreements
@@ -220,5 +221,13 @@ def test_the_command_line_compares_recipes_with_the_first(
     output = capsys.readouterr().out
     assert "fp16 of digits_resnet for sm86" in output and "int8-max against fp16: convolutions" in output
     assert "correlation" not in output and "convolution" in output and CANNOT_KNOW in output
-    assert main(["preview", "digits_resnet", "--target", "sm90"]) == 1
-    assert "does not compile for 'sm90'" in capsys.readouterr().err
+    assert main(["preview", "digits_resnet", "--recipes", "fp8", "fp16", "--target", "sm86"]) == 1
+    told = capsys.readouterr()
+    assert "fp8: The recipe 'fp8' cannot be built: FP8 needs" in told.err and "fp16 of digits_resnet" in told.out
+
+
+def test_without_the_library_the_line_that_installs_it_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BackendMissing, match=r'pip install "trt-workbench\[rtx\]"'):
+        wb.preview("there is no such model")

@@ -50,7 +50,11 @@ def missing(name: str) -> Missing | None:
                            f"not installed.", product.install)  # fmt: skip
         return _absent(error, product)
     except WorkbenchError as error:
-        return Missing(f"{found} CUDA finds no device: {error}", "Install NVIDIA's driver (nvidia-smi).")
+        said, _, _ = str(error).partition(" If it persists")  # which is for kernels that used a device before
+        return Missing(
+            f"{found} CUDA finds no device: {said}",
+            "With an NVIDIA GPU, install its driver (nvidia-smi tells); without one, use the backend onnxruntime-cpu.",
+        )
     if count == 0:
         return Missing(f"{found} this machine has no CUDA device.", "Use the backend onnxruntime-cpu.")
     device = runtime.device()

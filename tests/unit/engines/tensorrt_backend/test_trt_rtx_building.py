@@ -83,6 +83,7 @@ def test_no_driver_is_told_apart_from_no_library(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(cuda, "cudaGetDeviceCount", lambda: (cudaError_t.cudaErrorInsufficientDriver, None))
     words = str(backend.missing("tensorrt-rtx"))
     assert "installed and builds here" in words and "cudaErrorInsufficientDriver" in words
+    assert "restart the kernel" not in words and "without one, use the backend onnxruntime-cpu" in words
     assert [finding.state for finding in examine() if finding.topic == "tensorrt-rtx"] == ["note"]
 
 

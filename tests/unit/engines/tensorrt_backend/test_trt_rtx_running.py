@@ -160,3 +160,12 @@ def test_tensorrt_proper_cannot_build_where_there_is_no_gpu(machine) -> None:
 
     with pytest.raises(BuildError, match=r"builds on a GPU, and there is none here. Use the backend 'tensorrt-rtx'"):
         targets.read(Capabilities(machine.trt), BuildOptions(), None)
+
+
+def test_layers_are_timed_on_a_gpu_and_listed_from_the_log_without_feeds(rtx, tmp_path: Path) -> None:
+    engine = rtx.build(variant(tmp_path))
+    (layer,) = backend.layer_times(engine, feeds(2), 3)
+    assert layer.seconds == 0.5e-3 and layer.nodes == ("/fc/MatMul", "/relu/Relu")
+    Path(engine.folder, "build.log").write_text("[V] nothing of kernels\n")
+    with pytest.raises(EngineError, match="lists no kernels"):
+        backend.layer_table(engine)
