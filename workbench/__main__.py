@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import workbench as wb
 from workbench import zoo
@@ -226,6 +227,22 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--report", help="where to write the report: .html, .md, .csv, .json or a folder")
     command.set_defaults(command=run)
 
+    _add_preview(commands)
+
+    command = commands.add_parser("report", help="write the report of a study")
+    command.add_argument("study", help="its name (see `studies`) or a saved .json")
+    command.add_argument("path", help=".html, .md, .csv, .json, or a folder for all four")
+    command.set_defaults(command=report)
+
+    command = commands.add_parser("studies", help="list the studies in the store, latest first")
+    command.set_defaults(command=studies)
+
+    command = commands.add_parser("demo", help="execute the quickstart notebook")
+    command.set_defaults(command=demo)
+    return parser
+
+
+def _add_preview(commands: Any) -> None:
     command = commands.add_parser("preview", help="show what TensorRT makes of a model; needs no GPU (extra rtx)")
     command.add_argument("model", help="as for `run`")
     command.add_argument(
@@ -242,18 +259,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--tokenizer", metavar="FOLDER", help="for text; the model's own folder if absent")
     command.add_argument("--kernels", action="store_true", help="list every kernel")
     command.set_defaults(command=preview)
-
-    command = commands.add_parser("report", help="write the report of a study")
-    command.add_argument("study", help="its name (see `studies`) or a saved .json")
-    command.add_argument("path", help=".html, .md, .csv, .json, or a folder for all four")
-    command.set_defaults(command=report)
-
-    command = commands.add_parser("studies", help="list the studies in the store, latest first")
-    command.set_defaults(command=studies)
-
-    command = commands.add_parser("demo", help="execute the quickstart notebook")
-    command.set_defaults(command=demo)
-    return parser
 
 
 if __name__ == "__main__":
