@@ -177,6 +177,18 @@ def test_int4_in_one_block_a_column_is_avoided_because_it_would_be_dequantized_a
     assert found.computed == {"fp16 x int4": 1} and any("INT4 blocks of 64" in note for note in found.notes)
 
 
+def test_int4_in_one_block_a_column_that_cannot_be_avoided_is_told_by_report_and_kernels(
+    store: Store, tmp_path: Path
+) -> None:
+    from small_nets import net, values
+
+    text = "(float[N,64] x) => (float[N,64] y) { m = MatMul (x, w)  y = Relu (m) }"
+    found = wb.preview(loaded(tmp_path, "narrow", net(text, w=values((64, 64)))), "int4-weights-fp16", store=store)
+    assert found.computed == {"fp16 x fp16": 1} and found.missed == found.lowered == ("MatMul_0",)
+    assert "1 node is reported as quantized and computed in floating point: MatMul_0." in found.summary
+    assert any("dequantizes them apart from their product" in note for note in found.notes)
+
+
 def test_samples_of_the_user_are_calibrated_with(store: Store) -> None:
     data = wb.datasets.digits()
     with_data = wb.preview("digits_resnet", "int8-max", data=data, target="sm86,sm120", store=store)

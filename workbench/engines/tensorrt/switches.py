@@ -82,7 +82,11 @@ def read(options: BuildOptions, *, ahead_of_time: bool = False) -> tuple[Switche
 
 
 def _ahead_of_time(chosen: Switches, given: dict[str, Any], notes: list[str]) -> tuple[Switches, list[str]]:
-    """Leave out, or refuse, what TensorRT for RTX 1.7.1 does not do where it builds without a GPU (each was tried)."""
+    """Leave out, or refuse, what has no place in a build of TensorRT for RTX without a GPU.
+
+    Tried with 1.7.1: REFIT fails in its compiler, VERSION_COMPATIBLE for want of a library. A level of hardware compatibility
+    builds, but says what targets say better.
+    """
     for name, on, reason in (
         ("refit", chosen.refit, "a build without a GPU fails with it; build the new weights, which takes seconds"),
         ("version_compatible", chosen.version_compatible, "its wheels lack the runtime that such a plan carries"),
