@@ -23,10 +23,11 @@ from workbench.engines import jobs
 from workbench.engines.tensorrt import kernels
 from workbench.engines.tensorrt.layers import LayerInfo, with_modules
 from workbench.graph.attention import Attention, attentions
+from workbench.graph.smooth import STRENGTH
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.models import as_model
-from workbench.recipes import Recipe, named
+from workbench.recipes import Quantize, Recipe, SmoothQuant, Step, named
 from workbench.records import BuildOptions, Model, ShapeProfile, Skipped, Variant
 from workbench.reports.formats import size
 from workbench.transformation.notes import settled, troubles
@@ -193,7 +194,8 @@ def preview(
         recipe: a Recipe, or the name of one.
         target: the GPU that is built for: `sm75`, `sm80`, `sm86`, `sm89`, `sm120`, `sm121`, several as `sm86,sm89`.
         data: calibration samples, as `workbench.calibrate` takes them. Without, random ones serve: scales change no
-            kernel's type. What FP16 keeps in FP32 is then decided without magnitudes.
+            kernel's type; nothing is chosen on them, neither a strength of smoothing nor calibrators. What FP16 keeps in
+            FP32 is then decided without magnitudes.
         options: of the build; its `target` gives way to the one above.
         store: None takes the default store.
         handle: the caller's, which may stop it.
@@ -208,6 +210,11 @@ def preview(
     model, recipe = as_model(model, "preview", store), named(recipe)
     samples = datasets.random(model) if data is None else _dataset(data, model)
     table, notes = None, []
+    if data is None and (decided := _without_choices(recipe)) != recipe:
+        recipe = decided
+        notes.append(
+            f"Nothing is chosen on random inputs: SmoothQuant has strength {STRENGTH:g} here, and the calibrator `auto` is max."
+        )
     if recipe.needs_calibration or (recipe.uses_samples and data is not None):
         calibration = samples if samples.calibration is not None else samples.evaluation
         table = calibrate(model, calibration, recipe, dialect=DIALECT, store=store, handle=handle)
@@ -275,6 +282,17 @@ def disagreements(variant: Variant, layers: tuple[LayerInfo, ...]) -> tuple[tupl
     }
     unreported = {name for nodes in lowered if not nodes & set(names) for name in nodes & products}
     return tuple(name for name in names if name not in inside), tuple(sorted(unreported))
+
+
+def _without_choices(recipe: Recipe) -> Recipe:
+    """Return the recipe with what it leaves to samples decided, because a choice on random ones would be chance."""
+
+    def decided(step: Step) -> Step:
+        if isinstance(step, SmoothQuant) and step.alpha is None:
+            return replace(step, alpha=STRENGTH)
+        return replace(step, calibrator="max") if isinstance(step, Quantize) and step.calibrator == "auto" else step
+
+    return Recipe(recipe.name, tuple(decided(step) for step in recipe.steps))
 
 
 def _dataset(data: Dataset | Array | Mapping[str, Array], model: Model) -> Dataset:

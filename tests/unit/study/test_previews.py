@@ -198,6 +198,15 @@ def test_samples_of_the_user_are_calibrated_with(store: Store) -> None:
     assert wb.preview("digits_resnet", "int8-max", data=array, store=store).computed == with_data.computed
 
 
+def test_nothing_is_chosen_on_random_samples(store: Store) -> None:
+    found = wb.preview("digits_vit", "int8-smooth", store=store)
+    assert found.recipe.step("smooth_quant") == wb.SmoothQuant(alpha=0.5)
+    assert "SmoothQuant has strength 0.5 here" in " ".join(found.notes) and "held-back" not in " ".join(found.notes)
+    chosen = wb.preview("digits_resnet", "int8-auto", store=store)
+    assert chosen.recipe.step("quantize") == wb.Quantize(calibrator="max")
+    assert chosen.recipe.name == "int8-auto" and "`auto` is max" in " ".join(chosen.notes)
+
+
 def test_dynamic_axes_are_given_a_length_and_a_note_says_so(store: Store, tmp_path: Path) -> None:
     from small_nets import net, values
 
