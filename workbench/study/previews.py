@@ -22,6 +22,7 @@ from workbench.datasets.split import Array
 from workbench.engines import jobs
 from workbench.engines.tensorrt import kernels
 from workbench.engines.tensorrt.layers import LayerInfo, with_modules
+from workbench.errors import BuildError, expect
 from workbench.graph.attention import Attention, attentions
 from workbench.graph.smooth import STRENGTH
 from workbench.machine.handle import QUIET, Handle
@@ -205,6 +206,9 @@ def preview(
         BuildError: the builder refuses the model, or the target lacks a type of the recipe.
         RecipeError, CalibrationError, TransformError: as `workbench.calibrate` and `workbench.transform`.
     """
+    if options is not None:
+        remedy = "Pass workbench.BuildOptions(profiles=...), or nothing for the defaults."
+        expect(options, BuildOptions, "preview(options=...)", remedy, BuildError)
     engines.choose(BACKEND, to_build=True)
     store = store or Store()
     model, recipe = as_model(model, "preview", store), named(recipe)

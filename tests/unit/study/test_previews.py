@@ -226,6 +226,7 @@ def test_dynamic_axes_are_given_a_length_and_a_note_says_so(store: Store, tmp_pa
         ({"recipe": "fp8", "target": "sm86"}, BuildError, r"FP8 needs compute capability 8\.9"),
         ({"recipe": "fp32", "target": "sm75"}, BuildError, "no FP32 matrix products on sm75"),
         ({"recipe": "int9"}, RecipeError, "no recipe 'int9'"),
+        ({"options": {"target": "sm89"}}, BuildError, r"workbench\.BuildOptions"),
         ({"data": "digits"}, DataError, r"workbench\.datasets\.arrays"),
     ],
 )
