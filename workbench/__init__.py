@@ -35,6 +35,7 @@ _HOMES = {
     "combinations": "workbench.study.sweep",
     "refusals": "workbench.study.offers",
     "study_seconds": "workbench.study.estimate",
+    "preview": "workbench.study.previews",
     "report": "workbench.reports",
     "convert": "workbench.conversion",
     "Workbench": "workbench.ui",
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from workbench.study import Study, run
     from workbench.study.estimate import study_seconds
     from workbench.study.offers import refusals
+    from workbench.study.previews import preview
     from workbench.study.search import optimize
     from workbench.study.sweep import combinations
     from workbench.transformation.steps import transform

@@ -1,4 +1,4 @@
-"""The command line: `python -m workbench doctor | run | report | studies | demo`, for machines reached by ssh."""
+"""The command line: `python -m workbench doctor | run | preview | report | studies | demo`, for machines reached by ssh."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import workbench as wb
 from workbench import zoo
-from workbench.errors import Cancelled, DataError, LoadError, WorkbenchError
+from workbench.errors import BuildError, Cancelled, DataError, LoadError, WorkbenchError
 from workbench.records import Model
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     study = wb.run(
         model,
         _data(options, model),
-        [name.strip() for part in options.recipes for name in part.split(",") if name.strip()],
+        _names(options.recipes),
         backend=options.backend,
         protocol=protocol,
         options=wb.BuildOptions(threads=options.threads),
@@ -82,6 +83,31 @@ def run(options: argparse.Namespace) -> int:
     for name, message in study.failures.items():
         print(f"failed: {name}: {message}", file=sys.stderr)
     return int(bool(study.failures))
+
+
+def preview(options: argparse.Namespace) -> int:
+    """Say what TensorRT makes of a model under each recipe, without a GPU."""
+    from workbench.study.previews import CANNOT_KNOW
+
+    model = wb.load(options.model)
+    first, refused = None, False
+    for name in _names(options.recipes):
+        try:
+            found = wb.preview(model, name, target=options.target, data=_data(options, model))
+        except BuildError as error:  # the target may lack one recipe's types and have the next one's
+            print(f"{name}: {error}", file=sys.stderr)
+            refused = True
+            continue
+        print(found.summary)
+        if first is not None:
+            print(f"  {found.against(first)}")
+        for note in found.notes:
+            print(f"  {note}")
+        if options.kernels:
+            print(found.table().to_string(index=False))
+        first = first or found
+    print(CANNOT_KNOW)
+    return int(refused)
 
 
 def report(options: argparse.Namespace) -> int:
@@ -122,6 +148,10 @@ def _brief(study: wb.Study) -> str:
     table = study.table()
     wide = [name for name in table.columns if name.startswith(_WIDE_COLUMNS)]
     return str(table.drop(columns=wide).to_string(index=False))
+
+
+def _names(parts: Sequence[str]) -> list[str]:
+    return [name.strip() for part in parts for name in part.split(",") if name.strip()]
 
 
 def _data(options: argparse.Namespace, model: Model) -> wb.datasets.Dataset | None:
@@ -197,6 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--report", help="where to write the report: .html, .md, .csv, .json or a folder")
     command.set_defaults(command=run)
 
+    _add_preview(commands)
+
     command = commands.add_parser("report", help="write the report of a study")
     command.add_argument("study", help="its name (see `studies`) or a saved .json")
     command.add_argument("path", help=".html, .md, .csv, .json, or a folder for all four")
@@ -208,6 +240,25 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help="execute the quickstart notebook")
     command.set_defaults(command=demo)
     return parser
+
+
+def _add_preview(commands: Any) -> None:
+    command = commands.add_parser("preview", help="show what TensorRT makes of a model; needs no GPU (extra rtx)")
+    command.add_argument("model", help="as for `run`")
+    command.add_argument(
+        "--recipes",
+        nargs="+",
+        default=["fp16", "int8-max"],
+        help="names, separated by blanks or commas; the first is what the others are compared with (default: fp16 int8-max)",
+    )
+    command.add_argument("--target", default="sm89", help="sm75 to sm121, several with commas (default: %(default)s)")
+    command.add_argument("--data", help="as for `run`, to calibrate with; random inputs if absent")
+    command.add_argument(
+        "--calibration", type=_positive, metavar="N", help="take N samples out of the data for calibration"
+    )
+    command.add_argument("--tokenizer", metavar="FOLDER", help="for text; the model's own folder if absent")
+    command.add_argument("--kernels", action="store_true", help="list every kernel")
+    command.set_defaults(command=preview)
 
 
 if __name__ == "__main__":

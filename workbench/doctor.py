@@ -105,6 +105,7 @@ def _backends() -> list[Finding]:
             usable += 1
             findings.append(Finding(name, "ok", f"version {engines.backend(name).version(name)}, ready"))
         else:
+            # Of one that builds here without being able to run, the reason says both.
             findings.append(Finding(name, "note", absent.reason, _without_clash(absent.remedy.removeprefix("Run: "))))
     if not usable:
         findings.append(Finding("backends", "wrong", "No backend can be used.", 'pip install "trt-workbench[cpu]"'))

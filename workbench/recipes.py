@@ -295,8 +295,12 @@ def _named() -> dict[str, Recipe]:
         Recipe("int8-smooth", (Fuse("all"), SmoothQuant(), Quantize(calibrator="max"))),
         Recipe("int8-kl-fp16", (Fuse("all"), Quantize(calibrator="kl"), Precision("fp16"))),
         Recipe("fp8", (Fuse("all"), Quantize(to="fp8", calibrator="max"))),
+        Recipe("fp8-fp16", (Fuse("all"), Quantize(to="fp8", calibrator="max"), Precision("fp16"))),
         Recipe("int8-weights", (Fuse("all"), QuantizeWeights("int8"))),
         Recipe("int4-weights", (Fuse("all"), QuantizeWeights("int4"))),
+        # Weights alone leave the arithmetic as it was: FP32 on a GPU, unless this is said too.
+        Recipe("int8-weights-fp16", (Fuse("all"), QuantizeWeights("int8"), Precision("fp16"))),
+        Recipe("int4-weights-fp16", (Fuse("all"), QuantizeWeights("int4"), Precision("fp16"))),
         Recipe("sparse-2:4", (Fuse("all"), Sparsify())),
         Recipe("sparse-2:4-fp16", (Fuse("all"), Sparsify(), Precision("fp16"))),
         Recipe("sparse-2:4-int8", (Fuse("all"), Sparsify(), Quantize(calibrator="kl"))),

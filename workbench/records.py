@@ -3,7 +3,7 @@
 Raw values are stored and statistics are derived (see `workbench.judging.statistics`), so a stored record can be
 judged again with better statistics later. Seconds and bytes everywhere. A shape is a tuple; a dynamic axis is None.
 
-History of SCHEMA_VERSION: 1 - first; 2 - studies hold their build options.
+History of SCHEMA_VERSION: 1 - first; 2 - studies hold their build options; 3 - build options have a target.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from workbench.recipes import Recipe
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Boundary = Literal["compute", "end_to_end", "throughput"]
 
@@ -191,6 +191,8 @@ class BuildOptions:
         profiles: sets of input name -> ShapeProfile, for engines that compile for shapes.
         workspace_bytes: scratch memory limit of the builder, None for the engine's own.
         optimization_level: the builder's effort (TensorRT 0..5), None for the engine's own.
+        target: compute capabilities to compile for where the backend does so on any machine (TensorRT for RTX): `sm89`,
+            `sm86,sm89` or `portable`; None takes the GPU here.
         extra: backend-specific switches, documented where the backend is.
     """
 
@@ -198,6 +200,7 @@ class BuildOptions:
     profiles: tuple[dict[str, ShapeProfile], ...] = ()
     workspace_bytes: int | None = None
     optimization_level: int | None = None
+    target: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 

@@ -235,3 +235,26 @@ def test_a_sample_as_text_and_one_as_picture_are_both_described() -> None:
     text = markup.disagreements(Disagreements("two", samples), "fp32", "int8")
     assert 'alt="sample 3, label 7"' in text and "fp32: 7<br>int8: 1" in text
     assert "<pre>def f():</pre>" in text and "3 of 128 predictions differ" in text
+
+
+def test_the_preview_shows_each_recipe_beside_the_first(app: Workbench) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    assert "tells neither speed" in shown(app)
+    button = control(app, widgets.Button, "Preview")
+    assert not button.disabled
+    control(app, widgets.Dropdown, "For the GPU").value = "sm120"
+    button.click()
+    settle()
+    page = shown(app)
+    assert "Built for sm120, not run." in page and not app.error
+    assert "int8-kl against fp32:" in page and "<td>none there</td>" in page
+    app.state.previewing.absent = "TensorRT for RTX is not installed. Run: pip <it>"
+    assert button.disabled and "pip &lt;it&gt;" in shown(app)
+
+
+def test_a_recipe_that_the_target_cannot_have_is_told_with_the_reason() -> None:
+    from workbench.ui.state.previewing import Line
+
+    page = markup.preview_lines((Line("fp8", None, "sm86 has <no> FP8"),))
+    assert "Not for this GPU: sm86 has &lt;no&gt; FP8" in page
+    assert markup.preview_lines(()) == ""

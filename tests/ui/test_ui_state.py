@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -408,3 +409,50 @@ def test_a_pasted_trtexec_command_becomes_a_recipe_and_a_protocol(state: State) 
     assert "in the study already" in attempt(state, plan.add_trtexec, line)
     assert "whole trtexec command" in attempt(state, plan.add_trtexec, "--fp16")
     assert "TF32 exists on NVIDIA GPUs only" in attempt(state, plan.add_trtexec, "trtexec --onnx=m.onnx")
+
+
+def test_the_preview_tells_what_tensorrt_makes_of_each_recipe_and_why_not(state: State) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    previewing, plan = state.previewing, state.plan
+    assert previewing.absent == "" and previewing.target == "sm89"
+    plan.recipes = (NAMED["fp16"], NAMED["fp8"])
+    previewing.target = "sm86"
+    assert attempt(state, previewing.show) == ""
+    half, eight = previewing.lines
+    assert half.found.target == "sm86" and half.found.recipe.name == "fp16"
+    assert eight.found is None and "FP8 needs compute capability 8.9; sm86 has 8.6" in eight.refusal
+    assert previewing.words == "Built for sm86, not run."
+    state.selection.data = dataclasses.replace(tiny.samples(), calibration=None)
+    assert previewing.lines == () and previewing.words == ""
+
+
+def test_the_preview_wants_a_model_a_recipe_and_the_library(
+    state: State, monkeypatch: pytest.MonkeyPatch, own_store: Path
+) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+    state.plan.recipes = ()
+    assert "needs a model and a recipe" in attempt(state, state.previewing.show)
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    bare = State()
+    assert 'pip install "trt-workbench[rtx]"' in bare.previewing.absent
+    assert 'pip install "trt-workbench[rtx]"' in attempt(bare, bare.previewing.show)
+    bare.session.leave()
+
+
+@pytest.mark.expects_callback_error
+def test_a_preview_that_fails_otherwise_is_an_error_and_a_cancelled_one_is_none(state: State) -> None:
+    pytest.importorskip("tensorrt_rtx_bindings")
+
+    def stopped(*given: object, **options: object) -> None:
+        raise Cancelled("as asked")
+
+    def broken(*given: object, **options: object) -> None:
+        raise ZeroDivisionError("a fault")
+
+    state.previewing._make = stopped
+    assert attempt(state, state.previewing.show) == ""
+    assert (state.previewing.lines, state.previewing.words) == ((), "Cancelled.")
+    state.previewing._make = broken
+    assert "Unexpected ZeroDivisionError: a fault" in attempt(state, state.previewing.show)
+    assert state.previewing.words == ""

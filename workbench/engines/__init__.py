@@ -25,6 +25,7 @@ MODULES = {
     "onnxruntime-tensorrt": "workbench.engines.onnxruntime",
     "openvino": "workbench.engines.openvino",
     "tensorrt": "workbench.engines.tensorrt",
+    "tensorrt-rtx": "workbench.engines.tensorrt",
     "torch": "workbench.engines.torch",
     "torch-compile": "workbench.engines.torch",
     "torch-cudagraph": "workbench.engines.torch",
@@ -49,17 +50,28 @@ def backends() -> dict[str, Missing | None]:
     return {name: backend(name).missing(name) for name in MODULES}
 
 
-def choose(name: str = "auto") -> tuple[str, str]:
+def missing_to_build(name: str) -> Missing | None:
+    """Return why a backend cannot build here, or None where it can; some build where they cannot run.
+
+    Raises:
+        BackendMissing: no backend has that name.
+    """
+    module = backend(name)
+    return getattr(module, "missing_to_build", module.missing)(name)
+
+
+def choose(name: str = "auto", *, to_build: bool = False) -> tuple[str, str]:
     """Return the backend to use and the reason, in a sentence.
 
     Args:
         name: a backend, which must be usable here, or `auto` for the fastest that is.
+        to_build: it is enough that a named backend can build here, even where it cannot run.
 
     Raises:
         BackendMissing: the asked-for backend, or every backend, cannot be used; the message holds what mends it.
     """
     if name != "auto":
-        absent = backend(name).missing(name)
+        absent = missing_to_build(name) if to_build else backend(name).missing(name)
         if absent is not None:
             raise BackendMissing(f"The backend {name!r} cannot be used here: {absent}")
         return name, f"{name} was asked for."
@@ -96,7 +108,7 @@ def build(
         BackendMissing: the backend cannot be used here.
         BuildError: the backend refuses the variant.
     """
-    name, _ = choose(backend)
+    name, _ = choose(backend, to_build=True)
     module = _module(name)
     with store.scratch() as scratch:
         folder = scratch / "engine"

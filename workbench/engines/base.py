@@ -81,6 +81,8 @@ class Backend(Protocol):
     def missing(self, name: str) -> Missing | None:
         """Return why this backend cannot be used on this machine, or None where it can. Cheap; no exception."""
 
+    # A backend that can build where it cannot run has `missing_to_build(name)` too, which is like `missing`.
+
     def version(self, name: str) -> str:
         """Return the library's version."""
 

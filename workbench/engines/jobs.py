@@ -83,7 +83,7 @@ def build(
     """
     remedy = "Apply a recipe first, if only 'fp32': workbench.transform(model, 'fp32')."
     expect(variant, Variant, "build", remedy, BuildError)
-    name, _ = engines.choose(backend)
+    name, _ = engines.choose(backend, to_build=True)
     store = store or Store()
     job = BuildJob(
         variant, name, options or BuildOptions(), str(store.root), None if calibration is None else str(calibration)

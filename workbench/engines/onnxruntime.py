@@ -315,7 +315,7 @@ def _notes(request: BuildRequest) -> tuple[str, ...]:
     if request.backend == "onnxruntime-cpu":
         notes += fit_notes(Path(request.variant.path))
     defaults = BuildOptions()
-    for name in ("profiles", "workspace_bytes", "optimization_level", "extra"):
+    for name in ("profiles", "workspace_bytes", "optimization_level", "target", "extra"):
         if getattr(request.options, name) != getattr(defaults, name):
             notes.append(f"ONNX Runtime has no use for the build option {name!r}; it was ignored.")
     return tuple(notes)

@@ -298,7 +298,7 @@ def _notes(request: BuildRequest, given: str) -> tuple[str, ...]:
         notes.append(f"The recipe asks for fusion {recipe.fusion!r}; OpenVINO always fuses all it can.")
     notes += fit_notes(Path(request.variant.path))
     defaults = BuildOptions()
-    for name in ("profiles", "workspace_bytes", "optimization_level", "extra"):
+    for name in ("profiles", "workspace_bytes", "optimization_level", "target", "extra"):
         if getattr(request.options, name) != getattr(defaults, name):
             notes.append(f"OpenVINO has no use for the build option {name!r}; it was ignored.")
     return tuple(notes)

@@ -201,7 +201,7 @@ def _notes(request: BuildRequest, sidecar: Sidecar, on_gpu: bool, unused: dict[s
     defaults = BuildOptions()
     ignored = [
         name
-        for name in ("workspace_bytes", "optimization_level")
+        for name in ("workspace_bytes", "optimization_level", "target")
         if getattr(request.options, name) != getattr(defaults, name)
     ]
     for name in (*ignored, *unused):

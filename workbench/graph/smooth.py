@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from workbench.errors import TransformError
+from workbench.graph.attention import product_behind, values_before_heads
 from workbench.graph.editing import Context, Graph, attribute
 from workbench.graph.linear_layers import WeightLayer, weight_layers
 from workbench.recipes import SmoothQuant
@@ -24,6 +25,13 @@ from workbench.records import Skipped, StepReport
 
 # The strength of the paper, where none was chosen.
 STRENGTH = 0.5
+# Dialects of engines that compute an attention in one kernel, if nothing but data movement stands between it and the
+# quantization of its result.
+_FUSES_ATTENTION = ("strong", "trt-8.6")
+_BREAKS_ATTENTION = (
+    "its input is the result of an attention, and cannot be divided in the projection of the values: a Mul behind the "
+    "attention would keep TensorRT from computing it in one kernel"
+)
 _NORMS = ("LayerNormalization", "RMSNormalization")
 # Keeps a channel that is nearly dead, in activations or weights, from getting a scale that overflows elsewhere.
 _SMALLEST_SCALE, _LARGEST_SCALE = 1e-4, 1e4
@@ -41,7 +49,8 @@ def apply(model: onnx.ModelProto, step: SmoothQuant, context: Context) -> StepRe
     """Rebalance activations and weights of MatMul and Gemm in place; outputs stay the same within rounding.
 
     The division goes into the weights of the LayerNormalization, RMSNormalization, constant Mul or linear layer that
-    makes the activation, where nothing else reads it; else into a new Mul.
+    makes the activation, or of the values' projection where an attention does, if nothing else reads it; else into a new
+    Mul. For TensorRT no Mul is put behind an attention, which would no longer be one kernel: such layers stay as they are.
 
     Args:
         context: its `channel_maxima` need every tensor that `smoothed_tensors` names.
@@ -109,7 +118,17 @@ def _groups(graph: Graph, step: SmoothQuant, context: Context) -> tuple[list[_Gr
         else:
             name = layer.node.input[0]
             groups.setdefault(name, _Group(name)).layers.append(layer)
+    if context.family in _FUSES_ATTENTION:
+        for name in [name for name, group in groups.items() if _would_break_attention(graph, group)]:
+            skipped += [Skipped(layer.name, _BREAKS_ATTENTION) for layer in groups.pop(name).layers]
     return list(groups.values()), skipped
+
+
+def _would_break_attention(graph: Graph, group: _Group) -> bool:
+    """Whether the division would be a Mul between an attention and the quantization of its result."""
+    layer = group.layers[0]
+    channels = layer.weight.shape[layer.input_axis]
+    return product_behind(graph, group.tensor) is not None and _places(graph, group, channels) is None
 
 
 def _scale(group: _Group, alpha: float, maxima: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -144,11 +163,7 @@ def _divide_by_mul(graph: Graph, group: _Group, scale: np.ndarray) -> tuple[str,
 
 def _divide_in_place(graph: Graph, group: _Group, scale: np.ndarray) -> tuple[str, str] | None:
     """Fold the division into what makes the activation; return its new name and the node, or None."""
-    maker = graph.producer.get(group.tensor)
-    readers = graph.consumers.get(group.tensor, [])
-    if maker is None or group.tensor in graph.pinned or len(readers) != len(group.layers):
-        return None
-    places = _constants_to_divide(graph, maker, scale.size)
+    places = _places(graph, group, scale.size)
     if places is None:
         return None
     for node, index, axis in places:
@@ -158,8 +173,19 @@ def _divide_in_place(graph: Graph, group: _Group, scale: np.ndarray) -> tuple[st
         divided = old / scale.reshape(shape)
         graph.give_constant(node, index, divided.astype(np.float32))
     name = graph.unique(f"{group.tensor}_smoothed")
-    graph.rename_output(maker, group.tensor, name)
-    return name, maker.name
+    graph.rename_output(graph.producer[group.tensor], group.tensor, name)
+    return name, places[0][0].name
+
+
+def _places(graph: Graph, group: _Group, channels: int) -> list[tuple[onnx.NodeProto, int, int]] | None:
+    """Return (node, input, channel axis) of every constant whose division divides the activation alone, or None."""
+    maker = graph.producer.get(group.tensor)
+    readers = graph.consumers.get(group.tensor, [])
+    if maker is None or group.tensor in graph.pinned or len(readers) != len(group.layers):
+        return None
+    values = values_before_heads(graph, group.tensor, channels)
+    source = maker if values is None else graph.producer.get(values)
+    return None if source is None else _constants_to_divide(graph, source, channels)
 
 
 def _constants_to_divide(

@@ -75,6 +75,7 @@ def apply(model: onnx.ModelProto, step: QuantizeWeights, context: Context) -> St
         )
     skipped = _embeddings(graph)
     layers: dict[str, dict[str, float]] = {}
+    blocks: dict[str, tuple[int, int]] = {}
     written: dict[tuple[object, ...], str] = {}
     size = [0, 0]
     for layer in weight_layers(graph, ("MatMul", "Gemm"), step.exclude, context):
@@ -83,7 +84,10 @@ def apply(model: onnx.ModelProto, step: QuantizeWeights, context: Context) -> St
             skipped.append(Skipped(layer.name, str(reason)))
             continue
         key, weight = _as_matmul(graph, layer)
-        coded = quantize(weight, step.to, block)
+        size_of_block = _for_inputs(block, len(weight), context.family)
+        if size_of_block is not None:
+            blocks[layer.name] = (len(weight), size_of_block)
+        coded = quantize(weight, step.to, size_of_block)
         if key not in written:
             written[key] = _write(graph, layer.node.input[1], weight, coded, context.family)
             size[0] += weight.nbytes
@@ -96,7 +100,7 @@ def apply(model: onnx.ModelProto, step: QuantizeWeights, context: Context) -> St
         seconds=time.perf_counter() - started,
         changed=tuple(layers),
         skipped=tuple(skipped),
-        notes=_notes(step, context, block, bool(layers)),
+        notes=(*_notes(step, context, block, bool(layers)), *_block_notes(blocks, block, context.family)),
         details={"layers": layers, "bytes_before": size[0], "bytes_after": size[1]},
     )
 
@@ -140,6 +144,33 @@ def _block(step: QuantizeWeights, dialect: str) -> int | None:
     return _TENSORRT_BLOCKS[0] if step.block_size <= _TENSORRT_BLOCKS[0] else _TENSORRT_BLOCKS[1]
 
 
+def _for_inputs(block: int | None, inputs: int, family: str) -> int | None:
+    """Return the block size of one layer: two blocks a column at least where TensorRT would have one of 128."""
+    if block == _TENSORRT_BLOCKS[1] and family == "strong" and inputs < 2 * block and inputs % _TENSORRT_BLOCKS[0] == 0:
+        return _TENSORRT_BLOCKS[0]
+    return block
+
+
+def _block_notes(blocks: dict[str, tuple[int, int]], asked: int | None, family: str) -> tuple[str, ...]:
+    """Say where blocks are smaller than asked, and where they are whole columns. Layer -> its inputs and block size."""
+    if family != "strong":
+        return ()
+    smaller = [name for name, (_, size) in blocks.items() if size != asked]
+    whole = [name for name, (inputs, size) in blocks.items() if inputs == size]
+    notes = []
+    if smaller:
+        notes.append(
+            f"{len(smaller)} layers with fewer than {2 * _TENSORRT_BLOCKS[1]} inputs have INT4 blocks of {_TENSORRT_BLOCKS[0]}: "
+            f"where one block is a whole column, TensorRT for RTX 1.7 dequantizes the weight apart from its product."
+        )
+    if whole:
+        notes.append(
+            f"{len(whole)} layers have one INT4 block a column ({', '.join(whole[:3])}): TensorRT for RTX 1.7 dequantizes them "
+            f"apart from their product, which gains memory and no speed."
+        )
+    return tuple(notes)
+
+
 def _refusal(
     graph: Graph, layer: WeightLayer, step: QuantizeWeights, context: Context, block: int | None
 ) -> str | None:
@@ -153,8 +184,9 @@ def _refusal(
     if any(reader.op_type.startswith("Gather") for reader in graph.consumers[layer.node.input[1]]):
         return f"{layer.node.input[1]!r} is an embedding too, and would be stored twice"
     inputs = layer.weight.shape[layer.input_axis]
-    if block is not None and context.family == "strong" and inputs % block:
-        return f"its {inputs} inputs are no multiple of the block size {block}"
+    size = _for_inputs(block, inputs, context.family)
+    if size is not None and context.family == "strong" and inputs % size:
+        return f"its {inputs} inputs are no multiple of the block size {size}"
     output = None if step.head else _reached_output(graph, layer.node)
     return None if output is None else f"it is the last projection before the output {output!r}; head=True includes it"
 

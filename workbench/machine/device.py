@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PACKAGES = (
-    "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "torch", "transformers", "openvino", "cuda-python",
-    "polygraphy", "ipywidgets", "jupyterlab", "matplotlib", "pandas",
+    "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu12-bindings", "torch",
+    "transformers", "openvino", "cuda-python", "polygraphy", "ipywidgets", "jupyterlab", "matplotlib", "pandas",
 )  # fmt: skip
 # What decides how fast low precision is on a CPU: INT8 dot products, BF16, and the width of the vectors.
 _CPU_FLAGS = (

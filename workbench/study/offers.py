@@ -82,11 +82,11 @@ def layer_names(model: Model, proto: onnx.ModelProto) -> dict[str, str]:
 def _of_backend(backend: str) -> dict[str, str]:
     if backend == "onnxruntime-cpu":
         return {"tf32": "TF32 exists on NVIDIA GPUs only"}
-    if backend != "tensorrt" or engines.backends().get(backend) is not None:
+    if not backend.startswith("tensorrt") or engines.backends().get(backend) is not None:
         return {}
     from workbench.engines.tensorrt import capabilities, cuda
 
-    library, device = capabilities.Capabilities(capabilities.library()), cuda.load().device()
+    library, device = capabilities.Capabilities(capabilities.library(backend)), cuda.load().device()
     refused = {value: library.refuses(precision, device) for value, precision in _TENSORRT_PRECISION.items()}
     return {value: why for value, why in refused.items() if why is not None}
 

@@ -106,7 +106,7 @@ def summary_of(dataset: Dataset) -> dict[str, Any]:
 
 def with_profiles(options: BuildOptions, backend: str, dataset: Dataset, protocol: Protocol) -> BuildOptions:
     """Give engines that compile for shapes the shapes that this study will feed, unless the caller named some."""
-    if backend != "tensorrt" or options.profiles:
+    if backend not in ("tensorrt", "tensorrt-rtx") or options.profiles:
         return options
     profile = {
         name: ShapeProfile(

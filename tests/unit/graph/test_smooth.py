@@ -28,11 +28,11 @@ def activations(model: onnx.ModelProto, names: list[str], feeds: dict[str, np.nd
     return {**run(onnx.shape_inference.infer_shapes(exposed), feeds), **feeds}
 
 
-def smoothed(model: onnx.ModelProto, feeds: dict[str, np.ndarray] = FEEDS, **options):
+def smoothed(model: onnx.ModelProto, feeds: dict[str, np.ndarray] = FEEDS, dialect: str = "ort-cpu", **options):
     step = SmoothQuant(**options)
-    names = smoothed_tensors(model, step, Context())
+    names = smoothed_tensors(model, step, Context(dialect=dialect))
     maxima = channel_maxima(copied(model), names, feeds)
-    report = smooth.apply(model, step, Context(channel_maxima=maxima))
+    report = smooth.apply(model, step, Context(dialect=dialect, channel_maxima=maxima))
     onnx.checker.check_model(model, full_check=True)
     return report, maxima
 
@@ -166,3 +166,71 @@ def test_the_shipped_vit_keeps_its_logits() -> None:
     report, _ = smoothed(model, feeds)
     assert report.details["folded"] >= 8
     assert relative_error(next(iter(run(model, feeds).values())), want) < ROUNDING
+
+
+ATTENTION = """(float[N,4,16] x, float[N,2,4,4] p) => (float[N,4,8] y) {
+    v = MatMul (x, w)
+    b = Add (v, bias)
+    r = Reshape (b, split)
+    t = Transpose <perm: ints = [0, 2, 1, 3]> (r)
+    s = Softmax (p)
+    c = MatMul (s, t)
+    u = Transpose <perm: ints = [0, 2, 1, 3]> (c)
+    m = Reshape (u, join)
+    y = MatMul (m, z)
+}"""
+HEADS = {"split": np.array([-1, 4, 2, 8]), "join": np.array([-1, 4, 16])}
+ATTENTION_FEEDS = {"x": values((5, 4, 16), 7), "p": values((5, 2, 4, 4), 8)}
+
+
+def attention_net(text: str = ATTENTION, **constants: np.ndarray) -> onnx.ModelProto:
+    return net(text, w=V * OUTLIERS, bias=values((16,), 4), z=W, **{**HEADS, **constants})
+
+
+@pytest.mark.parametrize("dialect", ["ort-cpu", "trt-8.6", "strong"])
+def test_the_division_of_an_attentions_result_goes_into_the_projection_of_its_values(dialect: str) -> None:
+    model = attention_net()
+    before, want = operators(model), run(model, ATTENTION_FEEDS)["y"]
+    report, maxima = smoothed(model, ATTENTION_FEEDS, dialect=dialect, exclude=("^MatMul_0$",))
+    assert operators(model) == before and report.details["folded"] == 1
+    assert relative_error(run(model, ATTENTION_FEEDS)["y"], want) < ROUNDING
+    found = report.details["activations"]["m_smoothed"]
+    assert found["was"] == "m" and found["into"] == "Add_1" and found["largest_scale"] > 2
+    # The channels are those of the result, head by head, not of the values in another order.
+    after = np.abs(activations(model, ["m_smoothed"], ATTENTION_FEEDS)["m_smoothed"]).max(axis=(0, 1))
+    scale = np.sqrt(maxima["m"] / np.abs(W).max(axis=1))
+    np.testing.assert_allclose(after, maxima["m"] / scale, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("y = MatMul (m, z)", "k = Relu (b)  y = MatMul (m, z)"),  # another reader of the values
+        (
+            "t = Transpose <perm: ints = [0, 2, 1, 3]> (r)",
+            "a = Transpose <perm: ints = [0, 2, 1, 3]> (r)  t = Relu (a)",
+        ),
+        ("b = Add (v, bias)", "b = Relu (v)"),
+    ],
+)
+def test_where_the_values_cannot_be_divided_tensorrt_keeps_its_fused_attention(old: str, new: str) -> None:
+    text = ATTENTION.replace(old, new)
+    assert text != ATTENTION
+    for_tensorrt, for_cpu = attention_net(text), attention_net(text)
+    before = operators(for_tensorrt)
+    report, _ = smoothed(for_tensorrt, ATTENTION_FEEDS, dialect="strong", exclude=("^MatMul_0$",))
+    assert operators(for_tensorrt) == before
+    assert "one kernel" in next(item.reason for item in report.skipped if "attention" in item.reason)
+    report, _ = smoothed(for_cpu, ATTENTION_FEEDS)
+    assert report.details["activations"]["m_smoothed"]["into"] == "m/smooth"
+
+
+def test_channels_whose_order_cannot_be_told_are_not_divided_in_the_values() -> None:
+    # Four heads of four, split off along another axis than they are put together on.
+    text = ATTENTION.replace("float[N,2,4,4] p", "float[N,4,4,4] p").replace("[0, 2, 1, 3]> (r)", "[0, 2, 3, 1]> (r)")
+    feeds = {"x": ATTENTION_FEEDS["x"], "p": values((5, 4, 4, 4), 8)}
+    model = attention_net(text, split=np.array([-1, 4, 4, 4]))
+    want = run(model, feeds)["y"]
+    report, _ = smoothed(model, feeds)
+    assert report.details["activations"]["m_smoothed"]["into"] == "m/smooth"
+    assert relative_error(run(model, feeds)["y"], want) < ROUNDING

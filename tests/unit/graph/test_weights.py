@@ -157,3 +157,19 @@ def test_fp16_after_int4_gives_fp16_scales_and_close_results() -> None:
     assert types(model) == {TensorProto.INT4, TensorProto.FLOAT16}
     # FP16 rounds inputs, scales and results: a few times 2^-11.
     assert relative_error(run(model, feeds)["y"], want) < 4 * 2.0**-11
+
+
+@pytest.mark.parametrize(("inputs", "asked", "taken"), [(128, 128, 64), (192, 128, 64), (256, 128, 128), (64, 128, 64)])
+def test_tensorrt_gets_two_blocks_a_column_where_it_can(inputs: int, asked: int, taken: int) -> None:
+    model = net("(float[N,K] x) => (float[N,32] y) { h = MatMul (x, w) y = Relu (h) }", w=values((inputs, 32)))
+    report = lower(model, dialect="strong", block_size=asked)
+    assert onnx.helper.get_node_attr_value(model.graph.node[0], "block_size") == taken
+    assert any("INT4 blocks of 64" in note for note in report.notes) == (taken != asked)
+    assert any("one INT4 block a column (MatMul_0)" in note for note in report.notes) == (inputs == taken)
+
+
+def test_onnx_runtime_keeps_the_block_that_was_asked_for() -> None:
+    model = net("(float[N,128] x) => (float[N,32] y) { h = MatMul (x, w) y = Relu (h) }", w=values((128, 32)))
+    report = lower(model, dialect="ort-cpu", block_size=128)
+    assert onnx.helper.get_node_attr_value(model.graph.node[0], "block_size") == 128
+    assert not [note for note in report.notes if "column" in note]

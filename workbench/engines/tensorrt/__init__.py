@@ -1,4 +1,4 @@
-"""TensorRT as a backend: 8.6, 10 and 11 behind one set of functions (see `workbench.engines.base.Backend`).
+"""TensorRT as a backend: 8.6, 10, 11 and TensorRT for RTX behind one set of functions (see `workbench.engines.base.Backend`).
 
 Precision lives in the ONNX file; builder flags only allow what the file and the recipe say. Imports neither tensorrt
 nor cuda-python before they are needed. The switches in `BuildOptions.extra` are those of `switches.Switches`.
@@ -17,40 +17,76 @@ from workbench.engines.tensorrt import (
     capabilities,
     cuda,
     inspecting,
+    kernels,
     layers,
     log,
     parsing,
     refitting,
     running,
+    targets,
     timing,
 )
-from workbench.engines.tensorrt.capabilities import INSTALL, Capabilities
+from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.errors import BackendMissing, WorkbenchError
 from workbench.records import Engine, LayerTime, Variant
 
 
 def missing(name: str) -> Missing | None:
     """Return why TensorRT cannot be used here, or None where it can."""
+    product = capabilities.PRODUCTS[name]
     try:
-        capabilities.library()
-        count = cuda.load().device_count()
+        caps = _capabilities(name)
     except BackendMissing as error:
-        reason, _, _ = str(error).partition(" Run: ")
-        return Missing(reason, INSTALL)
+        return _absent(error, product)
+    found = f"{product.name} is installed, but"
+    if caps.ahead_of_time:
+        found = f"{product.name} is installed and builds here (workbench.preview shows what it makes of a model), but"
+    try:
+        runtime = cuda.load(product.install)
+        count = runtime.device_count()
+    except BackendMissing as error:
+        if caps.ahead_of_time:
+            return Missing(f"{found} running wants an NVIDIA GPU of compute capability {_able()} and cuda-python, which is "
+                           f"not installed.", product.install)  # fmt: skip
+        return _absent(error, product)
     except WorkbenchError as error:
+        said, _, _ = str(error).partition(" If it persists")  # which is for kernels that used a device before
         return Missing(
-            f"TensorRT is installed, but CUDA finds no device: {error}", "Install NVIDIA's driver (nvidia-smi)."
+            f"{found} CUDA finds no device: {said}",
+            "With an NVIDIA GPU, install its driver (nvidia-smi tells); without one, use the backend onnxruntime-cpu.",
         )
     if count == 0:
+        return Missing(f"{found} this machine has no CUDA device.", "Use the backend onnxruntime-cpu.")
+    device = runtime.device()
+    if caps.ahead_of_time and device.compute_capability not in targets.RUNS_ON:
         return Missing(
-            "TensorRT is installed, but this machine has no CUDA device.", "Use the backend onnxruntime-cpu."
+            f"{found} it runs on GPUs of compute capability {_able()} only; {device.name} has {device.capability}.",
+            "Use the backend tensorrt on this GPU.",
         )
     return None
 
 
+def _able() -> str:
+    return ", ".join(f"{major}.{minor}" for major, minor in targets.RUNS_ON)
+
+
+def missing_to_build(name: str) -> Missing | None:
+    """Return why nothing can be built here, or None: TensorRT for RTX needs neither GPU nor driver to build."""
+    try:
+        ahead_of_time = _capabilities(name).ahead_of_time
+    except BackendMissing as error:
+        return _absent(error, capabilities.PRODUCTS[name])
+    return None if ahead_of_time else missing(name)
+
+
+def _absent(error: BackendMissing, product: capabilities.Product) -> Missing:
+    reason, _, _ = str(error).partition(" Run: ")
+    return Missing(reason, product.install)
+
+
 def version(name: str) -> str:
     """Return TensorRT's version."""
-    return _capabilities().version
+    return _capabilities(name).version
 
 
 def device(name: str) -> str:
@@ -59,8 +95,8 @@ def device(name: str) -> str:
 
 
 def dialect(name: str) -> str:
-    """Return the Q/DQ dialect: `trt-8.6` before TensorRT 10.12, `strong` from there on."""
-    return _capabilities().dialect
+    """Return the Q/DQ dialect: `trt-8.6` before TensorRT 10.12, `strong` from there on and for RTX."""
+    return _capabilities(name).dialect
 
 
 def lacks(name: str, onnx_path: Path) -> dict[str, str]:
@@ -69,7 +105,7 @@ def lacks(name: str, onnx_path: Path) -> dict[str, str]:
     Raises:
         BackendMissing: TensorRT is not here; BuildError: the file is no ONNX, or TensorRT cannot start.
     """
-    caps = _capabilities()
+    caps = _capabilities(name)
     journal = log.Journal()
     logger = log.logger(caps.trt, journal)
     flags = ("EXPLICIT_BATCH",) if caps.needs_explicit_batch else ()
@@ -81,13 +117,14 @@ def lacks(name: str, onnx_path: Path) -> dict[str, str]:
 
 def build(request: BuildRequest, log: Callable[[str], None]) -> Engine:
     """Build an engine; see `building.build`."""
-    return building.build(_capabilities(), cuda.load(), request, log)
+    caps = _capabilities(request.backend)
+    return building.build(caps, _gpu(request.backend) if caps.ahead_of_time else cuda.load(), request, log)
 
 
 def refit(engine: Engine, variant: Variant, folder: Path, log: Callable[[str], None] = lambda line: None) -> Engine:
     """Return the engine with the weights of another variant of the same structure; see `refitting.refit`."""
     runtime = cuda.load()
-    return refitting.refit(_capabilities(), runtime.device(), engine, variant, folder=folder, sink=log)
+    return refitting.refit(_capabilities(engine.backend), runtime.device(), engine, variant, folder=folder, sink=log)
 
 
 def open_runner(engine: Engine, threads: int | None) -> running.TensorRTRunner:
@@ -96,7 +133,8 @@ def open_runner(engine: Engine, threads: int | None) -> running.TensorRTRunner:
     Raises:
         EngineError: the plan is missing or damaged, or was built for another version or device.
     """
-    return running.TensorRTRunner(_capabilities(), cuda.load(), engine)
+    product = capabilities.PRODUCTS[engine.backend]
+    return running.TensorRTRunner(_capabilities(engine.backend), cuda.load(product.install), engine)
 
 
 def layer_table(
@@ -115,6 +153,10 @@ def layer_table(
     Raises:
         EngineError: the engine cannot be opened or tells nothing of its layers.
     """
+    if feeds is None and _capabilities(engine.backend).ahead_of_time:
+        found, planned = kernels.of_engine(engine)
+        memory = layers.activation_memory(found, planned.get("activation", 0))
+        return layers.with_modules(found, modules or {}), memory
     with open_runner(engine, None) as runner:
         if feeds is None:
             found = layers.parse(inspecting.describe(runner))
@@ -141,5 +183,10 @@ def layer_times(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> l
     ]
 
 
-def _capabilities() -> Capabilities:
-    return Capabilities(capabilities.library())
+def _capabilities(name: str) -> Capabilities:
+    return Capabilities(capabilities.library(name))
+
+
+def _gpu(name: str) -> cuda.Cuda | None:
+    """Return the CUDA runtime where there is a GPU, for those who can do without."""
+    return cuda.load() if missing(name) is None else None

@@ -28,10 +28,12 @@ from workbench.engines.tensorrt import (
     progress,
     refitting,
     switches,
+    targets,
     timing_cache,
 )
-from workbench.engines.tensorrt.capabilities import Capabilities, Device, name_of
+from workbench.engines.tensorrt.capabilities import Capabilities, name_of
 from workbench.engines.tensorrt.cuda import Cuda
+from workbench.engines.tensorrt.targets import Targets
 from workbench.errors import BuildError, CalibrationError, Cancelled, EngineError
 from workbench.records import Engine
 
@@ -44,8 +46,8 @@ class Session:
     """One build, and all that must live until it is done: TensorRT keeps bare pointers to most of it."""
 
     caps: Capabilities
-    cuda: Cuda
-    device: Device
+    cuda: Cuda | None
+    targets: Targets
     request: BuildRequest
     journal: log.Journal
     logger: Any
@@ -69,10 +71,11 @@ class Session:
         return Path(self.request.folder)
 
 
-def build(caps: Capabilities, cuda: Cuda, request: BuildRequest, sink: Callable[[str], None]) -> Engine:
+def build(caps: Capabilities, cuda: Cuda | None, request: BuildRequest, sink: Callable[[str], None]) -> Engine:
     """Build an engine into the request's folder.
 
     Args:
+        cuda: None where there is no GPU; a library that builds ahead of time needs none.
         sink: called with each line that TensorRT says, verbose ones left out, and with `progress 0.42 ...` lines
             where the release tells its progress. Raising Cancelled in it gives the build up where that is possible.
 
@@ -80,16 +83,17 @@ def build(caps: Capabilities, cuda: Cuda, request: BuildRequest, sink: Callable[
         BuildError, UnsupportedOperator, OutOfMemory, CalibrationError, Cancelled: see each.
     """
     started = time.perf_counter()
-    device = cuda.device()
-    chosen, notes = switches.read(request.options)
+    wanted, notes = targets.read(caps, request.options, None if cuda is None else cuda.device())
+    chosen, more = switches.read(request.options, ahead_of_time=caps.ahead_of_time)
+    notes += more
     graph = parsing.load_graph(Path(request.variant.path))
     quantized = parsing.is_quantized(graph)
-    flags = precision.decide(caps, device, request.variant, chosen, quantized=quantized)
+    flags = precision.decide(caps, wanted, request.variant, chosen, quantized=quantized)
     journal = log.Journal(Path(request.folder) / "build.log", sink)
     session = Session(
         caps,
         cuda,
-        device,
+        wanted,
         request,
         journal,
         log.logger(caps.trt, journal),
@@ -118,7 +122,7 @@ def new_builder(caps: Capabilities, logger: Any, network_flags: tuple[str, ...])
         builder = trt.Builder(logger)
     except (TypeError, RuntimeError) as error:
         raise BuildError(
-            f"TensorRT {caps.version} cannot start on this machine: {error}. Look with nvidia-smi whether the driver is "
+            f"{caps.name} cannot start on this machine: {error}. Look with nvidia-smi whether the driver is "
             f"new enough and the GPU has free memory."
         ) from error
     members = [caps.member("NetworkDefinitionCreationFlag", name) for name in network_flags]
@@ -137,7 +141,7 @@ def _fill_network(session: Session) -> None:
         spec = next((item for item in session.request.variant.inputs if item.name == tensor.name), None)
         if spec is not None and spec.dtype == "int64" and name_of(tensor.dtype) == "INT32":
             session.notes.append(
-                f"TensorRT {caps.version} has no INT64: the input {spec.name!r} is INT32 inside, values are checked."
+                f"{caps.name} has no INT64: the input {spec.name!r} is INT32 inside, values are checked."
             )
 
 
@@ -170,6 +174,9 @@ def _configure(session: Session) -> None:
         config.set_memory_pool_limit(caps.trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
+    for index, name in enumerate(session.targets.members):
+        config.num_compute_capabilities = len(session.targets.members)
+        config.set_compute_capability(getattr(caps.trt.ComputeCapability, name), index)
     config.profiling_verbosity = getattr(caps.trt.ProfilingVerbosity, _VERBOSITY[session.switches.verbosity])
     _set_switches(session)
     inputs = session.request.variant.inputs
@@ -189,7 +196,7 @@ def _set_switches(session: Session) -> None:
         name = _HARDWARE[chosen.hardware_compatibility]
         level = caps.member("HardwareCompatibilityLevel", name)
         if level is None:
-            raise BuildError(f"TensorRT {caps.version} has no hardware compatibility {name}. Use 'none' or 'ampere+'.")
+            raise BuildError(f"{caps.name} has no hardware compatibility {name}. Use 'none' or 'ampere+'.")
         config.hardware_compatibility_level = level
     if chosen.auxiliary_streams is not None:
         config.max_aux_streams = chosen.auxiliary_streams
@@ -200,7 +207,7 @@ def _set_switches(session: Session) -> None:
         for name in chosen.tactic_sources:
             member = caps.member("TacticSource", name)
             if member is None:
-                raise BuildError(f"TensorRT {caps.version} has no tactic source {name!r}. Leave it out.")
+                raise BuildError(f"{caps.name} has no tactic source {name!r}. Leave it out.")
             mask |= 1 << int(member)
         if not config.set_tactic_sources(mask):
             raise BuildError(f"TensorRT refuses the tactic sources {chosen.tactic_sources}. Leave the option out.")
@@ -209,7 +216,7 @@ def _set_switches(session: Session) -> None:
 def _attach_timings(session: Session) -> None:
     if not session.switches.timing_cache or session.request.cache_folder is None:
         return
-    path = timing_cache.place(Path(session.request.cache_folder), session.caps, session.device)
+    path = timing_cache.place(Path(session.request.cache_folder), session.caps, session.targets.devices[0])
     session.cache, notes = timing_cache.attach(session.config, path)
     session.notes += notes
 
@@ -227,6 +234,8 @@ def _attach_calibrator(session: Session, kind: str) -> None:
         first = inputs[0]
         fixed = first.shape[0] if first.shape else 1
         batch = fixed or min(count, session.profiles[0][first.name].typical[0])
+        if session.cuda is None:
+            raise CalibrationError("TensorRT's own calibrators run on a GPU, and there is none here.")
         feeder = calibrator.Feeder(session.cuda, feeds, batch)
         session.resources.callback(feeder.free)
         _check_batches(feeder, batch, session.notes)
@@ -272,16 +281,18 @@ def _keep(session: Session, data: Any) -> None:
         session.folder / plan.PLAN_NAME,
         data,
         tensorrt=caps.version,
-        device=session.device.name,
-        compute_capability=session.device.capability,
+        device=session.targets.words,
+        compute_capability=session.targets.capability,
         structure_sha256=refitting.structure_sha256(session.graph),
         version_compatible=chosen.version_compatible,
-        hardware_compatibility=chosen.hardware_compatibility,
+        hardware_compatibility=_runs_on(session),
         refittable=chosen.refit,
     )
     if session.cache is not None and session.request.cache_folder is not None:
-        path = timing_cache.place(Path(session.request.cache_folder), caps, session.device)
+        path = timing_cache.place(Path(session.request.cache_folder), caps, session.targets.devices[0])
         session.notes += timing_cache.save(session.config, session.cache, path)
+    if caps.ahead_of_time:
+        return  # the log tells of the layers (see `kernels`), and loading would need one of the targets here
     try:
         runtime, engine = plan.deserialize(caps, session.logger, data, version_compatible=chosen.version_compatible)
     except EngineError as error:
@@ -290,6 +301,13 @@ def _keep(session: Session, data: Any) -> None:
     context = layers.typical_context(engine, [spec.name for spec in session.request.variant.inputs])
     (session.folder / layers.FILE_NAME).write_text(layers.information(caps, engine, context), encoding="utf-8")
     del context, engine, runtime
+
+
+def _runs_on(session: Session) -> str:
+    """Return the sidecar's `hardware_compatibility`."""
+    if not session.caps.ahead_of_time:
+        return session.switches.hardware_compatibility
+    return "listed" if session.targets.members else "ampere+"
 
 
 def _record(session: Session, size_bytes: int, seconds: float) -> Engine:
@@ -306,7 +324,7 @@ def _record(session: Session, size_bytes: int, seconds: float) -> Engine:
         fusion="all",
         backend=session.request.backend,
         backend_version=session.caps.version,
-        device=session.device.name,
+        device=session.targets.words,
         path=str(session.folder / plan.PLAN_NAME),
         inputs=variant.inputs,
         outputs=variant.outputs,

@@ -1,20 +1,49 @@
 """What the installed TensorRT can do, asked by name.
 
 Enum members are renumbered and removed between releases, so nothing here or in the modules beside it uses a
-number. Knows nothing of recipes or engines.
+number. TensorRT for RTX is another library of the same make with a numbering of its own: what sets it apart is asked
+of the library too, not of its name. Knows nothing of recipes or engines.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import BackendMissing
 
-INSTALL = 'Run: pip install "trt-workbench[gpu]"'
 # From this release on NVIDIA advises strongly typed networks; the precision flags are deprecated since.
 _STRONG_SINCE = (10, 12)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A library of the TensorRT family.
+
+    Attributes:
+        name: in words, for messages.
+        modules: the names that it can be imported under; the first that is there is taken.
+        extra: of this package, which installs it.
+    """
+
+    name: str
+    modules: tuple[str, ...]
+    extra: str
+
+    @property
+    def install(self) -> str:
+        """The line that installs it."""
+        return f'Run: pip install "trt-workbench[{self.extra}]"'
+
+
+# Backend -> what serves it. `tensorrt_rtx` is a thin package over the bindings' wheel, which is importable by itself.
+PRODUCTS = {
+    "tensorrt": Product("TensorRT", ("tensorrt",), "gpu"),
+    "tensorrt-rtx": Product("TensorRT for RTX", ("tensorrt_rtx", "tensorrt_rtx_bindings"), "rtx"),
+}
+INSTALL = PRODUCTS["tensorrt"].install
 
 
 @dataclass(frozen=True)
@@ -30,21 +59,30 @@ class Device:
         return f"{self.compute_capability[0]}.{self.compute_capability[1]}"
 
 
-def library() -> Any:
-    """Import and return the tensorrt module.
+def library(backend: str = "tensorrt") -> Any:
+    """Import and return the module of a backend's library.
 
     Raises:
         BackendMissing: it is not installed, or one of its libraries cannot be loaded.
     """
-    try:
-        import tensorrt
-    except ModuleNotFoundError as error:
-        raise BackendMissing(f"TensorRT is not installed ({error}). {INSTALL}") from error
-    except (ImportError, OSError) as error:
-        raise BackendMissing(f"TensorRT is installed but cannot be loaded: {error}. {INSTALL}") from error
-    if not hasattr(tensorrt, "Builder"):  # any folder of that name on the path can be imported
-        raise BackendMissing(f"What Python imports as tensorrt is not TensorRT: {tensorrt}. Rename it. {INSTALL}")
-    return tensorrt
+    product, found = PRODUCTS[backend], None
+    for name in product.modules:
+        try:
+            found = importlib.import_module(name)
+            break
+        except ModuleNotFoundError as error:
+            absent = error
+        except (ImportError, OSError) as error:
+            raise BackendMissing(
+                f"{product.name} is installed but cannot be loaded: {error}. {product.install}"
+            ) from error
+    if found is None:
+        raise BackendMissing(f"{product.name} is not installed ({absent}). {product.install}") from absent
+    if not hasattr(found, "Builder"):  # any folder of that name on the path can be imported
+        raise BackendMissing(
+            f"What Python imports as {found.__name__} is not {product.name}: {found}. Rename it. {product.install}"
+        )
+    return found
 
 
 def name_of(member: Any) -> str:
@@ -57,11 +95,16 @@ def name_of(member: Any) -> str:
 
 
 class Capabilities:
-    """What one tensorrt module offers."""
+    """What one tensorrt module offers.
+
+    Attributes:
+        name: product and version in words, such as `TensorRT 11.4.0`.
+    """
 
     def __init__(self, trt: Any) -> None:
         self.trt = trt
         self.version = str(trt.__version__)
+        self.name = f"{PRODUCTS['tensorrt-rtx' if self.ahead_of_time else 'tensorrt'].name} {self.version}"
         numbers = [int(number) for number in re.findall(r"\d+", self.version)[:2]]
         self.release = (numbers[0], numbers[1] if len(numbers) > 1 else 0)
 
@@ -72,6 +115,11 @@ class Capabilities:
     def has(self, kind: str, member: str) -> bool:
         """Return whether this release has the class and the class has the member."""
         return hasattr(getattr(self.trt, kind, None), member)
+
+    @property
+    def ahead_of_time(self) -> bool:
+        """Whether it builds for compute capabilities instead of for the GPU at hand, and needs none (TensorRT for RTX)."""
+        return self.has("IBuilderConfig", "set_compute_capability")
 
     @property
     def needs_explicit_batch(self) -> bool:
@@ -118,9 +166,11 @@ class Capabilities:
         """The Q/DQ dialect to write for this release.
 
         10.0 to 10.11 have strongly typed networks too, but they still honour the precision flags without
-        complaint and NVIDIA advises strong typing from 10.12 on; the older dialect is safe on all of them.
+        complaint and NVIDIA advises strong typing from 10.12 on; the older dialect is safe on all of them. Where the
+        flags are gone, the graph is all there is, whatever the number (TensorRT for RTX counts from 1).
         """
-        return "strong" if self.release >= _STRONG_SINCE and self.strongly_typed else "trt-8.6"
+        only_strong = not self.weakly_typed or self.release >= _STRONG_SINCE
+        return "strong" if self.strongly_typed and only_strong else "trt-8.6"
 
     def refuses(self, precision: str, device: Device) -> str | None:
         """Return why a precision cannot be had on this release and device, or None where it can.

@@ -7,6 +7,7 @@ again by the next call. Not for two threads at once.
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from workbench.engines import feeding
 from workbench.engines.base import Feeds
-from workbench.engines.tensorrt import log, plan, tensors
+from workbench.engines.tensorrt import just_in_time, log, plan, tensors
 from workbench.engines.tensorrt.allocator import OutputAllocator
 from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Graph, HostMemory, Stream
@@ -31,6 +32,8 @@ class Context:
         resources: what is given back when it closes, the last first.
         layout: grows whenever shapes or addresses change: a captured graph is valid for one layout.
         graph_refusal: why the last capture was not possible, or None.
+        jit: what finishes kernels here, for engines that were built ahead of time; else None.
+        first_run_seconds: of making the context and of its first call, which finishes kernels; None before, and without `jit`.
     """
 
     def __init__(self, caps: Capabilities, cuda: Cuda, engine: Engine) -> None:
@@ -57,9 +60,14 @@ class Context:
         self._runtime, self.engine = plan.deserialize(
             self.caps, self._logger, data, version_compatible=sidecar.version_compatible
         )
-        self.context = self.engine.create_execution_context()
-        if self.context is None:
-            raise self._no_context()
+        self.first_run_seconds: float | None = None
+        self.jit: just_in_time.JustInTime | None = None
+        self.doubt: str | None = None
+        self._captures_itself = False
+        if self.caps.ahead_of_time:
+            self.doubt = just_in_time.doubt(self.caps, self._runtime, data)
+            self.jit = just_in_time.JustInTime(self.caps, self.engine, Path(engine.path))
+        self._make_context()
         self._specs = engine.inputs
         specs = {spec.name: spec for spec in (*engine.inputs, *engine.outputs)}
         self.tensors = tensors.of_engine(self.caps, self.engine, specs)
@@ -68,6 +76,8 @@ class Context:
         self._host = {tensor.name: self._owned(HostMemory(self.cuda)) for tensor in self.tensors}
         self._device = {tensor.name: self._owned(DeviceMemory(self.cuda)) for tensor in self.tensors}
         self.resources.callback(self._forget)  # before the memory goes, and after graphs that were captured later
+        if self.jit is not None:
+            self.resources.callback(self.jit.keep)
         self.allocators: dict[str, OutputAllocator] = {}
         self._shapes: Shapes = {}
         self._addresses: dict[str, int] = {}
@@ -75,6 +85,24 @@ class Context:
         self.graph_refusal: str | None = None
         self.layout = 0
         self.peak_bytes = self.cuda.used_bytes()
+
+    def _make_context(self, *, graphs: bool = False) -> None:
+        self._opened_at = time.perf_counter()
+        made = self.engine.create_execution_context() if self.jit is None else self.jit.context(graphs=graphs)
+        if made is None:
+            raise self._no_context()
+        self.context = made
+
+    def prefer_graphs(self) -> None:
+        """Say that launches are to go through a CUDA graph, before the feeds are bound: TensorRT for RTX captures by itself."""
+        if self.jit is None or self._captures_itself:
+            return
+        self._make_context(graphs=True)
+        self._captures_itself = True
+        self._shapes, self._profile = {}, 0
+        self._addresses.clear()
+        self.allocators.clear()
+        self.layout += 1
 
     def _no_context(self) -> Exception:
         said = "; ".join(self._journal.errors[-2:]) or "nothing"
@@ -84,7 +112,7 @@ class Context:
                 f"the largest shape of its profile. Free memory of the GPU or build for smaller shapes. TensorRT said: {said}"
             )
         return EngineError(
-            f"TensorRT {self.caps.version} built the engine but makes no execution context for it, so it cannot run. It "
+            f"{self.caps.name} built the engine but makes no execution context for it, so it cannot run. It "
             f"said: {said}. Build it with another optimization profile or recipe, or use the backend onnxruntime-cuda."
         )
 
@@ -215,6 +243,10 @@ class Context:
         """Put one inference on the stream."""
         if not self.context.execute_async_v3(self.stream.handle):
             raise RunError(f"TensorRT could not run the engine. {self._errors()}")
+        if self.jit is not None and self.first_run_seconds is None:
+            self.stream.synchronize()
+            self.first_run_seconds = time.perf_counter() - self._opened_at
+            self.jit.keep()
 
     def download(self) -> Shapes:
         """Put the download of the outputs on the stream; returns their shapes."""
@@ -256,6 +288,8 @@ class Context:
         if self.allocators:
             self.graph_refusal = "an output's shape depends on data"
             return None
+        if self._captures_itself:
+            return None  # the first launch for new shapes captures, later ones replay
         self.enqueue()  # TensorRT finishes its set-up for new shapes in the first launch, which must not be captured
         self.stream.synchronize()
         try:

@@ -14,8 +14,11 @@ from workbench.engines.tensorrt.capabilities import INSTALL, Device
 from workbench.errors import BackendMissing, OutOfMemory, RunError
 
 
-def load() -> Cuda:
+def load(install: str = INSTALL) -> Cuda:
     """Return the CUDA runtime.
+
+    Args:
+        install: the line that installs it.
 
     Raises:
         BackendMissing: cuda-python is not installed.
@@ -24,7 +27,7 @@ def load() -> Cuda:
         with contextlib.suppress(ImportError), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             return Cuda(importlib.import_module(name))
-    raise BackendMissing(f"TensorRT needs cuda-python, which is not installed. {INSTALL}")
+    raise BackendMissing(f"TensorRT needs cuda-python, which is not installed. {install}")
 
 
 class Cuda:

@@ -86,6 +86,7 @@ class LayerInfo:
         modules: the PyTorch modules of those nodes.
         is_reformat: whether it only changes layout or type.
         seconds: median of its time in a separate, profiled run, or None. Sums exceed the engine's latency.
+        constants: its weights, scales and the like, where they are told.
     """
 
     name: str
@@ -98,6 +99,7 @@ class LayerInfo:
     modules: tuple[str, ...] = ()
     is_reformat: bool = False
     seconds: float | None = None
+    constants: tuple[LayerTensor, ...] = ()
 
     @property
     def precision(self) -> str | None:
@@ -241,10 +243,11 @@ def _tensor(item: Mapping[str, Any] | str) -> LayerTensor:
     stated = str(item.get("DataType") or item.get("Datatype") or together)
     sizes = item.get("Dimensions")
     shape = tuple(int(size) for size in sizes if isinstance(size, int)) if isinstance(sizes, list) else ()
-    return LayerTensor(str(item.get("Name", "")), _type(stated), layout, shape)
+    return LayerTensor(str(item.get("Name", "")), type_of(stated), layout, shape)
 
 
-def _type(words: str) -> str | None:
+def type_of(words: str) -> str | None:
+    """Return the type that a format's description names, such as `fp16`; None where it names none."""
     return next((name for pattern, name in _TYPES if re.search(pattern, words)), None)
 
 

@@ -29,6 +29,12 @@ _LAYERS = re.compile(r"^(Original|After final dead-layer removal): (\d+) layers"
 _MEMORY_WORDS = re.compile(
     r"insuf+icient memory|out of memory|OutOfMemory|could not be allocated|MEM_ALLOC_FAILED|Device memory is insuf+icient"
 )
+# What TensorRT for RTX says of a target: it compiles for GPUs that are not here.
+_NO_FP32_PRODUCTS = re.compile(r"Cannot compile operation '([^']*)' for Turing \((SM\d+)\): FP32 GEMM is not supported")
+_NO_SUCH_TYPES = re.compile(r"Cannot compile for target\(s\) ([\w, ]+), because the model contains HW-specific datatypes: "
+                            r"([\w, ]+)")  # fmt: skip
+# Said by every call on a machine without a driver, whatever else is the matter.
+NO_DRIVER = "catchCudaError"
 _MEBIBYTE = 2**20
 
 
@@ -112,7 +118,11 @@ def short_of_memory(words: str) -> bool:
 
 def failure(found: Digest, errors: Iterable[str], log: str, workspace_bytes: int | None) -> BuildError:
     """Return the error that a failed build deserves, from what its log says."""
-    said = "; ".join(list(errors)[-3:]) or "nothing"
+    errors = list(errors)
+    said = "; ".join(errors[-3:]) or "nothing"
+    lacking = _lacking(said)
+    if lacking is not None:
+        return BuildError(lacking, log)
     if found.out_of_memory:
         where = f" for {found.without_implementation}" if found.without_implementation else ""
         limit = "the device's memory" if workspace_bytes is None else f"a workspace of {workspace_bytes:,} bytes"
@@ -133,6 +143,21 @@ def failure(found: Digest, errors: Iterable[str], log: str, workspace_bytes: int
         f"tells which one is to blame.",
         log,
     )
+
+
+def _lacking(said: str) -> str | None:
+    """Return what a target lacks, in a sentence with the way out, or None where that is not why a build failed."""
+    if product := _NO_FP32_PRODUCTS.search(said):
+        return (
+            f"There are no FP32 matrix products on {product[2].lower()} in TensorRT for RTX, and {product[1]!r} is one. "
+            f"Use a recipe that computes them in FP16, such as 'fp16' or 'int8-kl-fp16', or a target from sm80 on."
+        )
+    if types := _NO_SUCH_TYPES.search(said):
+        return (
+            f"The target {types[1]} has no arithmetic in a type of this file: {types[2].strip()}. Use a recipe without it, "
+            f"or a later target (FP8 needs sm89, BF16 and INT4 sm80)."
+        )
+    return None
 
 
 class Journal:
@@ -161,7 +186,7 @@ class Journal:
             if severity == "VERBOSE":
                 return
             self._lines.append(f"[{severity[:1]}] {message}")
-            if severity in ("ERROR", "INTERNAL_ERROR"):
+            if severity in ("ERROR", "INTERNAL_ERROR") and NO_DRIVER not in message:
                 self.errors.append(message)
         self.tell(f"[{severity[:1]}] {message}")
 

@@ -10,9 +10,18 @@ from typing import Any
 import onnx
 
 from workbench.engines.tensorrt.capabilities import Capabilities, name_of
+from workbench.engines.tensorrt.log import NO_DRIVER
 from workbench.errors import BuildError, UnsupportedOperator
 
 _NO_IMPORTER = re.compile(r"No importer registered for op: (\S+?)\.? ")
+# Codes that ONNX Runtime's kernels want and TensorRT's parser refuses -> what they are, for people.
+_FOREIGN_CODES = (
+    (re.compile(r"input has type Int32 but must have type"), "its biases are INT32 codes, where TensorRT wants FP32"),
+    (
+        re.compile(r"Non-zero zero point is not supported"),
+        "its activations have a zero point, where TensorRT wants signed symmetric codes",
+    ),
+)
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear"})
 
 
@@ -54,16 +63,40 @@ def _refusal(caps: Capabilities, errors: list[Any], graph: onnx.ModelProto, path
     for error, sentence in zip(errors, words, strict=True):
         if name_of(error.code()).startswith("UNSUPPORTED_NODE") or _NO_IMPORTER.search(error.desc()):
             return UnsupportedOperator(
-                f"TensorRT {caps.version} cannot run {sentence}. Export the model without this operator, or use the "
+                f"{caps.name} cannot run {sentence}. Export the model without this operator, or use the "
                 f"backend onnxruntime-cuda.",
+                "\n".join(words),
+            )
+    for pattern, reason in _FOREIGN_CODES:
+        if pattern.search(words[0]):
+            return BuildError(
+                f"{caps.name} cannot read the quantization in {path.name}: {reason}. It was written for another engine such "
+                f"as ONNX Runtime. Load the model before it was quantized, and quantize it here: "
+                f"workbench.transform(model, recipe, dialect={caps.dialect!r}). The parser said: {words[0]}",
                 "\n".join(words),
             )
     opset = next((item.version for item in graph.opset_import if item.domain in ("", "ai.onnx")), None)
     return BuildError(
-        f"TensorRT {caps.version} cannot parse {path.name} (opset {opset}): {words[0]}. TensorRT 8.6 reads up to opset "
-        f"17; transform the model again with the dialect that this release wants ({caps.dialect!r}).",
+        f"{caps.name} cannot parse {path.name} (opset {opset}): {words[0]}. {_opset_advice(caps, opset)}",
         "\n".join(words),
     )
+
+
+def _opset_advice(caps: Capabilities, opset: int | None) -> str:
+    if caps.dialect == "trt-8.6" and (opset or 0) > 17:
+        return f"TensorRT 8.6 reads up to opset 17; transform the model again with dialect={caps.dialect!r}."
+    return (
+        f"Transform the model again with dialect={caps.dialect!r}, which this release wants, or leave out the step that "
+        f"wrote this node."
+    )
+
+
+def _said(error: Any) -> str:
+    """Return the parser's words without what every call says where there is no driver."""
+    words = error.desc().strip()
+    if words == "false":  # an importer's check, all that is told of which is its name
+        return f"its importer refuses it ({error.func()})"
+    return "\n".join(line for line in words.splitlines() if NO_DRIVER not in line)
 
 
 def _sentence(error: Any, graph: onnx.ModelProto) -> str:
@@ -75,7 +108,7 @@ def _sentence(error: Any, graph: onnx.ModelProto) -> str:
     operator = operator or (node.op_type if node is not None else "an unknown operator")
     name = name or (node.name if node is not None else "")
     where = f" in {_module(node)}" if node is not None and _module(node) else ""
-    return f"{operator} (node {name or index!r}{where}): {error.desc().strip()}"
+    return f"{operator} (node {name or index!r}{where}): {_said(error)}"
 
 
 def _module(node: onnx.NodeProto) -> str:
@@ -85,21 +118,25 @@ def _module(node: onnx.NodeProto) -> str:
 
 
 def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str, str]:
-    """Return the operator types of a file that TensorRT cannot run -> the reason; empty where it can run all."""
+    """Return the operator types of a file that TensorRT cannot run -> the reason; empty where it can run all.
+
+    Where the parser names nodes, these are the reason, and what it left unread after them is not blamed.
+    """
     graph = load_graph(path)
     parser = caps.trt.OnnxParser(network, logger)
     operators = Counter(node.op_type for node in graph.graph.node)
     missing = {name: "TensorRT has no importer for it" for name in operators if not parser.supports_operator(name)}
-    for index in _unsupported_nodes(caps, parser, path):
-        if 0 <= index < len(graph.graph.node):
-            node = graph.graph.node[index]
-            missing.setdefault(node.op_type, f"TensorRT cannot run node {node.name!r} as it is used here")
+    unsupported = [index for index in _unsupported_nodes(caps, parser, path) if 0 <= index < len(graph.graph.node)]
+    named: dict[str, str] = {}
     for index in range(parser.num_errors):
         error = parser.get_error(index)
         if 0 <= error.node() < len(graph.graph.node):
-            operator = graph.graph.node[error.node()].op_type
-            if operator in missing:
-                missing[operator] = _sentence(error, graph)
+            named.setdefault(graph.graph.node[error.node()].op_type, _sentence(error, graph))
+    if named:
+        return {**missing, **named}
+    for index in unsupported:
+        node = graph.graph.node[index]
+        missing.setdefault(node.op_type, f"TensorRT cannot run node {node.name!r} as it is used here")
     return missing
 
 

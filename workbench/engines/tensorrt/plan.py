@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.tensorrt import just_in_time
 from workbench.engines.tensorrt.capabilities import Capabilities, Device
 from workbench.errors import EngineError
 from workbench.machine import store
@@ -27,7 +28,8 @@ class Sidecar:
 
     Attributes:
         structure_sha256: of the ONNX graph without its weights; a refit needs the same.
-        hardware_compatibility: `none`, `ampere+` or `same-compute-capability`.
+        hardware_compatibility: `none`, `ampere+`, `same-compute-capability`, or `listed` where `compute_capability` names
+            every one that it was compiled for.
     """
 
     tensorrt: str
@@ -108,13 +110,15 @@ def read(plan: Path, caps: Capabilities, device: Device) -> tuple[bytes, Sidecar
 def _mismatch(sidecar: Sidecar, caps: Capabilities, device: Device) -> str | None:
     if sidecar.tensorrt != caps.version:
         if not sidecar.version_compatible:
-            return f"it was built by TensorRT {sidecar.tensorrt}, this is {caps.version}"
+            return f"it was built by TensorRT {sidecar.tensorrt}, this is {caps.name}"
         if _numbers(sidecar.tensorrt) > _numbers(caps.version):
-            return f"it was built by the later TensorRT {sidecar.tensorrt}, this is {caps.version}"
+            return f"it was built by the later TensorRT {sidecar.tensorrt}, this is {caps.name}"
     same_capability = sidecar.compute_capability == device.capability
     if sidecar.hardware_compatibility == "ampere+" and device.compute_capability >= (8, 0):
         return None
     if sidecar.hardware_compatibility == "same-compute-capability" and same_capability:
+        return None
+    if sidecar.hardware_compatibility == "listed" and device.capability in sidecar.compute_capability.split(", "):
         return None
     if sidecar.device != device.name or not same_capability:
         built_for = f"{sidecar.device} (compute capability {sidecar.compute_capability})"
@@ -136,6 +140,8 @@ def deserialize(caps: Capabilities, logger: Any, data: Any, *, version_compatibl
         runtime = caps.trt.Runtime(logger)
         if version_compatible:
             runtime.engine_host_code_allowed = True  # such a plan carries a runtime of its own
+        if caps.ahead_of_time:
+            just_in_time.doubt(caps, runtime, data)  # asked first, because it has reasons
         engine = runtime.deserialize_cuda_engine(data)
     except (TypeError, RuntimeError) as error:
         raise EngineError(f"TensorRT cannot load the plan: {error}. Rebuild the engine.") from error

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from workbench.engines.tensorrt.capabilities import Capabilities, Device
+from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.engines.tensorrt.switches import Switches
+from workbench.engines.tensorrt.targets import NEWEST, Targets
 from workbench.errors import BuildError
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 from workbench.records import Variant
@@ -44,29 +45,34 @@ def wanted(recipe: Recipe) -> tuple[str, ...]:
     return tuple(formats)
 
 
-def decide(caps: Capabilities, device: Device, variant: Variant, switches: Switches, *, quantized: bool) -> Flags:
+def decide(caps: Capabilities, targets: Targets, variant: Variant, switches: Switches, *, quantized: bool) -> Flags:
     """Return the flags for a variant.
 
     Args:
         quantized: whether the graph holds Q/DQ nodes.
 
     Raises:
-        BuildError: this release or device cannot do what the recipe asks, or recipe, graph and switches disagree.
+        BuildError: this release or a target cannot do what the recipe asks, or recipe, graph and switches disagree.
     """
     formats = wanted(variant.recipe)
     if switches.native_calibrator is not None:
         _check_native(caps, variant, quantized)
         formats = (*formats, "int8")
     quantize = variant.recipe.step("quantize")
+    if quantize is None and switches.native_calibrator is None and not quantized:
+        formats = formats[:1]  # weights alone, and there were none to quantize: the step's report says why
     if isinstance(quantize, Quantize) and quantize.activations == "dynamic":
         raise BuildError(
             f"The recipe {variant.name!r} quantizes activations with scales found at run time, which TensorRT does not "
             f"do. Use a static recipe such as 'int8-kl'."
         )
     for precision in formats:
-        reason = caps.refuses(precision, device)
-        if reason is not None:
-            raise BuildError(f"The recipe {variant.name!r} cannot be built: {reason}. Choose another recipe or device.")
+        for device in targets.devices or (NEWEST,):
+            reason = caps.refuses(precision, device)
+            if reason is not None:
+                raise BuildError(
+                    f"The recipe {variant.name!r} cannot be built: {reason}. Choose another recipe or device."
+                )
     strong = _strong(caps, variant, formats, quantized)
     if "int8" in formats and not quantized and switches.native_calibrator is None:
         raise BuildError(
@@ -76,7 +82,7 @@ def decide(caps: Capabilities, device: Device, variant: Variant, switches: Switc
     hold_fp32 = frozenset[str]() if strong else _held(variant)
     if hold_fp32 and not caps.layer_precision:
         raise BuildError(
-            f"The recipe {variant.name!r} excludes layers, which TensorRT {caps.version} can only do in the graph. "
+            f"The recipe {variant.name!r} excludes layers, which {caps.name} can only do in the graph. "
             f"Transform the model again with dialect='strong'."
         )
     chosen = [] if strong else _weak_flags(formats, quantized)
@@ -87,14 +93,14 @@ def decide(caps: Capabilities, device: Device, variant: Variant, switches: Switc
         set=(*chosen, *_others(variant.recipe, switches, formats)),
         clear=() if "tf32" in formats else ("TF32",),
         hold_fp32=hold_fp32,
-        notes=_notes(device, variant.recipe, formats),
+        notes=_notes(targets, variant.recipe, formats),
     )
 
 
 def _check_native(caps: Capabilities, variant: Variant, quantized: bool) -> None:
     if not caps.calibrators:
         raise BuildError(
-            f"TensorRT {caps.version} has no calibrators of its own any more (they went in 11). Use a recipe such as "
+            f"{caps.name} has no calibrators of its own any more (they went in 11). Use a recipe such as "
             f"'int8-kl' instead of the option native_calibrator."
         )
     if quantized:
@@ -120,7 +126,7 @@ def _strong(caps: Capabilities, variant: Variant, formats: tuple[str, ...], quan
     if variant.dialect == "trt-8.6" and caps.weakly_typed:
         return False
     raise BuildError(
-        f"The variant {variant.name!r} is written in the dialect {variant.dialect!r}, which TensorRT {caps.version} "
+        f"The variant {variant.name!r} is written in the dialect {variant.dialect!r}, which {caps.name} "
         f"cannot build as meant. Transform the model again with dialect={caps.dialect!r}."
     )
 
@@ -155,16 +161,17 @@ def _others(recipe: Recipe, switches: Switches, formats: tuple[str, ...]) -> tup
     return tuple(name for name, on in asked.items() if on)
 
 
-def _notes(device: Device, recipe: Recipe, formats: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(targets: Targets, recipe: Recipe, formats: tuple[str, ...]) -> tuple[str, ...]:
     notes = []
+    oldest = min(targets.devices, key=lambda device: device.compute_capability, default=NEWEST)
     if recipe.fusion != "all":
         notes.append(
             f"The recipe asks for fusion {recipe.fusion!r}; TensorRT always fuses all it can and has no switch for it."
         )
-    if "int8" in formats and device.compute_capability < (7, 5):
-        notes.append(f"{device.name} has no INT8 tensor cores (they came with 7.5); INT8 is slower than it could be.")
-    if recipe.step("sparsify") is not None and device.compute_capability < (8, 0):
-        notes.append(f"{device.name} has no sparse tensor cores (they came with 8.0); 2:4 zeros gain no time there.")
+    if "int8" in formats and oldest.compute_capability < (7, 5):
+        notes.append(f"{oldest.name} has no INT8 tensor cores (they came with 7.5); INT8 is slower than it could be.")
+    if recipe.step("sparsify") is not None and oldest.compute_capability < (8, 0):
+        notes.append(f"{oldest.name} has no sparse tensor cores (they came with 8.0); 2:4 zeros gain no time there.")
     elif recipe.step("sparsify") is not None and formats == ("fp32",):
         notes.append(
             "There are no sparse tensor cores for FP32, so 2:4 zeros gain no time in this recipe. Prune in FP16 or INT8: "

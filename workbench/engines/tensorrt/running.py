@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.engines.base import Feeds
-from workbench.engines.tensorrt import device_state, timing
+from workbench.engines.tensorrt import device_state, just_in_time, timing
 from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.engines.tensorrt.context import Context
 from workbench.engines.tensorrt.cuda import Cuda
@@ -75,6 +75,18 @@ class TensorRTRunner(Context):
             "device_memory_peak_seen_bytes": self.peak_bytes - self.before_bytes,
             "activation_memory_bytes": self.activation_bytes,
             "cuda_graph_refused": self.graph_refusal,
+            **self._finishing(),
+        }
+
+    def _finishing(self) -> dict[str, Any]:
+        """Return how and when kernels were finished, where that happens here."""
+        if self.jit is None:
+            return {}
+        return {
+            "kernel_specialization": just_in_time.SPECIALIZATION.lower(),
+            "first_run_seconds": self.first_run_seconds,
+            "runtime_cache_loaded_bytes": self.jit.loaded_bytes,
+            "runtime_notes": [*self.jit.notes, *([] if self.doubt is None else [self.doubt])],
         }
 
     @property

@@ -7,7 +7,7 @@ unknown name is a note.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from workbench.errors import BuildError, nearest
@@ -51,11 +51,14 @@ class Switches:
     timing_iterations: int | None = None
 
 
-def read(options: BuildOptions) -> tuple[Switches, list[str]]:
+def read(options: BuildOptions, *, ahead_of_time: bool = False) -> tuple[Switches, list[str]]:
     """Return the checked switches and notes on options that have no effect here.
 
+    Args:
+        ahead_of_time: the library builds without a GPU (TensorRT for RTX), which leaves several switches without a meaning.
+
     Raises:
-        BuildError: a switch has a value it cannot have.
+        BuildError: a switch has a value it cannot have, or what it asks for cannot be had.
     """
     known: dict[str, Any] = {}
     notes: list[str] = []
@@ -74,7 +77,27 @@ def read(options: BuildOptions) -> tuple[Switches, list[str]]:
         raise BuildError(f"BuildOptions.optimization_level is {options.optimization_level}; TensorRT has 0 to 5.")
     if options.workspace_bytes is not None and options.workspace_bytes < 0:
         raise BuildError(f"BuildOptions.workspace_bytes is {options.workspace_bytes}; it cannot be negative.")
-    return Switches(**known), notes
+    chosen = Switches(**known)
+    return _ahead_of_time(chosen, known, notes) if ahead_of_time else (chosen, notes)
+
+
+def _ahead_of_time(chosen: Switches, given: dict[str, Any], notes: list[str]) -> tuple[Switches, list[str]]:
+    """Leave out, or refuse, what has no place in a build of TensorRT for RTX without a GPU.
+
+    Tried with 1.7.1: REFIT fails in its compiler, VERSION_COMPATIBLE for want of a library. A level of hardware compatibility
+    builds, but says what targets say better.
+    """
+    for name, on, reason in (
+        ("refit", chosen.refit, "a build without a GPU fails with it; build the new weights, which takes seconds"),
+        ("version_compatible", chosen.version_compatible, "its wheels lack the runtime that such a plan carries"),
+        ("hardware_compatibility", chosen.hardware_compatibility != "none", "name them in BuildOptions.target instead"),
+    ):
+        if on:
+            raise BuildError(f"TensorRT for RTX cannot build with the option {name}={given[name]!r}: {reason}.")
+    for name in ("timing_cache", "tactic_sources", "timing_iterations"):
+        if given.get(name):
+            notes.append(f"TensorRT for RTX ignores the option {name!r}: it times no kernels when it builds.")
+    return replace(chosen, timing_cache=False, tactic_sources=None, timing_iterations=None), notes
 
 
 def _flag(value: Any) -> bool:

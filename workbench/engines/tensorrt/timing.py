@@ -60,6 +60,8 @@ class Stopwatch:
         if self._graph is not None:
             self._graph.free()
             self._graph = None
+        if self._wants_graph:
+            self._context.prefer_graphs()
         self._context.bind(self._feeds)
         if self._wants_graph:
             self._graph = self._context.capture()

@@ -11,6 +11,7 @@ from workbench.study import Study, run
 from workbench.ui.state.export import Export, History
 from workbench.ui.state.inspection import Inspection
 from workbench.ui.state.plan import Plan
+from workbench.ui.state.previewing import Previewing
 from workbench.ui.state.results import Results
 from workbench.ui.state.running import Running
 from workbench.ui.state.selection import ModelSelection
@@ -43,6 +44,7 @@ class State:
         self.plan = Plan(self.session, self.selection, protocol, backend)
         self.running = Running(self.session, self.selection, self.plan, run_study, name)
         self.results = Results(self.session, self.selection)
+        self.previewing = Previewing(self.session, self.selection, self.plan)
         self.inspection = Inspection(self.session, self.selection, self.plan)
         self.export = Export(self.session, self.selection, self.plan, self.results, name)
         self.history = History(self.session, self.results)

@@ -13,6 +13,7 @@ from workbench.reports import formats
 from workbench.reports.rows import Table, speed_words
 from workbench.ui.disagreements import Disagreements, Sample
 from workbench.ui.pictures import Clip
+from workbench.ui.state.previewing import Line
 from workbench.ui.state.running import VariantProgress
 
 __all__ = ["escape"]
@@ -36,6 +37,32 @@ def table(
 def error(text: str) -> str:
     """Return the error line; empty where there is none."""
     return f'<div class="wb-error" role="alert"><b>Error.</b> {escape(text)}</div>' if text else ""
+
+
+def preview_lines(lines: Sequence[Line]) -> str:
+    """Return what TensorRT would make of each recipe, one row each; all but the first compared with it."""
+    found = [line.found for line in lines if line.found is not None]
+    rows = []
+    for line in lines:
+        if line.found is None:
+            rows.append((escape(line.recipe), escape(f"Not for this GPU: {line.refusal}"), "", "", "", ""))
+            continue
+        one = line.found
+        computed = "; ".join(f"{count} in {types}" for types, count in one.computed.items())
+        attention = f"{one.fused_attentions} of {len(one.attentions)}" if one.attentions else "none there"
+        against = "" if one is found[0] else escape(one.against(found[0]))
+        rows.append(
+            (
+                escape(line.recipe),
+                escape(computed),
+                attention,
+                str(len(one.layers)),
+                formats.size(one.weight_bytes),
+                against,
+            )
+        )
+    headings = ("Recipe", "Convolutions and products", "Fused attentions", "Kernels", "Weights", "Against the first")
+    return table(headings, rows, numbers=(3, 4)) if rows else ""
 
 
 def model_card(model: Model, cost: Cost | None, lacks: dict[str, dict[str, str]]) -> str:

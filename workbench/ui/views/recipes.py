@@ -14,6 +14,7 @@ from workbench.ui.state import State
 from workbench.ui.state.plan import Plan
 from workbench.ui.views import controls
 from workbench.ui.views.markup import escape
+from workbench.ui.views.previewing import preview_box
 
 _TOGGLES: tuple[tuple[str, str, str, dict[Any, str]], ...] = (
     ("fusion", "fusions", "Fusion", {level: level for level in reversed(FUSION_LEVELS)}),
@@ -42,6 +43,7 @@ def recipes_page(state: State) -> widgets.Widget:
         controls.html("<h2>Backend and protocol</h2>"),
         *_protocol(state),
         estimate,
+        preview_box(state),
     )
 
 

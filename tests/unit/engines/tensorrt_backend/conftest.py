@@ -25,6 +25,7 @@ class Machine:
     cuda: Runtime
     folder: Path
     count: int = 0
+    backend: str = "tensorrt"
 
     @property
     def dialect(self) -> str:
@@ -44,7 +45,7 @@ class Machine:
         calibration, cache = given.pop("calibration", None), given.pop("cache", None)
         request = BuildRequest(
             variant,
-            "tensorrt",
+            self.backend,
             BuildOptions(**given),  # type: ignore[arg-type]
             str(self.new_folder()),
             None if calibration is None else str(calibration),
@@ -62,4 +63,17 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     yield Machine(trt, world, cuda, tmp_path)
+    assert cuda.live() == {}
+
+
+@pytest.fixture
+def rtx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
+    """TensorRT for RTX on a GPU that it runs on; what was not given back at the end is a failure."""
+    cuda = Runtime()
+    cuda.name, cuda.capability = "NVIDIA GeForce RTX 4090", (8, 9)
+    world = World(cuda)
+    trt = tensorrt_stand_in.make("rtx-1.7.1", world)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", trt)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    yield Machine(trt, world, cuda, tmp_path, backend="tensorrt-rtx")
     assert cuda.live() == {}

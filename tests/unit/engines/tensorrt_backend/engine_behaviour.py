@@ -75,7 +75,29 @@ class EngineBehaviour:
                  "Metadata": "[ONNX Layer: /fc/MatMul]\x1e[ONNX Layer: /relu/Relu]"}  # fmt: skip
         return json.dumps({"Layers": [layer]}).replace("\\u001e", "\x1e")  # raw, as 8.6 writes it
 
-    def do_ICudaEngine_create_execution_context(self, engine: Any) -> Any:
+    # Where an engine is finished: TensorRT for RTX
+
+    def do_Runtime_get_engine_validity(self, runtime: Any, buffer: Any) -> tuple[Any, int]:
+        return self.member("EngineValidity", self.validity[0]), self.validity[1]
+
+    def do_ICudaEngine_create_runtime_config(self, engine: Any) -> Any:
+        return self.new("IRuntimeConfig", cache=None)
+
+    def do_IRuntimeConfig_create_runtime_cache(self, config: Any) -> Any:
+        return self.new("IRuntimeCache", data=b"")
+
+    def do_IRuntimeConfig_set_runtime_cache(self, config: Any, cache: Any) -> bool:
+        config.state.cache = cache
+        return "set_runtime_cache" not in self.refused
+
+    def do_IRuntimeCache_deserialize(self, cache: Any, blob: bytes) -> bool:
+        cache.state.data = bytes(blob) if blob.startswith(b"kernels") else b""
+        return bool(cache.state.data)
+
+    def do_IRuntimeCache_serialize(self, cache: Any) -> Buffer:
+        return Buffer(cache.state.data or b"kernels")
+
+    def do_ICudaEngine_create_execution_context(self, engine: Any, config: Any = None) -> Any:
         logger = engine.state.logger
         if self.context_fails:
             logger.log(logger.Severity.ERROR, self.context_fails)
@@ -84,7 +106,14 @@ class EngineBehaviour:
             logger.log(logger.Severity.ERROR, "1: Unexpected exception vector<bool>::_M_range_check: __n (which is 0)")
             return None  # seen on a GPU with 8.6.0
         return self.new(
-            "IExecutionContext", engine=engine, shapes={}, addresses={}, allocators={}, profiler=None, profile=0
+            "IExecutionContext",
+            engine=engine,
+            shapes={},
+            addresses={},
+            allocators={},
+            profiler=None,
+            profile=0,
+            config=config,
         )
 
     def do_ICudaEngine_serialize(self, engine: Any) -> Buffer:

@@ -67,6 +67,10 @@ class NetworkBehaviour:
         config.state.profiles.append(profile)
         return len(config.state.profiles) - 1
 
+    def do_IBuilderConfig_set_compute_capability(self, config: Any, capability: Any, index: int) -> bool:
+        config.state.__dict__.setdefault("capabilities", {})[index] = capability.name
+        return True
+
     def do_IBuilderConfig_set_calibration_profile(self, config: Any, profile: Any) -> bool:
         config.state.calibration_profile = profile
         return "set_calibration_profile" not in self.refused
@@ -111,6 +115,7 @@ class NetworkBehaviour:
             "onnx": str(network.state.path),
             "profiles": [profile.state.shapes for profile in config.state.profiles],
             "flags": self.flags(config),
+            "capabilities": list(getattr(config.state, "capabilities", {}).values()),
         }
         return Buffer(json.dumps(plan).encode())
 

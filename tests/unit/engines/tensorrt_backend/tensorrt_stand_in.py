@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 DATA = Path(__file__).parents[3] / "data"
-VERSIONS = ("8.6.0", "10.16.1", "11.4.0")
+VERSIONS = ("8.6.0", "10.16.1", "11.4.0")  # TensorRT for RTX has a surface of its own: "rtx-1.7.1"
 
 
 class Member:

@@ -186,3 +186,8 @@ def test_the_formats_of_a_recipe() -> None:
     assert precision.wanted(NAMED["int8-kl-fp16"]) == ("fp16", "int8")
     assert precision.wanted(NAMED["int4-weights"]) == ("fp32", "int4")
     assert precision.wanted(Recipe("q", (Quantize(to="fp8"),))) == ("fp32", "fp8")
+
+
+def test_weights_alone_of_which_none_could_be_quantized_set_no_flag_for_integers(machine, tmp_path: Path) -> None:
+    machine.build(variant(tmp_path, "int8-weights", dialect=machine.dialect))
+    assert not {"INT8", "FP8"} & {flag.name for (flag,) in machine.trt.called("IBuilderConfig.set_flag")}

@@ -32,6 +32,7 @@ class World(NetworkBehaviour, EngineBehaviour):
         self.steps = 0
         self.monitor_answers: list[bool] = []
         self.cache_fits = True
+        self.validity = ("VALID", 0)  # what TensorRT for RTX says of a plan, and the bits of its reasons
         self.missing_weights: list[str] = []
         self.layer_times = {"/fc/MatMul + /relu/Relu": 0.5}
 
