@@ -15,6 +15,7 @@ import pandas as pd
 
 import workbench as wb
 from workbench import codec, llm
+from workbench.machine import device
 
 RECIPES = ("fp32", "int8-max", "int8-kl", "int8-dynamic", "int8-weights", "int4-weights")
 WORKLOADS = [
@@ -42,18 +43,25 @@ def main(folder: Path) -> None:
     engines = {name: study[name].engine for name in RECIPES if study[name].engine is not None}
     with llm.open_decoder(engines["fp32"]) as decoder:
         print(llm.verify(language, decoder), "\n")
-    print(fidelity(language, engines, data, windows), "\n")
+    print(fidelity(language, engines, data, windows, folder), "\n")
     print(speed(language, engines, folder), "\n")
     text = windows.evaluation.inputs[""].ravel()
     for name in SERVED:
         print(name, serving(language, engines[name], text, folder / f"serving-{name}.json"), "\n", sep="\n")
 
 
-def fidelity(language: llm.LanguageModel, engines: dict, data: wb.datasets.Dataset, windows: wb.datasets.Dataset):
+def fidelity(
+    language: llm.LanguageModel,
+    engines: dict,
+    data: wb.datasets.Dataset,
+    windows: wb.datasets.Dataset,
+    folder: Path,
+):
     prompts = [row[:PROMPT_TOKENS].tolist() for row in windows.evaluation.inputs[""][:PROMPTS]]
-    rows = []
+    rows, kept = [], []
     for engine in engines.values():
         found = llm.quality(language, engine, engines["fp32"], data, prompts=prompts, new_tokens=ANSWER_TOKENS, batch=8)
+        kept.append(codec.to_plain(found))
         rows.append(
             {
                 "Variant": found.variant,
@@ -65,6 +73,7 @@ def fidelity(language: llm.LanguageModel, engines: dict, data: wb.datasets.Datas
                 f"Match (of {ANSWER_TOKENS})": round(found.match_length.value, 1),
             }
         )
+    (folder / "quality.json").write_text(json.dumps({"device": device.describe(), "quality": kept}))
     return pd.DataFrame(rows)
 
 
