@@ -15,6 +15,7 @@ import numpy as np
 from workbench.datasets.metrics import Metric, Outputs, scores_output
 from workbench.datasets.outputs import Answers, answers_of, side_by_side
 from workbench.errors import DataError, WorkbenchError, nearest
+from workbench.judging.distances import Distance
 from workbench.judging.doubts import doubts
 from workbench.judging.statistics import Score, mean_score
 from workbench.records import Accuracy
@@ -24,65 +25,8 @@ NO_PREDICTION = -1
 _RANDOM_NOTE = (
     "Random inputs: no accuracy is claimed. Agreement and distances say how close the variant is to its parent."
 )
-# Distances are summed in float64, so many values at a time: enough for speed, little beside the outputs themselves.
-_BLOCK_VALUES = 1 << 20
 # Samples whose class scores are kept, to doubt the metric by what else they could be.
 _DOUBTED = 512
-
-
-@dataclass
-class _Distance:
-    """Running sums over one output, in float64."""
-
-    signal: float = 0.0
-    error: float = 0.0
-    product: float = 0.0
-    power: float = 0.0
-    largest: float = 0.0
-    values: int = 0
-    lost_samples: int = 0
-    parent_lost_samples: int = 0
-    infinite: int = 0
-
-    def update(self, ours: np.ndarray, theirs: np.ndarray) -> None:
-        ours, theirs = np.atleast_1d(ours), np.atleast_1d(theirs)
-        rows = max(1, _BLOCK_VALUES // max(1, ours[:1].size))
-        for start in range(0, len(ours), rows):
-            self._add(ours[start : start + rows], theirs[start : start + rows])
-
-    def _add(self, ours: np.ndarray, theirs: np.ndarray) -> None:
-        ours, theirs = self._without_equal_infinities(ours, theirs)
-        finite, parent_finite = _finite_rows(ours), _finite_rows(theirs)
-        self.lost_samples += int((~finite).sum())
-        self.parent_lost_samples += int((~parent_finite).sum())
-        both = finite & parent_finite
-        x, y = (np.asarray(side[both], dtype=np.float64).ravel() for side in (theirs, ours))
-        difference = x - y
-        self.signal += float(x @ x)
-        self.power += float(y @ y)
-        self.product += float(x @ y)
-        self.error += float(difference @ difference)
-        self.largest = max(self.largest, float(np.abs(difference).max(initial=0.0)))
-        self.values += x.size
-
-    def _without_equal_infinities(self, ours: np.ndarray, theirs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Leave out what both forbid with the same infinity: a place without a value cannot be near or far."""
-        if ours.dtype.kind in "iub" or theirs.dtype.kind in "iub":
-            return ours, theirs
-        equal = np.isinf(_wide(theirs)) & (_wide(ours) == _wide(theirs))
-        if not equal.any():
-            return ours, theirs
-        self.infinite += int(equal.sum())
-        return (np.where(equal, side.dtype.type(0), side) for side in (ours, theirs))  # type: ignore[return-value]
-
-    def sqnr_db(self) -> float | None:
-        return None if self.error == 0 else 10 * math.log10(self.signal / self.error)
-
-    def cosine(self) -> float:
-        if self.error == 0:
-            return 1.0
-        norms = math.sqrt(self.signal) * math.sqrt(self.power)
-        return max(-1.0, min(1.0, self.product / norms)) if norms else 0.0
 
 
 def lowest_sqnr_db(check: Accuracy) -> float | None:
@@ -116,7 +60,7 @@ class Accumulator:
     def __init__(self, metric: Metric | None = None) -> None:
         self._metric = metric
         self._samples = 0
-        self._distances: dict[str, _Distance] = {}
+        self._distances: dict[str, Distance] = {}
         self._scores: tuple[list[float], list[float]] = ([], [])
         self._predictions: tuple[list[int], list[int]] = ([], [])
         self._classified: bool | None = None
@@ -150,7 +94,7 @@ class Accumulator:
                     f"{theirs[name].shape} in its parent: only a metric can judge it."
                 ] = None
                 continue
-            distance = self._distances.setdefault(name, _Distance())
+            distance = self._distances.setdefault(name, Distance())
             distance.update(values, theirs[name]) if name not in ours.whole else distance.update(
                 values[np.newaxis], theirs[name][np.newaxis]
             )
@@ -386,18 +330,6 @@ def _check_alike(outputs: Answers, parent_outputs: Answers) -> None:
                 f"Output {name!r} is {values.shape} in the variant and {parent_outputs[name].shape} in its parent. Feed "
                 f"both the same samples."
             )
-
-
-def _finite_rows(values: np.ndarray) -> np.ndarray:
-    """Return for each sample (axis 0) whether all of its values are finite."""
-    if values.dtype.kind in "iub":
-        return np.ones(len(values), dtype=bool)
-    return np.asarray(np.isfinite(_wide(values)).reshape(len(values), -1).all(axis=1))
-
-
-def _wide(values: np.ndarray) -> np.ndarray:
-    """Return half types widened, exactly: numpy's functions do not know every extension type."""
-    return np.asarray(values, dtype=np.float32) if values.dtype.itemsize < 4 else values
 
 
 def _holds_class_scores(outputs: Answers, labels: np.ndarray | None, metric: Metric | None) -> bool:

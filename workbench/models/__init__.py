@@ -15,7 +15,8 @@ from workbench import zoo
 from workbench.errors import LoadError, expect, nearest
 from workbench.machine.store import Store
 from workbench.models import onnx_file, sources, verification
-from workbench.models.exporting import ExampleError, ExportOptions, eager_outputs, export, without_bfloat16
+from workbench.models.eager import ExampleError, eager_outputs, without_bfloat16
+from workbench.models.exporting import ExportOptions, export
 from workbench.models.place import Place
 from workbench.records import Model, Origin
 

@@ -7,7 +7,6 @@ imported where it is used. Knows nothing of hubs.
 from __future__ import annotations
 
 import contextlib
-import copy
 import re
 import warnings
 from collections import Counter
@@ -23,6 +22,7 @@ from workbench.errors import ExportError
 from workbench.graph.opset_17 import lower_to_17
 from workbench.machine.store import digest
 from workbench.models import naming, onnx_file, signature
+from workbench.models.eager import reason, run, untouched
 from workbench.models.guards import is_equality, limits_of
 from workbench.models.place import Place
 from workbench.models.signature import Call, DynamicAxes
@@ -41,14 +41,6 @@ _REWRITE = "pkg.onnxscript.rewriter.rule_name"
 # Beside the ONNX file the weights are stored once more in the program; above this that is no longer a small price.
 LARGEST_PROGRAM_BYTES = 2_000_000_000
 _PROGRAM = "program.pt2"
-
-
-class ExampleError(ExportError):
-    """A module fails in PyTorch already, on the example inputs; `reason` is PyTorch's own word."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -115,92 +107,6 @@ def export(
     return replace(onnx_file.read(file, name=name, origin=origin, place=place), program=program)
 
 
-def eager_outputs(
-    module: nn.Module, example_inputs: Any, sizes: Mapping[str, Mapping[int, int]] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a module in PyTorch under the names its ONNX model has, to compare an engine with.
-
-    Args:
-        sizes: input name -> {axis: length} to try other sizes than the exported ones: the example is repeated along an
-            axis, or cut.
-
-    Returns:
-        Feeds and expected outputs, each name -> numpy array.
-
-    Raises:
-        ExportError: forward fails.
-    """
-    call = signature.bind(module, example_inputs)
-    tensors = [_resized(tensor, (sizes or {}).get(name, {})) for name, tensor in call.tensors.items()]
-    with untouched(module):
-        outputs = _run(module, call, tensors)
-    feeds = {name: _numpy(tensor) for name, tensor in zip(call.tensors, tensors, strict=True)}
-    return feeds, {name: _numpy(tensor) for name, tensor in outputs.items()}
-
-
-def without_bfloat16(module: nn.Module, example_inputs: Any) -> tuple[nn.Module, Any, list[str]]:
-    """Return a module and example inputs in which bfloat16 became float32, exactly; and a note where there was some.
-
-    Half the engines have no bfloat16, and those that have it are asked for it by a recipe. The module itself is left as
-    it was: a copy is converted.
-
-    Raises:
-        ExportError: the module cannot be copied.
-    """
-    import torch
-    from torch.utils import _pytree
-
-    def is_brain(tensor: Any) -> bool:
-        return isinstance(tensor, torch.Tensor) and tensor.dtype == torch.bfloat16
-
-    def widened(tensor: Any) -> Any:
-        return tensor.float() if is_brain(tensor) else tensor
-
-    if not any(map(is_brain, (*module.parameters(), *module.buffers()))):
-        return module, _pytree.tree_map(widened, example_inputs), []
-    try:
-        copied = copy.deepcopy(module)
-    except Exception as error:
-        raise ExportError(
-            f"{type(module).__name__} holds bfloat16 weights and cannot be copied to become float32 ({_reason(error)}). "
-            f"Pass module.float() with float32 example inputs."
-        ) from error
-    copied._apply(widened)
-    note = (
-        "The module is in bfloat16. A float32 copy of it was exported, with the same values: ask for BF16 with the recipe "
-        "'bf16'."
-    )
-    return copied, _pytree.tree_map(widened, example_inputs), [note]
-
-
-def _numpy(tensor: Tensor) -> Any:
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).resolve_conj().resolve_neg().numpy()
-
-
-def answers_depend_on_earlier_calls(module: nn.Module, example_inputs: Any) -> bool:
-    """Return whether a module gives another answer to the same inputs in a second call: it keeps state between calls."""
-    import torch
-
-    call = signature.bind(module, example_inputs)
-    tensors = list(call.tensors.values())
-    with untouched(module):
-        state = torch.random.get_rng_state()
-        first = {name: value.clone() for name, value in _run(module, call, tensors).items()}
-        torch.random.set_rng_state(state)
-        second = _run(module, call, tensors)
-    return any(not torch.equal(first[name].nan_to_num(), second[name].nan_to_num()) for name in first)
-
-
-def _resized(tensor: Tensor, lengths: Mapping[int, int]) -> Tensor:
-    import torch
-
-    for axis, length in lengths.items():
-        places = torch.arange(length, device=tensor.device) * tensor.shape[axis] // max(length, 1)
-        tensor = tensor.index_select(axis, places) if length >= tensor.shape[axis] else tensor.narrow(axis, 0, length)
-    return tensor
-
-
 def _refuse_constant(proto: onnx.ModelProto, module: nn.Module) -> None:
     if not proto.graph.node or not proto.graph.input:
         raise ExportError(
@@ -221,7 +127,7 @@ def _first_success(job: _Job, exporter: str, scratch: Path) -> tuple[onnx.ModelP
                 kept = attempts[name](job, file)
             proto = onnx.load(str(file))
         except Exception as error:  # noqa: BLE001 - exporters raise whatever the traced code and its tracers raise
-            failures.append(f"the {name} exporter failed ({_reason(error)})")
+            failures.append(f"the {name} exporter failed ({reason(error)})")
             cause = error
         else:
             notes = [f"Exported by the {name} exporter, because {failure}." for failure in failures]
@@ -294,7 +200,7 @@ def _save_program(program: Any, file: Path) -> list[str]:
             return []
         except Exception as error:  # noqa: BLE001 - what a module may hold that cannot be written has no common class
             file.unlink(missing_ok=True)
-            why = _reason(error)
+            why = reason(error)
     return [f"The PyTorch module was not kept beside the ONNX file, so the torch backends cannot run it: {why}."]
 
 
@@ -347,28 +253,11 @@ def _example(module: nn.Module, call: Call, axes: DynamicAxes) -> tuple[list[Ten
     """Return example tensors that leave the dynamic axes free, and the names of the outputs they give."""
     widened = signature.widen(call, axes)
     try:
-        return widened, list(_run(module, call, widened))
+        return widened, list(run(module, call, widened))
     except ExportError:
         # A module that insists on its example's sizes; the axes it fixes are noted afterwards.
         original = list(call.tensors.values())
-        return original, list(_run(module, call, original))
-
-
-def _run(module: nn.Module, call: Call, tensors: list[Tensor]) -> dict[str, Tensor]:
-    import torch
-
-    try:
-        with torch.no_grad():
-            return call.run(module, tensors)
-    except ExportError:
-        raise
-    except Exception as error:
-        shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(call.tensors, tensors, strict=True))
-        raise ExampleError(
-            f"{type(module).__name__} fails in PyTorch already, on example inputs {shapes}: {_reason(error)}. Pass inputs "
-            "that it can run on.",
-            _reason(error),
-        ) from error
+        return original, list(run(module, call, original))
 
 
 def _finish(proto: onnx.ModelProto, job: _Job) -> list[str]:
@@ -425,33 +314,3 @@ def _without_trace_cache() -> Iterator[None]:
         with contextlib.suppress(AttributeError):  # torch's own setting, which may change its name
             stack.enter_context(torch._dynamo.config.patch(fake_tensor_cache_enabled=False))
         yield
-
-
-@contextlib.contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
-    """Run a module in eval mode and give it back bit for bit as it was: modes, and buffers that its forward changes."""
-    modes = {part: part.training for part in module.modules()}
-    buffers = [
-        (part, name, buffer, buffer.detach().clone())
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
-    ]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
-        for part, name, buffer, value in buffers:
-            part._buffers[name] = buffer
-            with contextlib.suppress(RuntimeError):  # a scripted module's own tensors cannot be written in every mode
-                buffer.detach().copy_(value)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the first line of the innermost cause: exporters wrap it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"

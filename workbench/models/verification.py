@@ -14,7 +14,7 @@ from workbench.engines import isolated
 from workbench.engines.limits import broken
 from workbench.errors import ExportError, RunError
 from workbench.models import onnx_file
-from workbench.models.exporting import answers_depend_on_earlier_calls, eager_outputs
+from workbench.models.eager import answers_depend_on_earlier_calls, eager_outputs
 from workbench.models.place import Place
 from workbench.models.signature import bind
 from workbench.records import Model

@@ -9,7 +9,7 @@ import pytest
 from workbench import codec
 from workbench.datasets.metrics import Metric, perplexity, top1
 from workbench.errors import DataError
-from workbench.judging import accuracy
+from workbench.judging import accuracy, distances
 from workbench.judging.accuracy import Accumulator, agreement, compare_outputs, flips
 from workbench.records import Accuracy
 
@@ -49,7 +49,7 @@ def test_batches_give_the_same_record_as_all_at_once() -> None:
 
 def test_large_outputs_are_summed_in_blocks_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compare(VARIANT, PARENT)
-    monkeypatch.setattr(accuracy, "_BLOCK_VALUES", 25)
+    monkeypatch.setattr(distances, "_BLOCK_VALUES", 25)
     assert compare(VARIANT, PARENT).sqnr_db["logits"] == pytest.approx(whole.sqnr_db["logits"], rel=1e-12)
 
 
