@@ -1,1 +1,1 @@
-"""From raw records to verdicts: intervals, ratios, changes of the score, the front, budgets, what is best. Runs nothing."""
+"""From raw records to verdicts: intervals, ratios, score changes, the Pareto front, budgets, what is best. Runs nothing."""

@@ -1,4 +1,4 @@
-"""Compare variants with a baseline: ratios with intervals, changes of the score, the accuracy-latency front.
+"""Compare variants with a baseline: ratios with intervals, changes of the score, the Pareto front of accuracy and latency.
 
 Unlike things (another device, backend, shape, boundary, thread count) are refused, unless asked. Derives everything from
 records with `workbench.judging.statistics`; formats nothing.
@@ -20,7 +20,7 @@ from workbench.records import Accuracy, Measurement, StudyRecord, VariantResult
 
 Quality = Literal["score", "agreement", "sqnr", "none"]
 
-_NO_FRONT = "The front was not looked for yet."
+_NO_FRONT = "The Pareto front was not looked for yet."
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Comparison:
 
     @property
     def front(self) -> tuple[str, ...]:
-        """The variants on the accuracy-latency front."""
+        """The variants on the Pareto front of accuracy and latency."""
         return tuple(row.variant for row in self.rows if row.on_front)
 
 
@@ -210,11 +210,11 @@ def _size_ratio(baseline: VariantResult, candidate: VariantResult) -> float | No
 
 
 def _front(results: Sequence[VariantResult]) -> tuple[Quality, set[int], tuple[str, ...]]:
-    """Return the quality axis, the positions of the results on the front, and notes.
+    """Return the quality axis, the positions of the results on the Pareto front, and notes.
 
     One variant dominates another where it is distinguishably better in latency or quality and not distinguishably worse
     in the other. "Not distinguishable" is not transitive, so that variants may dominate each other in a circle; all of
-    a circle stay on the front unless something outside it dominates them.
+    a circle stay on the Pareto front unless something outside it dominates them.
     """
     quality = _quality(results)
     runs = [
@@ -234,7 +234,7 @@ def _front(results: Sequence[VariantResult]) -> tuple[Quality, set[int], tuple[s
             beats[one].add(other)
         if min(faster, better) < 0 and max(faster, better) <= 0:
             beats[other].add(one)
-    notes = () if certain else ("One round: the front is drawn from single values, without intervals.",)
+    notes = () if certain else ("One round: the Pareto front is drawn from single values, without intervals.",)
     return quality, undominated(beats), notes
 
 

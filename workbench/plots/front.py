@@ -1,6 +1,6 @@
 """The figure that answers the question: how right against how fast, with intervals on both and the Pareto front.
 
-Better is always up, and to the left for latency or to the right for speed-up. Which variants are on the front is what
+Better is always up, and to the left for latency or to the right for speed-up. Which variants are on the Pareto front is what
 `workbench.judging.comparison` says; nothing is judged here.
 """
 
@@ -60,11 +60,11 @@ def front(
         return look.empty_figure(colours, refusal)
     shown = quality(record, comparison)
     if shown is None:
-        return look.empty_figure(colours, "No variant was checked for accuracy, so there is no front to draw.")
+        return look.empty_figure(colours, "No variant was checked for accuracy, so there is no Pareto front to draw.")
     found, lacking = points(record, comparison, shown)
     if not found:
         return look.empty_figure(
-            colours, "No variant has both a latency and an accuracy, so there is no front to draw."
+            colours, "No variant has both a latency and an accuracy, so there is no Pareto front to draw."
         )
     figure, axes = look.new_figure(colours, height_inches=5.2)
     marks = look.styles([result.recipe.name for result in record.results], record.baseline, colours)
@@ -274,9 +274,9 @@ def _footnote(record: StudyRecord, shown: Quality, found: list[Point], lacking: 
         words += f"; {ACCURACY_CONFIDENCE:.0%} interval of the paired change against {shorten(record.baseline)}"
     elif shown.kind == "agreement":
         words += f"; {ACCURACY_CONFIDENCE:.0%} interval of the share"
-    words += ". Dashed, bold: the front."
+    words += ". Dashed, bold: the Pareto front."
     if len(found) > _MOST_NAMES:
-        words += f" Of {len(found)} variants only the baseline and the front are named, at most {_MOST_NAMES} of them."
+        words += f" Of {len(found)} variants only the baseline and the Pareto front are named, at most {_MOST_NAMES} of them."
     if shown.kind != "sqnr":
         words += " A point beyond it is not distinguishably better."
     if any(point.like_baseline and point.name != record.baseline for point in found):

@@ -173,13 +173,13 @@ def score_text(value: float, is_share: bool) -> str:
 
 
 def status(result: VariantResult, row: Row | None) -> Cell:
-    """Say how far a variant came, and whether it is on the front."""
+    """Say how far a variant came, and whether it is on the Pareto front."""
     if result.failure is not None:
         return Cell(f"failed: {result.failure.stage}", mood="worse")
     missing = [name for name in ("engine", "accuracy", "measurement") if getattr(result, name) is None]
     if missing:
         return Cell(f"no {formats.listed(missing, 'or')}", mood="same")
-    return Cell("on the front" if row is not None and row.on_front else "done")
+    return Cell("on the Pareto front" if row is not None and row.on_front else "done")
 
 
 def _name(result: VariantResult, record: StudyRecord) -> Cell:

@@ -78,7 +78,7 @@ class Study:
         return {item.recipe.name: item.failure.message for item in self.record.results if item.failure is not None}
 
     def comparison(self) -> Comparison:
-        """Compare every variant with the baseline: ratios with intervals, verdicts, the accuracy-latency front."""
+        """Compare every variant with the baseline: ratios with intervals, verdicts, the Pareto front of accuracy and latency."""
         baseline = self[self.record.baseline]
         others = [item for item in self.record.results if item.recipe.name != self.record.baseline]
         return compare(baseline, others)

@@ -156,7 +156,7 @@ def test_throughput_shows_calls_a_second_only_where_it_was_the_boundary(record: 
 
 def test_status_says_how_far_a_variant_came(record: StudyRecord) -> None:
     assert cells(record, "int8-smooth")["Status"] == "failed: build"
-    assert cells(record, "int8-max")["Status"] == "on the front"
+    assert cells(record, "int8-max")["Status"] == "on the Pareto front"
     first, second, *_ = record.results
     half = replace(record, results=(first, replace(second, measurement=None, accuracy=None)))
     assert cells(half, "fp16")["Status"] == "no accuracy or measurement"
