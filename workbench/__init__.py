@@ -27,6 +27,7 @@ _HOMES = {
     "compare": "workbench.judging.comparison",
     "run": "workbench.study",
     "Study": "workbench.study",
+    "studies": "workbench.study.catalog",
     "optimize": "workbench.study.search",
     "layer_costs": "workbench.tuning.sensitivity",
     "layer_times": "workbench.tuning.layers",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from workbench.records import BuildOptions, Protocol, ShapeProfile
     from workbench.reports import report
     from workbench.study import Study, run
+    from workbench.study.catalog import studies
     from workbench.study.estimate import study_seconds
     from workbench.study.offers import refusals
     from workbench.study.previews import preview

@@ -118,8 +118,14 @@ def report(options: argparse.Namespace) -> int:
 
 def studies(options: argparse.Namespace) -> int:
     """List the studies in the store, latest first."""
-    for name in wb.Store().keys("study"):
-        print(name)
+    found = wb.studies()
+    if found.empty:
+        print(
+            f"There is no study in {wb.Store().root} yet. Run one: python -m workbench run digits_resnet --data digits"
+        )
+        return 0
+    found["date"] = [f"{date:%Y-%m-%d %H:%M}" if date == date else "" for date in found["date"]]
+    print(found.fillna("").to_string(index=False))
     return 0
 
 

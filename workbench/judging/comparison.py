@@ -15,6 +15,7 @@ import numpy as np
 
 from workbench.errors import CompareError, expect, nearest
 from workbench.judging import accuracy, statistics
+from workbench.judging.intervals import FEWEST_ROUNDS
 from workbench.judging.statistics import Change, Ratio, Score
 from workbench.records import Accuracy, Measurement, StudyRecord, VariantResult
 
@@ -226,7 +227,7 @@ def _front(results: Sequence[VariantResult]) -> tuple[Quality, set[int], tuple[s
     ]
     beats: dict[int, set[int]] = {index: set() for index in runs}
     speeds = {index: _Speed.of(results[index]) for index in runs}
-    certain = len(runs) < 2 or all(len(speed.logs) > 1 for speed in speeds.values())
+    certain = len(runs) < 2 or all(len(speed.logs) >= FEWEST_ROUNDS for speed in speeds.values())
     for one, other in combinations(runs, 2):
         better = _better(results[one], results[other], quality)
         faster = speeds[one].faster(speeds[other], better)
@@ -234,7 +235,7 @@ def _front(results: Sequence[VariantResult]) -> tuple[Quality, set[int], tuple[s
             beats[one].add(other)
         if min(faster, better) < 0 and max(faster, better) <= 0:
             beats[other].add(one)
-    notes = () if certain else ("One round: the Pareto front is drawn from single values, without intervals.",)
+    notes = () if certain else ("Too few rounds for intervals: the Pareto front is drawn from single values.",)
     return quality, undominated(beats), notes
 
 

@@ -29,6 +29,8 @@ _TRIM = 0.2
 # Many rounds can spare more of them, and a machine that disturbs 3 of 20 processes puts outliers on both sides.
 _TRIM_MORE_FROM = 20
 _TRIM_MORE = 0.3
+# The interval of two rounds reaches over eight decades; it says nothing.
+FEWEST_ROUNDS = 3
 _RESAMPLES = 1999
 _CHUNK_VALUES = 1_000_000
 # From here on a studentized mean is normal within what anyone could see, and resampling only costs time.

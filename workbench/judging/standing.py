@@ -120,7 +120,7 @@ def alike_in_speed(record: StudyRecord) -> Callable[[str, str], bool]:
         first, second = measured.get(one), measured.get(other)
         if first is None or second is None:
             return False
-        return statistics.ratio(first, second).verdict == "not distinguishable"
+        return statistics.ratio(first, second).verdict in ("not distinguishable", "no interval")
 
     return alike
 

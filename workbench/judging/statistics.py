@@ -15,6 +15,7 @@ from workbench.errors import DataError
 from workbench.judging.intervals import (
     ACCURACY_CONFIDENCE,
     CONFIDENCE,
+    FEWEST_ROUNDS,
     center_interval,
     mcnemar,
     paired_share_interval,
@@ -28,10 +29,11 @@ METHOD = (
     "A round is a fresh process, and counts with the median of its calls. A ratio is the trimmed mean of the paired "
     "differences of rounds' log medians (from 6 rounds on 20 %, from 20 on 30 % are cut off each end); its interval, "
     "at 99 % confidence, comes from a studentized bootstrap over rounds, because calls of one process resemble each "
-    "other more than those of another. A difference is named only where that interval excludes 1; with one round there "
-    "is no interval and no verdict. A percentile is shown where the calls suffice for it at 99 % confidence: 64 for the "
-    "90th, 130 for the 95th, 662 for the 99th. Scores of right or wrong have Wilson's interval, their change the exact "
-    "McNemar test and Newcombe's paired interval; other scores a bootstrap over samples, paired; all at 95 % confidence."
+    "other more than those of another. A difference is named only where that interval excludes 1; with fewer than "
+    "three rounds there is no interval and no verdict. A percentile is shown where the calls suffice for it at 99 % "
+    "confidence: 64 for the 90th, 130 for the 95th, 662 for the 99th. Scores of right or wrong have Wilson's interval, "
+    "their change the exact McNemar test and Newcombe's paired interval; other scores a bootstrap over samples, paired; all "
+    "at 95 % confidence."
 )
 
 SpeedVerdict = Literal["faster", "slower", "not distinguishable", "no interval"]
@@ -47,7 +49,7 @@ class Summary:
         mean, std: over all calls (population standard deviation).
         variation: std / mean.
         p90, p95, p99: over all calls; None where `required_samples` says there are too few.
-        low, high: interval of the median over rounds; None with one round.
+        low, high: interval of the median over rounds; None with fewer than three rounds.
         queries_per_second: median over rounds, for the boundary `throughput`; None for the others.
     """
 
@@ -71,7 +73,7 @@ class Ratio:
     """How many times faster a candidate is than its baseline (baseline seconds / candidate seconds).
 
     Attributes:
-        low, high: interval of `value`; None with one round.
+        low, high: interval of `value`; None with fewer than three rounds.
         paired: whether the rounds were interleaved, so that slow drifts of the machine cancel.
         words: such as `1.23x faster [1.20, 1.26]`.
     """
@@ -141,7 +143,7 @@ def _summarised(measurement: Measurement, confidence: float) -> Summary:
     medians = np.array([np.median(item.latencies_seconds) for item in measurement.rounds])
     median = float(np.median(medians))
     low = high = None
-    if len(medians) > 1:
+    if len(medians) >= FEWEST_ROUNDS:
         interval = center_interval(np.log(medians), confidence)
         # The centre is a trimmed mean; the median of few rounds may lie beside it.
         low, high = min(_exp(interval.low), median), max(_exp(interval.high), median)
@@ -197,14 +199,21 @@ def ratio_of_logs(
     else:
         groups = [np.array(list(ours.values())), np.array(list(theirs.values()))]
     rounds = min(len(group) for group in groups)
-    if rounds < 2:
+    if rounds < FEWEST_ROUNDS:
         value = math.exp(sum(sign * float(np.mean(group)) for sign, group in zip((1, -1), groups, strict=False)))
-        words = f"{_times(value, 2)}; one round: no interval, so no verdict"
+        words = f"{_times(value, 2)}; {few_rounds(rounds)}"
         return Ratio(value, None, None, confidence, "no interval", words, rounds, paired)
     interval = studentized(groups, confidence)
     value, low, high = (_exp(edge) for edge in (interval.value, interval.low, interval.high))
     verdict: SpeedVerdict = "faster" if low > 1 else "slower" if high < 1 else "not distinguishable"
     return Ratio(value, low, high, confidence, verdict, _speed_words(verdict, value, low, high), rounds, paired)
+
+
+def few_rounds(rounds: int) -> str:
+    """Say that so many rounds are too few for an interval, and how many more it takes."""
+    needed = "is" if FEWEST_ROUNDS - rounds == 1 else "are"
+    had = "one round" if rounds == 1 else f"{rounds} rounds"
+    return f"{had}: too few to tell, {FEWEST_ROUNDS - rounds} more {needed} needed for an interval"
 
 
 def interleaved(first: Measurement, second: Measurement) -> bool:

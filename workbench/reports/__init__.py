@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from workbench.reports.files import json, report, write
 from workbench.reports.page import html
-from workbench.reports.plain import csv, markdown, table
+from workbench.reports.plain import csv, frame, markdown, table
 
-__all__ = ["csv", "html", "json", "markdown", "report", "table", "write"]
+__all__ = ["csv", "frame", "html", "json", "markdown", "report", "table", "write"]

@@ -12,6 +12,7 @@ from statistics import median
 from typing import Any
 
 from workbench.judging.comparison import Comparison
+from workbench.judging.intervals import FEWEST_ROUNDS
 from workbench.records import StepReport, StudyRecord, VariantResult
 from workbench.reports import formats
 
@@ -80,8 +81,9 @@ def facts(record: StudyRecord) -> list[str]:
 
 def notes(record: StudyRecord, comparison: Comparison | None) -> list[str]:
     """Return what must be read with the results: of the study, the model, and the variants (named once, with who)."""
-    single = "One round was measured: there are no intervals, and so no verdicts. Set Protocol(rounds=5) or more."
-    own = [single] if record.protocol.rounds == 1 else []
+    taken = "One round was" if record.protocol.rounds == 1 else f"{record.protocol.rounds} rounds were"
+    few = f"{taken} measured: there are no intervals, and so no verdicts. Set Protocol(rounds=5) or more."
+    own = [few] if record.protocol.rounds < FEWEST_ROUNDS else []
     by_note: dict[str, list[str]] = {}
     for result in record.results:
         for note in _variant_notes(result):

@@ -80,6 +80,22 @@ def table(record: StudyRecord, comparison: Comparison | None = None) -> pandas.D
     return pandas.DataFrame(entries, columns=[column.line for column in found.columns])
 
 
+def frame(record: StudyRecord, comparison: Comparison | None = None) -> pandas.DataFrame:
+    """Return one row a variant with raw numbers: seconds, bytes, shares from 0 to 1; NaN where nothing is known."""
+    import pandas
+
+    if comparison is None:
+        comparison, _ = compared(record)
+    rows = {} if comparison is None else {row.variant: row for row in comparison.rows}
+    found = pandas.DataFrame([_raw(record, result, rows.get(result.recipe.name)) for result in record.results])
+    numeric = [name for name in found if all(_is_number(value) for value in found[name])]
+    return found.astype(dict.fromkeys(numeric, float))
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+
+
 def escape(text: str) -> str:
     """Return the text so that Markdown shows it as it is: no markup, no HTML, no new line, no table border."""
     flat = " ".join(text.split())

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+
 from workbench.judging import statistics
 from workbench.judging.accuracy import agreement, lowest_sqnr_db
 from workbench.judging.comparison import Comparison, Row
@@ -193,8 +195,15 @@ def _latency(result: VariantResult, row: Row | None) -> Cell:
     if result.measurement is None:
         return Cell()
     found = statistics.summary(result.measurement)
-    interval = "" if found.low is None or found.high is None else formats.milliseconds_between(found.low, found.high)
-    return Cell(formats.milliseconds(found.median), interval, order=found.median)
+    if found.low is None or found.high is None:
+        medians = [float(np.median(item.latencies_seconds)) for item in result.measurement.rounds]
+        shown = " and ".join(formats.milliseconds(seconds) for seconds in medians)
+        return Cell(
+            formats.milliseconds(found.median), f"rounds: {shown}" if len(medians) > 1 else "", order=found.median
+        )
+    return Cell(
+        formats.milliseconds(found.median), formats.milliseconds_between(found.low, found.high), order=found.median
+    )
 
 
 def _speedup(row: Row | None) -> Cell:
@@ -202,7 +211,7 @@ def _speedup(row: Row | None) -> Cell:
         return Cell()
     words, interval = speed_words(row.ratio)
     if row.ratio.verdict == "no interval":
-        return Cell(f"{row.ratio.value:.2f}x", "one round: no verdict", "same", row.ratio.value)
+        return Cell(f"{row.ratio.value:.2f}x", statistics.few_rounds(row.ratio.rounds), "same", row.ratio.value)
     marks = {"faster": ("▲", "better"), "slower": ("▼", "worse")}
     mark, mood = marks.get(row.ratio.verdict, ("≈", "same"))
     return Cell(f"{mark} {words}", interval, mood, row.ratio.value)

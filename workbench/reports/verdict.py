@@ -104,7 +104,7 @@ def _others(comparison: Comparison, candidates: list[Row], best: Row | None) -> 
         speed = f"Not distinguishable from {comparison.baseline} in speed"
         parts.append(f"{speed}: {formats.listed(names['not distinguishable'])}")
     if names["no interval"]:
-        parts.append(f"Measured in one round, so without a verdict: {formats.listed(names['no interval'])}")
+        parts.append(f"Too few rounds to tell, so without a verdict: {formats.listed(names['no interval'])}")
     return [". ".join(parts) + "."] if parts else []
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import codec
-from workbench.errors import StoreError, expect, nearest
+from workbench.errors import DataError, StoreError, expect, nearest
 from workbench.judging import standing
 from workbench.judging.best import Budget, Choice, choose, recommended
 from workbench.judging.comparison import Comparison, compare
+from workbench.judging.statistics import Summary, summary
 from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord, VariantResult
 
@@ -109,6 +110,24 @@ class Study:
         from workbench import reports
 
         return reports.table(self.record)
+
+    def frame(self) -> pandas.DataFrame:
+        """Return one row a variant with raw numbers: seconds, bytes, shares from 0 to 1; NaN where nothing is known."""
+        from workbench import reports
+
+        return reports.frame(self.record)
+
+    def latency(self, variant: str) -> Summary:
+        """Return what a variant's raw latencies say: median with its interval, percentiles, in seconds.
+
+        Raises:
+            KeyError: there is no such variant; DataError: it was not measured.
+        """
+        measured = self[variant].measurement
+        if measured is None:
+            failure = self.failures.get(variant, "the study was stopped before")
+            raise DataError(f"{variant!r} was not measured: {failure}. Run the study again, or choose another variant.")
+        return summary(measured)
 
     def plot(self, **options: Any) -> Figure:
         """Return accuracy against latency, with intervals and the front (see `workbench.plots.front`)."""

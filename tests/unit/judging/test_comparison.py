@@ -166,7 +166,7 @@ def test_one_round_draws_the_front_from_single_values_and_says_so() -> None:
         return replace(item, measurement=replace(item.measurement, rounds=item.measurement.rounds[:1]))
 
     comparison = compare(single(FP32), [single(result("fp16", 3e-3, turn=1))])
-    assert comparison.front == ("fp32",) and "without intervals" in comparison.notes[0]
+    assert comparison.front == ("fp32",) and "few rounds for intervals" in comparison.notes[0]
     row = comparison["fp16"]
     assert row.ratio is not None and row.ratio.verdict == "no interval"
 

@@ -82,14 +82,16 @@ def test_a_small_sure_difference_is_written_with_enough_digits() -> None:
 def test_one_round_gives_a_value_without_verdict_and_says_why() -> None:
     ratio = statistics.ratio(measurement([2.0]), measurement([1.0], turn=1))
     assert (ratio.verdict, ratio.low, ratio.high) == ("no interval", None, None)
-    assert ratio.words == "2.00x; one round: no interval, so no verdict"
+    assert ratio.words == "2.00x; one round: too few to tell, 2 more are needed for an interval"
 
 
-def test_two_rounds_give_an_honest_interval_which_is_huge() -> None:
-    ratio = statistics.ratio(measurement([1.0, 1.02]), measurement([0.95, 0.95], turn=1))
-    assert ratio.low is not None and ratio.high is not None
-    assert ratio.verdict == "not distinguishable"
-    assert ratio.high / ratio.low > 1.5
+def test_two_rounds_are_too_few_to_tell_and_three_give_an_honest_interval_which_is_huge() -> None:
+    two = statistics.ratio(measurement([1.0, 1.02]), measurement([0.95, 0.95], turn=1))
+    assert (two.verdict, two.low, two.high) == ("no interval", None, None)
+    assert two.words.endswith("2 rounds: too few to tell, 1 more is needed for an interval")
+    assert statistics.summary(measurement([1.0, 1.02])).low is None
+    three = statistics.ratio(measurement([1.0, 1.02, 1.07]), measurement([0.95, 0.95, 0.91], turn=1))
+    assert three.verdict == "not distinguishable" and three.high / three.low > 1.3
 
 
 def test_rounds_are_paired_by_index_so_that_drift_cancels() -> None:

@@ -104,8 +104,18 @@ def test_the_verdict_at_equal_scores_says_the_same_score() -> None:
 def test_one_round_gives_no_verdict_and_says_so() -> None:
     record = synthetic_study.study(("fp32", "int8-max"), protocol=replace(QUICK, rounds=1))
     assert "so without a verdict: int8-max" in said(record)
-    assert cells(record, "int8-max")["Speed-up"].endswith("x (one round: no verdict)")
+    assert cells(record, "int8-max")["Speed-up"].endswith(
+        "x (one round: too few to tell, 2 more are needed for an interval)"
+    )
     assert any("One round was measured" in note for note in details.notes(record, None))
+
+
+def test_two_rounds_show_both_medians_and_no_interval() -> None:
+    record = synthetic_study.study(("fp32", "int8-max"), protocol=replace(QUICK, rounds=2))
+    shown = cells(record, "int8-max")["Latency"]
+    assert "rounds: " in shown and " and " in shown and "[" not in shown
+    assert "so without a verdict: int8-max" in said(record)
+    assert any("2 rounds were measured" in note for note in details.notes(record, None))
 
 
 def test_notes_of_rounds_are_counted_not_repeated(record: StudyRecord) -> None:

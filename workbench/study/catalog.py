@@ -1,0 +1,72 @@
+"""All studies of a store in one table. Reads records; judges with the one rule of what is best."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import StoreError, WorkbenchError
+from workbench.machine.store import Store
+from workbench.study.study import Study
+
+if TYPE_CHECKING:
+    import pandas
+
+COLUMNS = ("name", "date", "model", "data", "backend", "device", "variants", "failed", "best", "state")
+# Finding the best compares every pair; with more variants than these it would take seconds a study.
+_MOST_JUDGED = 60
+
+
+def studies(store: Store | None = None) -> pandas.DataFrame:
+    """Return one row a study, the latest first.
+
+    Args:
+        store: None takes the default store.
+
+    Returns:
+        name; date (UTC); model; data; backend; device; variants and how many of them failed; best (what to take, see
+        `Study.best`; None where nothing is surely better than the baseline); state: `finished`, `unfinished`, or `damaged`
+        where the record cannot be read.
+    """
+    import pandas
+
+    store = store or Store()
+    return pandas.DataFrame([_row(name, store) for name in store.keys("study")], columns=list(COLUMNS))
+
+
+def _row(name: str, store: Store) -> dict[str, Any]:
+    try:
+        study = Study.open(name, store)
+    except StoreError:
+        return {"name": name, "state": "damaged"}
+    record = study.record
+    devices = sorted({item.measurement.device for item in record.results if item.measurement is not None})
+    return {
+        "name": name,
+        "date": datetime.fromtimestamp(record.created_at, timezone.utc),
+        "model": record.model.name,
+        "data": record.data.get("name"),
+        "backend": record.backend,
+        "device": ", ".join(devices) or None,
+        "variants": len(record.results),
+        "failed": len(study.failures),
+        "best": _best(study),
+        "state": "finished" if _is_finished(study) else "unfinished",
+    }
+
+
+def _is_finished(study: Study) -> bool:
+    wanted = study.record.protocol.rounds
+    return all(
+        item.failure is not None or (item.measurement is not None and len(item.measurement.rounds) >= wanted)
+        for item in study.record.results
+    )
+
+
+def _best(study: Study) -> str | None:
+    if len(study.record.results) > _MOST_JUDGED:
+        return None
+    try:
+        return study.best().best
+    except WorkbenchError:  # not measured yet, or measured under unlike conditions
+        return None
