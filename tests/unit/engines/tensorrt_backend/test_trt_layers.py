@@ -137,6 +137,10 @@ def test_the_table_of_an_engine_has_times_from_runs_of_their_own(machine, tmp_pa
     (row,), memory = backend.layer_table(engine, feeds(2), {"/fc/MatMul": "fc"}, runs=5)
     assert (row.seconds, row.modules) == (pytest.approx(0.5e-3), ("fc",))
     assert memory.planned_bytes == 4096
+    (timed,) = backend.layer_times(engine, feeds(2), 5)
+    assert [(spec.name, spec.dtype) for spec in timed.reads] == [
+        (tensor.name, {"fp32": "float32", None: ""}[tensor.precision]) for tensor in row.inputs
+    ]
     (plain,), _ = backend.layer_table(engine)
     assert plain.seconds is None
 
