@@ -31,6 +31,7 @@ _HOMES = {
     "layer_costs": "workbench.tuning.sensitivity",
     "layer_times": "workbench.tuning.layers",
     "ceiling": "workbench.tuning.ceilings",
+    "ceilings": "workbench.tuning.machine_ceilings",
     "compare_calibrators": "workbench.tuning.calibrators",
     "combinations": "workbench.study.sweep",
     "refusals": "workbench.study.offers",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from workbench.tuning.calibrators import compare_calibrators
     from workbench.tuning.ceilings import ceiling
     from workbench.tuning.layers import layer_times
+    from workbench.tuning.machine_ceilings import ceilings
     from workbench.tuning.sensitivity import layer_costs
     from workbench.ui import Workbench
 

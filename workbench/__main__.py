@@ -53,6 +53,8 @@ def doctor(options: argparse.Namespace) -> int:
     """Say what this machine has and lacks."""
     from workbench.doctor import examine
 
+    if options.measure:
+        wb.ceilings(options.backend)
     findings = examine()
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
@@ -199,6 +201,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("doctor", help="say what this machine has and lacks, and what mends it")
+    command.add_argument(
+        "--measure", action="store_true", help="measure what the machine can do at most, where that is not known yet"
+    )
+    command.add_argument("--backend", default="auto", help="that is measured; default: the fastest that is here")
     command.set_defaults(command=doctor)
 
     command = commands.add_parser("run", help="run a study: load, transform, build, check, measure")
