@@ -268,10 +268,12 @@ class LayerProfile:
     Attributes:
         layers: in the order of execution.
         call_seconds: median of a whole profiled call, what lies between layers included; None where it is not told.
+        plain_seconds: median of calls without the profiler, in the same process; None where not taken.
     """
 
     layers: tuple[LayerTime, ...]
     call_seconds: float | None = None
+    plain_seconds: float | None = None
 
 
 @dataclass(frozen=True)
