@@ -17,6 +17,8 @@ _PART = 0.2
 _DIFFERS = 10**0.1
 _FEW_LEVELS, _UNEQUAL = 32, 8.0
 _WIDE_NSR = 1e-3
+# Whose inputs SmoothQuant smooths.
+_SMOOTHED = ("MatMul", "Gemm")
 _LEADING, _MOST_LAYERS = 0.5, 3
 
 
@@ -77,7 +79,8 @@ def _concat(evidence: Evidence, noise: Noise, fact: ConcatFact) -> Reason | None
 
 def _tensor(evidence: Evidence, noise: Noise, fact: TensorFact) -> Reason | None:
     share = fact.noise_share or 0.0
-    kind, cause, advice = _cause(fact)
+    operators = {one.name: one.operator for one in evidence.facts}
+    kind, cause, advice = _cause(fact, [operators.get(name, "") for name in fact.readers])
     if not kind:
         return None
     readers = listed(fact.readers)
@@ -85,14 +88,17 @@ def _tensor(evidence: Evidence, noise: Noise, fact: TensorFact) -> Reason | None
         f"{'Weight' if fact.role == 'weight' else 'Tensor'} {fact.name} (read by {readers}): {cause}; left in FP32, "
         f"{percent(share)} of the noise at the output goes ({decibels(noise.file_nsr)} now)."
     )
-    keep = Advice(f"Leave {readers} in FP32.", "keep", fact.readers)
+    # ONNX Runtime's integer kernels write codes only: what makes the tensor must stay in FP32 too.
+    chained = (fact.producer,) if fact.producer and evidence.backend == "onnxruntime-cpu" else ()
+    names = tuple(dict.fromkeys((*chained, *fact.readers)))
+    keep = Advice(f"Leave {listed(names)} in FP32.", "keep", names)
     score = severity(evidence, noise, share)
     return Reason(
         kind, "accuracy", share, score, sentence, nodes=fact.readers, tensors=(fact.name,), advice=(*advice, keep)
     )
 
 
-def _cause(fact: TensorFact) -> tuple[str, str, tuple[Advice, ...]]:
+def _cause(fact: TensorFact, readers: list[str]) -> tuple[str, str, tuple[Advice, ...]]:
     if fact.clip_nsr > fact.round_nsr:
         cause = f"{percent(fact.clipped_share)} of its values lie beyond its codes and are cut off (largest {fact.largest:.3g})"
         return "clip", cause, (Advice("Take the whole range: the calibrator 'max'.", "calibrator", value="max"),)
@@ -103,7 +109,8 @@ def _cause(fact: TensorFact) -> tuple[str, str, tuple[Advice, ...]]:
         )
         if fact.role == "weight":
             return "outlier_channel", cause, (Advice("Give each channel of the weight its own scale.", "per_channel"),)
-        return "outlier_channel", cause, (Advice("Move the outliers into the weights (SmoothQuant).", "smooth"),)
+        smooth = (Advice("Move the outliers into the weights (SmoothQuant).", "smooth"),)
+        return "outlier_channel", cause, smooth if set(readers) & set(_SMOOTHED) else ()
     if fact.round_nsr > _WIDE_NSR and fact.role == "activation":
         cause = f"its largest value is {fact.largest:.3g}, and rounding alone is {decibels(fact.round_nsr)} of it"
         return (
@@ -134,7 +141,9 @@ def _layers(evidence: Evidence, noise: Noise) -> Reason | None:
 
 def decibels(nsr: float) -> str:
     """Say noise over signal in dB of signal over noise."""
-    return "not finite" if not math.isfinite(nsr) else "no noise" if nsr <= 0 else f"{-10 * math.log10(nsr):.1f} dB"
+    if not math.isfinite(nsr):
+        return "values that are not finite"
+    return "no noise" if nsr <= 0 else f"{round(-10 * math.log10(nsr), 1) + 0.0:.1f} dB"
 
 
 def _is_unequal(fact: ConcatFact) -> bool:

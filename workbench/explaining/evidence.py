@@ -134,6 +134,7 @@ class TensorFact:
     Attributes:
         role: `activation` or `weight`.
         readers: nodes that read it.
+        producer: the multiplying node whose result it is, over an activation; empty where there is none.
         clip_nsr: squared error by clipping over the squared signal of the tensor.
         round_nsr: the same by rounding.
         clipped_share: share of values beyond the range of the codes.
@@ -156,6 +157,7 @@ class TensorFact:
     outlier_channels: tuple[int, ...]
     median_levels: float
     noise_share: float | None = None
+    producer: str = ""
 
 
 @dataclass(frozen=True)

@@ -185,6 +185,7 @@ class _Sums:
             self.clipped / max(self.count, 1),
             float(maxima.max()),
             *_outliers(maxima, self.pair.scale),
+            producer=self.pair.producer,
         )
 
 

@@ -9,6 +9,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from workbench.transformation.accounting import MULTIPLIES
+
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 
 
@@ -20,6 +22,7 @@ class Pair:
         low, high: smallest and largest value of the codes.
         dequantized: the tensors that its codes become again.
         readers: nodes that read those.
+        producer: the multiplying node whose result it is, over an activation; empty where there is none.
     """
 
     tensor: str
@@ -28,6 +31,7 @@ class Pair:
     high: float
     dequantized: tuple[str, ...]
     readers: tuple[str, ...]
+    producer: str = ""
 
 
 def activation_pairs(file: onnx.ModelProto) -> tuple[Pair, ...]:
@@ -46,20 +50,29 @@ def activation_pairs(file: onnx.ModelProto) -> tuple[Pair, ...]:
         outputs = tuple(one.output[0] for one in restored)
         readers = tuple(one.name for one in file.graph.node if set(one.input) & set(outputs))
         size = float(scale.item())
-        found.append(Pair(node.input[0], size, (low - middle) * size, (high - middle) * size, outputs, readers))
+        limits = ((low - middle) * size, (high - middle) * size)
+        found.append(Pair(node.input[0], size, *limits, outputs, readers, _product_behind(file, node.input[0])))
     return tuple(found)
+
+
+def _product_behind(file: onnx.ModelProto, tensor: str) -> str:
+    producer = {name: node for node in file.graph.node for name in node.output}
+    node = producer.get(tensor)
+    while node is not None and node.op_type in ("Relu", "Clip"):
+        node = producer.get(node.input[0])
+    return node.name if node is not None and node.op_type in MULTIPLIES else ""
 
 
 def dequantized_weights(
     file: onnx.ModelProto, parent: onnx.ModelProto
 ) -> Iterator[tuple[str, str, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield (weight's name in the parent, node, as it was, as it became, its codes) of every quantized constant."""
+    """Yield (weight's name in the parent, node, as it was, as it became, codes before rounding) of quantized constants."""
     for node, place, name in _constant_inputs(file, parent):
         want = _array(parent, name)
         codes = _weight_codes(file, node.input[place])
         if want is None or codes is None or codes[0].shape != want.shape:
             continue
-        yield name, node.name, want, codes[0] * codes[1], codes[0]
+        yield name, node.name, want, codes[0] * codes[1], want / codes[1]
 
 
 def without(file: onnx.ModelProto, parent: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:

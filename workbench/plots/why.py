@@ -26,7 +26,8 @@ from workbench.plots.theme import Theme, ThemeName
 _TYPES: Mapping[str, tuple[int, str]] = {
     "fp32": (1, ""), "int8": (0, "///"), "fp16": (2, "..."), "bf16": (3, "xx"), "fp8": (4, "\\\\\\"), "tf32": (5, "++"),
 }  # fmt: skip
-_MOST_LABELS, _MOST_BARS = 6, 16
+_MOST_LABELS, _MOST_BARS, _MOST_HATCHED = 6, 16, 80
+_ALIKE = 1.05
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,11 @@ def roofline(points: Sequence[LayerPoint], ceilings: Ceilings, *, name: str = ""
             handle.set_sizes([50])
     left = len(points) - len(shown)
     rest = f"; {left} layers without counted operations are not drawn" if left else ""
-    look.footnote(figure, colours, f"Areas are times. Roofs were measured here, {ceilings.backend}{rest}")
+    look.footnote(
+        figure,
+        colours,
+        f"Areas are times; +3: as many more in the same place. Roofs were measured here, {ceilings.backend}{rest}",
+    )
     return figure
 
 
@@ -183,15 +188,17 @@ def time_bars(
             textcoords="offset points",
             va="center",
             fontsize=look.NOTE_POINTS,
-            color=colours.series[1] if after > 1.05 * before else colours.ink,
-            fontweight="bold" if after > 1.05 * before else "normal",
+            color=colours.series[1] if after > _ALIKE * before else colours.ink,
+            fontweight="bold" if after > _ALIKE * before else "normal",
         )
     axes.set_yticks(range(len(kept)), [shorten(row[0]) for row in kept])
     axes.set_ylim(len(kept) - 0.4, -0.6)
     axes.set_xlim(0, most * 1.22)
     look.entitle(axes, colours, f"Where the time goes: {names[0]} and {names[1]}", "ms a call, while profiled", "")
     handles = [Patch(color=colours.quiet, alpha=0.55, label=names[0]), Patch(color=colours.series[0], label=names[1])]
-    look.legend(axes, colours, handles=handles, loc="lower right")
+    look.legend(
+        axes, colours, handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2
+    )
     return figure
 
 
@@ -207,7 +214,7 @@ def precision_strip(points: Sequence[LayerPoint], *, name: str = "", theme: Them
     figure, axes = look.new_figure(colours, height_inches=3.4)
     look.dress(axes, colours, grid="y")
     heights = np.array([1e3 * point.seconds for point in points])
-    line = 0.6 if len(points) <= 80 else 0.0
+    hatched = len(points) <= _MOST_HATCHED  # thinner cells show colours only
     for place, point in enumerate(points):
         # What does not multiply is paler: it is there, and it is not what the type is for.
         axes.bar(
@@ -217,18 +224,22 @@ def precision_strip(points: Sequence[LayerPoint], *, name: str = "", theme: Them
             color=_colour(point.precision, colours),
             alpha=1.0 if point.weighs else 0.45,
             edgecolor=colours.ink,
-            linewidth=line,
-            hatch=_TYPES.get(point.precision, (0, ""))[1] if len(points) <= 80 else None,
+            linewidth=0.6 if hatched else 0.0,
+            hatch=_TYPES.get(point.precision, (0, ""))[1] if hatched else None,
         )
     axes.set_xlim(-0.8, len(points) - 0.2)
     axes.set_ylim(0, heights.max() * 1.22 or 1.0)
     named: list[int] = []
     for place in np.argsort(-heights):
-        if len(named) < _MOST_LABELS // 2 and all(abs(place - other) > len(points) / 4 for other in named):
+        if (
+            heights[place] > heights.max() / 2
+            and len(named) < _MOST_LABELS // 2
+            and all(abs(place - other) > len(points) / 3 for other in named)
+        ):
             named.append(int(place))
     for place in named:
         axes.annotate(
-            shorten(points[place].name, 26),
+            shorten(points[place].name, 22),
             (float(place), float(heights[place])),
             xytext=(0, 4),
             textcoords="offset points",
@@ -237,14 +248,10 @@ def precision_strip(points: Sequence[LayerPoint], *, name: str = "", theme: Them
             color=colours.ink,
         )
     used = list(dict.fromkeys(point.precision for point in points))
+    hatches = {kind: _TYPES.get(kind, (0, ""))[1] if hatched else "" for kind in used}
     handles = [
-        Patch(
-            facecolor=_colour(kind, colours),
-            edgecolor=colours.ink,
-            hatch=_TYPES.get(kind, (0, ""))[1],
-            label=kind.upper(),
-        )
-        for kind in used
+        Patch(facecolor=_colour(kind, colours), edgecolor=colours.ink, hatch=hatch, label=kind.upper())
+        for kind, hatch in hatches.items()
     ]
     look.legend(axes, colours, handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     title = f"Types along the network{f': {name}' if name else ''}"
@@ -316,6 +323,8 @@ def _change(before: float, after: float) -> str:
         return "added"
     if not after:
         return "gone"
+    if abs(np.log(after / before)) < np.log(_ALIKE):
+        return "alike"
     return f"{before / after:.2g}x" if after <= before else f"{after / before:.2g}x slower"
 
 

@@ -22,6 +22,7 @@ from workbench.machine.store import Store
 from workbench.recipes import Quantize, QuantizeWeights, Recipe, SmoothQuant, Step
 from workbench.records import Engine, StudyRecord, VariantResult
 from workbench.study.running import run
+from workbench.study.subject import JUDGED
 from workbench.tuning.sensitivity import kept
 
 MOST_TRIALS = 4
@@ -136,7 +137,11 @@ def _noise(
     """Return each sample's squared error against the baseline over the mean squared output: of the variant, and of ours."""
     if before is None or parent is None:
         return None
-    inputs = {name: np.asarray(array[:_MOST_SAMPLES]) for name, array in dataset.evaluation.inputs.items()}
+    # Reasons were found on the first samples: what they suggest is judged on others, where there are enough.
+    first = JUDGED if len(dataset.evaluation) >= 2 * JUDGED else 0
+    inputs = {
+        name: np.asarray(array[first : first + _MOST_SAMPLES]) for name, array in dataset.evaluation.inputs.items()
+    }
     clean, theirs, mine = (jobs.infer(engine, inputs, 32, handle=handle) for engine in (parent, before, ours))
     sums = []
     for answers in (theirs, mine):
@@ -145,9 +150,9 @@ def _noise(
             axis = clean.axes[name]
             if want.dtype.kind != "f" or axis is None:
                 continue
-            first = [np.moveaxis(np.asarray(one[name], np.float64), axis, 0) for one in (answers, clean)]
-            power = float(np.mean(np.square(first[1]))) or 1.0
-            each.append(np.square(first[0] - first[1]).reshape(len(first[1]), -1).mean(axis=1) / power)
+            sides = [np.moveaxis(np.asarray(one[name], np.float64), axis, 0) for one in (answers, clean)]
+            power = float(np.mean(np.square(sides[1]))) or 1.0
+            each.append(np.square(sides[0] - sides[1]).reshape(len(sides[1]), -1).mean(axis=1) / power)
         if not each:
             return None
         sums.append(np.mean(each, axis=0))
@@ -179,7 +184,14 @@ def _trial(
         worse = worse or change.verdict == "worse"
         told.append(f"Score beside the variant: {change.words}.")
     improves = (faster and not worse) or (better and not slower)
-    told.append("An improvement." if improves else "No improvement that can be told from chance, or one with a price.")
+    gains = faster or better
+    told.append(
+        "An improvement."
+        if improves
+        else "A gain with a price, so not called an improvement."
+        if gains
+        else "No improvement that can be told from chance."
+    )
     low, high = (None, None) if ratio is None else (ratio.low, ratio.high)
     value = None if ratio is None else ratio.value
     return Trial(recipe.name, advice.words, value, low, high, decibels, improves, " ".join(told))
@@ -200,4 +212,6 @@ def _interval(change: Change, before: np.ndarray) -> str:
 
 
 def _words(decibels: float | None) -> str:
-    return "no noise" if decibels == float("inf") else f"{decibels:.1f} dB"
+    if decibels is None or decibels == float("inf"):
+        return "no noise"
+    return f"{round(decibels, 1) + 0.0:.1f} dB"

@@ -45,7 +45,26 @@ def test_a_layer_with_one_outlier_channel_is_named_first(explain) -> None:
     assert found.main.kind == "outlier_channel"
     assert found.main.tensors == ("a",)
     assert "channel 5 is" in found.main.sentence
-    assert any(advice.change == "smooth" for advice in found.main.advice)
+    assert [advice.change for advice in found.main.advice] == ["keep"], "SmoothQuant smooths no convolutions"
+    assert found.main.advice[0].names == ("c0", "c1"), "codes are all that an integer c0 writes"
+
+
+def with_outlier_between_products(factor: float) -> onnx.ModelProto:
+    first, second = values((64, 64), 0, 0.2), values((64, 64), 1, 0.2)
+    first[:, 5] *= factor
+    second[5] /= factor
+    return net(
+        "(float[N,64,64] x) => (float[N,64,64] y) { [m0] a = MatMul(x, w0) [m1] y = MatMul(a, w1) }",
+        w0=first,
+        w1=second,
+    )
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(400.0, True), (1.0, False)])
+def test_an_outlier_between_products_suggests_smoothing(explain, factor: float, expected: bool) -> None:
+    found = explain(with_outlier_between_products(factor), Pairs("xa"), values((16, 64, 64), 9))
+    assert ("outlier_channel" in kinds(found)) is expected
+    assert any(advice.change == "smooth" for advice in found.advice) is expected
 
 
 def test_the_same_function_without_the_outlier_is_not(explain) -> None:
