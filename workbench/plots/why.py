@@ -6,6 +6,7 @@ Draws what it is given; knows neither engines nor evidence.
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -307,9 +308,8 @@ def error_by_layer(rows: Sequence[tuple[str, float, float | None]], *, theme: Th
 def as_image(figure: Figure) -> str:
     """Return a figure as an HTML image that needs no other file."""
     data = base64.b64encode(look.png(figure, 110)).decode("ascii")
-    return (
-        f'<img alt="{figure.axes[0].get_title(loc="left")}" style="max-width:100%" src="data:image/png;base64,{data}">'
-    )
+    alt = html.escape(figure.axes[0].get_title(loc="left"))
+    return f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{data}">'
 
 
 def _colour(precision: str, colours: Theme) -> str:

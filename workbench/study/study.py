@@ -14,12 +14,13 @@ from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord, VariantResult
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     import pandas
     from matplotlib.figure import Figure
 
     from workbench.datasets import Dataset
+    from workbench.explaining.explanation import Explanation
     from workbench.recipes import Recipe
 
 
@@ -141,11 +142,15 @@ class Study:
 
         return lens.keeping(self[variant].recipe, rows, name)
 
-    def report(self, path: str | Path) -> Path:
-        """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four."""
+    def report(self, path: str | Path, explanations: Sequence[Explanation] = ()) -> Path:
+        """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four.
+
+        Args:
+            explanations: from `workbench.explain`, for a section of their own.
+        """
         from workbench import reports
 
-        return reports.write(self.record, Path(path))
+        return reports.write(self.record, Path(path), explanations)
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one."""

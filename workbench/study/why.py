@@ -6,6 +6,7 @@ Gathers evidence for a variant of a study, has it judged, and measures advice in
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 from workbench import codec, engines
 from workbench.datasets import Dataset
@@ -34,7 +35,7 @@ def explain(
     try_advice: bool = False,
     layers: bool = True,
     store: Store | None = None,
-    progress: Listener | None = None,
+    progress: Listener | Literal["auto"] | None = None,
 ) -> Explanation:
     """Explain where a variant's time and accuracy go, beside the baseline of its study.
 

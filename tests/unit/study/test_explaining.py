@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe
 from workbench.records import Failure, StudyRecord
 from workbench.study import Study, advice
+from workbench.study.subject import dataset_of
 
 QUICK = wb.Protocol(batch=4, rounds=3, min_seconds=0.01, min_runs=10, warmup_seconds=0.0, warmup_runs=2)
 
@@ -133,6 +135,32 @@ def test_every_table_and_figure_and_the_page_can_be_had(explained: Explanation) 
     with pytest.raises(ValueError, match="allowed: roofline, times, precision, errors"):
         explained.figure("pie")
     assert repr(explained) == "Explanation('small', 'int8-max': outlier_channel)"
+
+
+def test_a_report_has_a_section_for_it_where_it_is_asked_for(
+    explained: Explanation, study: Study, tmp_path: Path
+) -> None:
+    page = study.report(tmp_path / "report.html", [explained]).read_text(encoding="utf-8")
+    assert '<h2 id="why">Why</h2>' in page and html.escape(explained.main.sentence) in page
+    assert page.count('<figure class="drawn">') == 4 + study_figures(study, tmp_path)
+    text = study.report(tmp_path / "report.md", [explained]).read_text(encoding="utf-8")
+    assert "## Why: int8-max" in text
+    assert "Why" not in study.report(tmp_path / "plain.md").read_text(encoding="utf-8")
+    folder = study.report(tmp_path / "all", [explained])
+    assert (folder / "study.json").exists() and "## Why" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def study_figures(study: Study, folder: Path) -> int:
+    return study.report(folder / "plain.html").read_text(encoding="utf-8").count('<figure class="drawn">')
+
+
+def test_markup_in_names_stays_text_in_a_report(explained: Explanation, study: Study, tmp_path: Path) -> None:
+    nasty = "<script>alert(1)</script>"
+    layers = tuple(replace(layer, name=nasty, nodes=(nasty,)) for layer in explained.evidence.variant.layers)
+    passes = replace(explained.evidence.variant, layers=layers, variant=nasty)
+    told = explanation("s", replace(explained.evidence, variant=passes))
+    assert nasty not in study.report(tmp_path / "nasty.html", [told]).read_text(encoding="utf-8")
+    assert nasty not in told._repr_html_()
 
 
 def test_layers_of_both_passes_keep_every_second(explained: Explanation) -> None:
@@ -278,3 +306,40 @@ def test_profiles_that_cannot_be_paired_take_the_faster_turn() -> None:
 
 def test_records_of_a_study_survive_the_new_fields(study: Study) -> None:
     assert codec.from_json(StudyRecord, codec.to_json(study.record)) == study.record
+
+
+def test_fp16_on_a_cpu_is_stored_and_not_computed_in(store: Store) -> None:
+    grown = wb.run(
+        "digits_resnet", recipes=["fp32", "fp16"], backend="onnxruntime-cpu", protocol=QUICK, store=store, progress=None
+    )
+    found = wb.explain(grown, "fp16", store=store)
+    assert found.evidence.precision == "fp16"
+    assert found.main.kind == "emulated"
+
+
+def test_integer_operators_without_an_exact_form_are_told(study: Study, data: Dataset, store: Store) -> None:
+    grown = wb.run(
+        study.record.model, data, ["int8-dynamic"], backend="onnxruntime-cpu", protocol=QUICK, store=store,
+        progress=None, name="small",
+    )  # fmt: skip
+    found = wb.explain(grown, "int8-dynamic", data, store=store)
+    assert found.evidence.precision == "int8"
+    assert found.evidence.noise.file_nsr > 0
+
+
+def test_random_inputs_of_a_study_are_found_again_and_shipped_data_too(store: Store) -> None:
+    alone = wb.run("digits_resnet", recipes=["fp32"], protocol=QUICK, store=store, progress=None, name="random")
+    assert dataset_of(alone.record, None).sha256 == alone.record.data["sha256"]
+    shipped = replace(alone.record, data={**alone.record.data, "name": "digits", "kind": "shipped"})
+    assert dataset_of(shipped, None) is None, "the same name with other content is other data"
+
+
+@pytest.mark.skipif(wb.backends()["openvino"] is not None, reason="no OpenVINO here")
+def test_openvino_is_explained_too(study: Study, data: Dataset, store: Store) -> None:
+    other = wb.run(
+        study.record.model, data, ["fp32", "int8-max"], backend="openvino", protocol=QUICK, store=store, progress=None
+    )
+    found = wb.explain(other, "int8-max", data, store=store)
+    assert found.evidence.variant.layers and found.evidence.ceilings.backend == "openvino"
+    assert any(layer.is_low and layer.flops for layer in found.evidence.variant.layers)
+    assert found.about("accuracy")[0].kind == "outlier_channel"
