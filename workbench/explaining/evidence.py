@@ -112,6 +112,7 @@ class NodeFact:
         asked: whether the file hands it codes only and takes codes from it, so that an engine could run it in 8 bits.
         obstacle: why an engine could not although it was asked, such as a result that is read in floating point too.
         float_readers: nodes that read its result in floating point although it was asked, over activations and copies.
+        signed: whether the codes that it reads are signed.
         mixed: whether it joins a dequantized branch with one that never was quantized.
         behind_pair_of: the multiplying node whose result it reads through a Q/DQ pair; empty where there is no pair.
         scales: of a Concat's dequantized inputs, then of its quantized output (0 where that is not quantized).
@@ -122,6 +123,7 @@ class NodeFact:
     asked: bool = False
     obstacle: str = ""
     float_readers: tuple[str, ...] = ()
+    signed: bool = False
     mixed: bool = False
     behind_pair_of: str = ""
     scales: tuple[float, ...] = ()

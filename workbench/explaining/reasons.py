@@ -41,13 +41,14 @@ class Advice:
     Attributes:
         words: what to do.
         change: how the recipe changes: `keep` layers as they were, another `calibrator`, `smooth`, `per_channel` weights,
-            `weights` only; empty where no recipe can do it.
-        names: layers (node names) for `keep`.
+            `weights` only, `include` layers that it leaves out, `unsigned` codes of
+            activations; empty where no recipe can do it.
+        names: layers (node names) for `keep` and `include`.
         value: of the change, such as a calibrator's name.
     """
 
     words: str
-    change: Literal["", "keep", "calibrator", "smooth", "per_channel", "weights"] = ""
+    change: Literal["", "keep", "calibrator", "smooth", "per_channel", "weights", "include", "unsigned"] = ""
     names: tuple[str, ...] = ()
     value: str = ""
 

@@ -77,7 +77,8 @@ class _Dataflow:
         if node.op_type == "Concat" and all(low) and len(data) > 1:
             scales = (*(self._scale(self.producer[name]) for name in data), self._written_scale(node.output[0]))
         behind = self._behind_pair_of(node, data)
-        return NodeFact(node.name, node.op_type, asked, obstacle, floats, mixed, behind, scales)
+        signed = asked and any(self._is_signed(self.producer[name]) for name in data)
+        return NodeFact(node.name, node.op_type, asked, obstacle, floats, signed, mixed, behind, scales)
 
     def is_activation_pair(self, node: onnx.NodeProto) -> bool:
         """Whether a node dequantizes codes that were made at run time."""
@@ -141,6 +142,10 @@ class _Dataflow:
         while source is not None and source.op_type in _COPIES:
             source = self.producer.get(source.input[0])
         return source.name if source is not None and source.op_type in MULTIPLIES else ""
+
+    def _is_signed(self, node: onnx.NodeProto) -> bool:
+        tensor = self.constants.get(node.input[2]) if len(node.input) > 2 else None
+        return tensor is not None and tensor.data_type == onnx.TensorProto.INT8
 
     def _written_scale(self, name: str) -> float:
         coder = next((node for node in self.readers.get(name, ()) if node.op_type == _QUANTIZE), None)

@@ -23,6 +23,7 @@ _FEW_CHANNELS, _FEW_PRODUCTS = 16, 32
 # Of a layer's bytes, and memory time over compute time, from which its weights bound it.
 _MOSTLY_WEIGHTS, _CLEARLY = 0.6, 1.5
 _HARDLY_FASTER = 1.5
+_MOSTLY_LAUNCHES = 0.4
 
 
 def weight_bound(view: View) -> Reason | None:
@@ -110,7 +111,10 @@ def left_in_float(view: View) -> Reason | None:
         f"{milliseconds(seconds)} of {milliseconds(view.total)}; {percent(share)} of the call would go in "
         f"{view.evidence.precision.upper()} at the machine's rate."
     )
-    return Reason("left_in_float", "time", share, share, sentence, _names(found), _nodes(found))
+    nodes = tuple(node for node in _nodes(found) if node in view.facts)
+    words = f"Lower {listed(nodes)} too, where the recipe leaves them out."
+    advice = (Advice(words, "include", nodes),) if nodes else ()
+    return Reason("left_in_float", "time", share, share, sentence, _names(found), _nodes(found), advice=advice)
 
 
 def conversions(view: View) -> Reason | None:
@@ -146,8 +150,9 @@ def launch_bound(view: View) -> Reason | None:
         f"compute, and all their work {milliseconds(work)} at this machine's rates: no type makes that faster."
     )
     advice = (Advice("Feed more samples a call, so that each launch does more work."),)
-    # What is launched is not work that another reason could explain.
-    return Reason("launch_bound", "time", share, share, sentence, advice=advice)
+    # Below that the call is not mostly launches: the baseline has them too, and something else sets the variant apart.
+    score = share if share >= _MOSTLY_LAUNCHES else share / 2
+    return Reason("launch_bound", "time", share, score, sentence, advice=advice)
 
 
 def machine_rate(view: View) -> Reason | None:

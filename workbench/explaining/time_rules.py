@@ -39,7 +39,7 @@ def skip_without_pair(view: View) -> Reason | None:
     share = view.claim((*sums, *dragged, *moves)) - (sum(layer.seconds for layer in dragged) - lost) / view.total
     joined = listed([layer.name for layer in sums])
     sentence = (
-        f"{joined} adds a quantized branch to one without a Q/DQ pair, so it runs in FP32 with {len(_unique(moves))} "
+        f"{joined} {_join(sums)} a quantized branch with one without a Q/DQ pair, in FP32, with {len(_unique(moves))} "
         f"conversions and changes of layout around it{pulled}: {percent(share)} of the call."
     )
     advice = (Advice("Quantize the skip branch too: put a Q/DQ pair on the input of the sum that has none."),)
@@ -86,10 +86,13 @@ def fallback(view: View) -> Reason | None:
     share = lost / view.total
     if share < _CLAIMS_AT_LEAST:
         return None
-    why = list(
-        dict.fromkeys(fact.obstacle for layer in found for fact in view.facts_of(layer) if fact.asked and fact.obstacle)
-    )
-    because = f" ({why[0]})" if why else f" ({view.evidence.backend} has no 8-bit kernel for {_operators(found)} here)"
+    facts = [fact for layer in found for fact in view.facts_of(layer) if fact.asked]
+    why = list(dict.fromkeys(fact.obstacle for fact in facts if fact.obstacle))
+    kinds = listed(list(dict.fromkeys(fact.operator for fact in facts)))
+    # ONNX Runtime's CPU kernels are written for unsigned activations; signed codes get there only where it can turn them.
+    signed = not why and view.evidence.backend == "onnxruntime-cpu" and any(fact.signed for fact in facts)
+    form = " with signed codes" if signed else ""
+    because = f" ({why[0]})" if why else f" ({view.evidence.backend} has no 8-bit kernel for {kinds}{form} here)"
     sentence = (
         f"{listed([layer.name for layer in found])}: the file asks for 8 bits, and the engine ran "
         f"{'it' if len(found) == 1 else 'them'} in FP32{because}: {milliseconds(seconds)}, and {milliseconds(moving)} for "
@@ -98,6 +101,11 @@ def fallback(view: View) -> Reason | None:
     nodes = tuple(node for layer in found for node in layer.nodes if node in view.facts and view.facts[node].asked)
     words = f"Leave {listed(nodes)} out of the quantization, so that nothing is converted for {_them(nodes)}."
     advice = (Advice(words, "keep", nodes),) if moving > 0.2 * seconds else ()
+    if signed:
+        advice = (
+            Advice("Write the activations as unsigned codes, the form of this engine's kernels.", "unsigned"),
+            *advice,
+        )
     return _reason("fallback", share, sentence, found, advice)
 
 
@@ -210,12 +218,12 @@ def _work_by_operator(layers: list[Layer]) -> str:
     return listed([f"{count} {name} {milliseconds(seconds)}" for name, (count, seconds) in ranked])
 
 
+def _join(layers: list[Layer]) -> str:
+    return "joins" if len(layers) == 1 else "join"
+
+
 def _stays(layers: list[Layer]) -> str:
     return "stays" if len(layers) == 1 else "stay"
-
-
-def _operators(layers: list[Layer]) -> str:
-    return listed(list(dict.fromkeys(layer.operator for layer in layers)))
 
 
 def _them(names: tuple[str, ...]) -> str:

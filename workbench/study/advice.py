@@ -6,7 +6,8 @@ Only what is distinguishable is called an improvement. Knows nothing of where ad
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -29,16 +30,19 @@ MOST_TRIALS = 4
 _MOST_SAMPLES = 256
 
 
-def recipes(found: Explanation, recipe: Recipe, nodes: Sequence[str]) -> tuple[list[tuple[Advice, Recipe]], list[str]]:
+def recipes(
+    found: Explanation, recipe: Recipe, nodes: Sequence[str], modules: Mapping[str, str]
+) -> tuple[list[tuple[Advice, Recipe]], list[str]]:
     """Return what the advice makes of a recipe, each recipe once, and sentences on advice that no recipe can follow.
 
     Args:
         nodes: names that the model's graph has; others cannot be left out by a recipe.
+        modules: ONNX node name -> module path, by which a recipe may leave nodes out.
     """
     made: dict[tuple[Step, ...], tuple[Advice, Recipe]] = {}
     left = []
     for advice in found.advice:
-        changed = _changed(recipe, advice, set(nodes))
+        changed = _changed(recipe, advice, set(nodes), modules)
         if changed is None:
             left.append(f"Not tried, because no recipe of this variant can follow it: {advice.words}")
         elif changed.steps != recipe.steps:
@@ -64,7 +68,9 @@ def tried(
         One trial a recipe, and sentences on what was not tried.
     """
     nodes = [node for layer in found.evidence.baseline.layers for node in layer.nodes]
-    advised, left = recipes(found, result.recipe, [*nodes, *(fact.name for fact in found.evidence.facts)])
+    advised, left = recipes(
+        found, result.recipe, [*nodes, *(fact.name for fact in found.evidence.facts)], record.model.modules
+    )
     if not advised:
         return (), tuple(left)
     study = run(
@@ -95,7 +101,7 @@ def tried(
     return tuple(trials), tuple(left)
 
 
-def _changed(recipe: Recipe, advice: Advice, nodes: set[str]) -> Recipe | None:
+def _changed(recipe: Recipe, advice: Advice, nodes: set[str], modules: Mapping[str, str]) -> Recipe | None:
     quantize = recipe.step("quantize")
     if advice.change == "weights" and quantize is not None:
         weights = QuantizeWeights(advice.value)  # type: ignore[arg-type]
@@ -106,6 +112,13 @@ def _changed(recipe: Recipe, advice: Advice, nodes: set[str]) -> Recipe | None:
     if advice.change == "keep":
         names = [name for name in advice.names if name in nodes]
         return replace(kept(recipe, names), name=_name(recipe, advice)) if names else None
+    if advice.change == "include":
+        labels = _labels(advice, modules)
+        patterns = tuple(item for item in quantize.exclude if not any(re.search(item, label) for label in labels))
+        changed = replace(quantize, exclude=patterns)
+        return None if changed == quantize else _replaced(recipe, advice, quantize, changed)
+    if advice.change == "unsigned":
+        return _replaced(recipe, advice, quantize, replace(quantize, symmetric=None))
     if advice.change == "calibrator":
         return _replaced(recipe, advice, quantize, replace(quantize, calibrator=advice.value))
     if advice.change == "per_channel":
@@ -115,6 +128,11 @@ def _changed(recipe: Recipe, advice: Advice, nodes: set[str]) -> Recipe | None:
         after = tuple(step for step in recipe.steps if step.kind in ("quantize", "quantize_weights", "precision"))
         return _named(recipe, advice, (*before, SmoothQuant(), *after))
     return None
+
+
+def _labels(advice: Advice, modules: Mapping[str, str]) -> list[str]:
+    """What a recipe's patterns may match of the layers that are to be lowered: their names and their modules."""
+    return [label for name in advice.names for label in (name, modules.get(name, "")) if label]
 
 
 def _replaced(recipe: Recipe, advice: Advice, old: Step, new: Step) -> Recipe:
@@ -127,7 +145,12 @@ def _named(recipe: Recipe, advice: Advice, steps: tuple[Step, ...]) -> Recipe:
 
 def _name(recipe: Recipe, advice: Advice) -> str:
     mark = hashlib.sha256("\0".join((advice.change, advice.value, *advice.names)).encode()).hexdigest()[:4]
-    told = {"keep": f"keep{len(advice.names)}-{mark}", "calibrator": advice.value, "weights": f"{advice.value}-weights"}
+    told = {
+        "include": f"all-{mark}",
+        "keep": f"keep{len(advice.names)}-{mark}",
+        "calibrator": advice.value,
+        "weights": f"{advice.value}-weights",
+    }
     return f"{recipe.name}+{told.get(advice.change, advice.change)}"
 
 

@@ -228,7 +228,9 @@ def _with(study: Study, **fields: object) -> Study:
 def test_advice_becomes_recipes_each_once_and_the_rest_is_told(explained: Explanation) -> None:
     def of(*given: Advice, recipe: Recipe = wb.recipes.NAMED["int8-max"]) -> tuple[list[Recipe], list[str]]:
         reason = Reason("clip", "accuracy", 1.0, 2.0, "told", advice=given)
-        made, left = advice.recipes(replace(explained, reasons=(reason,)), recipe, ["first", "second"])
+        made, left = advice.recipes(
+            replace(explained, reasons=(reason,)), recipe, ["first", "second"], {"second": "body.second"}
+        )
         return [one for _, one in made], left
 
     (kept,), left = of(Advice("Keep it.", "keep", ("second", "elsewhere")), Advice("Turn it round."))
@@ -239,6 +241,10 @@ def test_advice_becomes_recipes_each_once_and_the_rest_is_told(explained: Explan
     (smooth, weights), _ = of(Advice("s", "smooth"), Advice("w", "weights", value="int4"))
     assert smooth.step("smooth_quant") is not None and weights.step("quantize") is None
     assert weights.step("quantize_weights").to == "int4"
+    left_out = wb.recipes.NAMED["int8-max"].excluding("^body", "^head$")
+    (back,), _ = of(Advice("All.", "include", ("second",)), recipe=left_out)
+    assert back.step("quantize").exclude == ("^head$",), "left out by its module's path"
+    assert of(Advice("All.", "include", ("first",)), recipe=left_out)[0] == [], "it was not left out"
     per_tensor = Recipe("t", (Fuse("all"), Quantize(calibrator="max", per_channel=False)))
     (channels,), _ = of(Advice("p", "per_channel"), recipe=per_tensor)
     assert channels.step("quantize").per_channel
