@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from workbench.explaining.evidence import ConcatFact, Evidence, Noise, TensorFact
+from workbench.explaining.evidence import FEW_LEVELS, ConcatFact, Evidence, JointFact, Noise, TensorFact
 from workbench.explaining.reasons import Advice, Reason, listed, percent
 
 # Noise over signal from which answers suffer: 20 dB.
@@ -15,7 +15,7 @@ _SUFFERS = 0.01
 _PART = 0.2
 # Engines round a little differently than exact arithmetic: 1 dB and more is another thing.
 _DIFFERS = 10**0.1
-_FEW_LEVELS, _UNEQUAL = 32, 8.0
+_UNEQUAL = 8.0
 _WIDE_NSR = 1e-3
 # Whose inputs SmoothQuant smooths.
 _SMOOTHED = ("MatMul", "Gemm")
@@ -33,6 +33,9 @@ def accuracy_reasons(evidence: Evidence) -> list[Reason]:
     alone = [fact for fact in noise.tensors if (fact.noise_share or 0.0) >= _PART and fact.name not in joined]
     found += [_tensor(evidence, noise, fact) for fact in alone]
     blamed = [reason for reason in found if reason is not None]
+    named = {name for reason in blamed for name in reason.tensors}
+    joints = [fact for fact in noise.joints if fact.noise_share >= _PART and not named & set(fact.tensors)]
+    blamed += [_joint(evidence, noise, fact) for fact in joints]
     if not blamed:
         blamed = [reason for reason in (_layers(evidence, noise),) if reason is not None]
     return blamed
@@ -98,11 +101,27 @@ def _tensor(evidence: Evidence, noise: Noise, fact: TensorFact) -> Reason | None
     )
 
 
+def _joint(evidence: Evidence, noise: Noise, fact: JointFact) -> Reason:
+    """Several tensors with one trouble, none of which mends much alone."""
+    held = [one for one in noise.tensors if one.name in fact.tensors]
+    worst = max(held, key=lambda one: one.clip_nsr + one.round_nsr)
+    _, cause, advice = _cause(worst, [])
+    sentence = (
+        f"{len(held)} tensors ({listed(fact.tensors)}) have one trouble; of {worst.name}, {cause}. With all of them left in FP32 "
+        f"{percent(fact.noise_share)} of the noise at the output goes ({decibels(noise.file_nsr)} now)."
+    )
+    nodes = tuple(dict.fromkeys(name for one in held for name in one.readers))
+    score = severity(evidence, noise, fact.noise_share)
+    return Reason(
+        fact.trouble, "accuracy", fact.noise_share, score, sentence, nodes=nodes, tensors=fact.tensors, advice=advice
+    )
+
+
 def _cause(fact: TensorFact, readers: list[str]) -> tuple[str, str, tuple[Advice, ...]]:
-    if fact.clip_nsr > fact.round_nsr:
+    if fact.clips:
         cause = f"{percent(fact.clipped_share)} of its values lie beyond its codes and are cut off (largest {fact.largest:.3g})"
         return "clip", cause, (Advice("Take the whole range: the calibrator 'max'.", "calibrator", value="max"),)
-    if fact.outlier_channels and fact.median_levels < _FEW_LEVELS:
+    if fact.has_outliers:
         cause = (
             f"channel {listed([str(index) for index in fact.outlier_channels])} is {fact.outlier_ratio:.0f} times the "
             f"median channel, which is left {fact.median_levels:.1f} codes"
@@ -148,7 +167,7 @@ def decibels(nsr: float) -> str:
 
 def _is_unequal(fact: ConcatFact) -> bool:
     """Whether one input of a Concat is left few codes, while another has many."""
-    return len(fact.levels) > 1 and min(fact.levels) < _FEW_LEVELS and max(fact.levels) > _UNEQUAL * min(fact.levels)
+    return len(fact.levels) > 1 and min(fact.levels) < FEW_LEVELS and max(fact.levels) > _UNEQUAL * min(fact.levels)
 
 
 def _readers(noise: Noise, tensors: tuple[str, ...]) -> tuple[str, ...]:

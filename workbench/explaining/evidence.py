@@ -14,6 +14,8 @@ from workbench.records import Accuracy, TensorSpec
 
 # What a layer's time goes into.
 Kind = Literal["compute", "convert", "layout", "copy", "other"]
+# Codes of a channel, from zero to its largest value, below which its shape is lost.
+FEW_LEVELS = 32
 KINDS: tuple[Kind, ...] = ("compute", "convert", "layout", "copy", "other")
 
 
@@ -161,6 +163,31 @@ class TensorFact:
     noise_share: float | None = None
     producer: str = ""
 
+    @property
+    def clips(self) -> bool:
+        """Whether cutting off makes more error than rounding."""
+        return self.clip_nsr > self.round_nsr
+
+    @property
+    def has_outliers(self) -> bool:
+        """Whether channels far larger than the others leave those few codes."""
+        return not self.clips and bool(self.outlier_channels) and self.median_levels < FEW_LEVELS
+
+
+@dataclass(frozen=True)
+class JointFact:
+    """What several tensors with one trouble do together: where each of them alone spoils the answer, leaving one in FP32
+    mends little.
+
+    Attributes:
+        trouble: `clip` or `outlier_channel`.
+        noise_share: as in `TensorFact`, with all of them left in FP32.
+    """
+
+    trouble: Literal["clip", "outlier_channel"]
+    tensors: tuple[str, ...]
+    noise_share: float
+
 
 @dataclass(frozen=True)
 class ConcatFact:
@@ -217,6 +244,7 @@ class Noise:
     samples: int
     tensors: tuple[TensorFact, ...] = ()
     concats: tuple[ConcatFact, ...] = ()
+    joints: tuple[JointFact, ...] = ()
     layers: tuple[LayerNoise, ...] = ()
     flips: tuple[Flip, ...] = ()
     unit: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 from workbench import datasets, engines
 from workbench.datasets.split import Array
 from workbench.engines import jobs
+from workbench.engines.feeding import fixed_batch
 from workbench.explaining.explanation import Explanation, explanation
 from workbench.explaining.gathering import Side, Subject, gather
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.models import load
 from workbench.recipes import Fuse, Recipe
-from workbench.records import BuildOptions, Engine
+from workbench.records import BuildOptions
 from workbench.transformation.steps import transform
 from workbench.tuning.machine_ceilings import ceilings
 
@@ -47,19 +49,16 @@ def explain_files(
     """
     store, options = store or Store(), options or BuildOptions()
     backend, _ = engines.choose(backend)
-    built = [
-        _built(path, name, backend, options, store, handle) for path, name in ((before, "before"), (after, "after"))
-    ]
+    make = _Builder(backend, options, store, handle)
+    sides = (make.side(before, "before"), make.side(after, "after"))
     model = load(before, store=store)
     data = (datasets.random(model) if inputs is None else datasets.arrays(inputs)).bound_to(model)
     split: Mapping[str, Array] = data.evaluation.inputs
     count = len(data.evaluation)
-    fixed = next((spec.shape[0] for spec in model.inputs if spec.shape and spec.shape[0] is not None), None)
-    rows = np.arange(fixed or batch) % count
+    rows = np.arange(fixed_batch(model.inputs) or batch) % count
     subject = Subject(
         backend,
-        Side(built[0]),
-        Side(built[1]),
+        *sides,
         {name: np.ascontiguousarray(array[rows]) for name, array in split.items()},
         model.modules,
         samples={name: np.asarray(array) for name, array in split.items()},
@@ -68,12 +67,17 @@ def explain_files(
     return explanation(Path(after).stem, gather(subject, limits, handle=handle))
 
 
-def _built(path: str | Path, name: str, backend: str, options: BuildOptions, store: Store, handle: Handle) -> Engine:
-    # Fusion is asked of the graph of a file in FP32 only; one that is quantized already is run as it stands.
-    variant = transform(
-        load(path, store=store),
-        Recipe(name, (Fuse("all"),)),
-        dialect=engines.backend(backend).dialect(backend),
-        store=store,
-    )
-    return jobs.build(variant, backend, options, store=store, handle=handle)
+@dataclass(frozen=True)
+class _Builder:
+    backend: str
+    options: BuildOptions
+    store: Store
+    handle: Handle
+
+    def side(self, path: str | Path, name: str) -> Side:
+        # Fusion is asked of the graph of a file in FP32 only; one that is quantized already is run as it stands.
+        recipe = Recipe(name, (Fuse("all"),))
+        dialect = engines.backend(self.backend).dialect(self.backend)
+        variant = transform(load(path, store=self.store), recipe, dialect=dialect, store=self.store)
+        engine = jobs.build(variant, self.backend, self.options, store=self.store, handle=self.handle)
+        return Side(engine, variant.path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -35,11 +36,13 @@ class Side:
     """One of the two that are compared.
 
     Attributes:
+        file: the ONNX file that it was built from.
         seconds: median latency in the study; None where it was not measured.
         process_bytes: high-water mark of the processes that measured it.
     """
 
     engine: Engine
+    file: str
     seconds: float | None = None
     process_bytes: int | None = None
 
@@ -83,12 +86,12 @@ def gather(
         EngineError: an engine's file is gone, or the backend has no profiler of layers.
     """
     for side in (subject.baseline, subject.variant):
-        if not engines.intact(side.engine):
+        if not engines.intact(side.engine) or not Path(side.file).is_file():
             raise EngineError(
-                f"The engine of {side.engine.variant!r} is gone or damaged ({side.engine.path}), so there is nothing to "
-                f"profile. Run the study again: what is missing is made anew."
+                f"The engine of {side.engine.variant!r} is gone or damaged ({side.engine.path}), or the file that it was "
+                f"built from ({side.file}), so there is nothing to profile. Run the study again: what is missing is made anew."
             )
-    files = [onnx.load(side.engine.path) for side in (subject.baseline, subject.variant)]
+    files = [onnx.load(side.file) for side in (subject.baseline, subject.variant)]
     passes = profiled(subject, files, ceilings, handle)
     precision = precision_of(files[1])
     noise, notes = None, []

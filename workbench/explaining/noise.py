@@ -5,8 +5,9 @@ The files are run on ONNX Runtime's CPU with its optimizer off, in exact arithme
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from workbench.engines.base import Feeds
 from workbench.engines.isolated import open_file
-from workbench.explaining.evidence import ConcatFact, Flip, Noise, TensorFact
+from workbench.errors import RunError
+from workbench.explaining.evidence import ConcatFact, Flip, JointFact, Noise, TensorFact
 from workbench.explaining.pairs import Pair, activation_pairs, dequantized_weights, without
-from workbench.graph.files import fixed_batch
+from workbench.graph.files import fixed_batch, is_large
 from workbench.machine.handle import QUIET, Handle
 from workbench.transformation.intermediate_outputs import Observation, batches
 
@@ -49,6 +51,8 @@ class Noises:
     _clean: Outputs = field(init=False)
 
     def __post_init__(self) -> None:
+        if is_large(self.parent) or is_large(self.lowered):
+            raise RunError("Files beyond 2 GB are not run with single tensors left in FP32. Look at the times alone.")
         count = min(SAMPLES, len(next(iter(self.inputs.values()))))
         size = fixed_batch(self.parent)
         count = count if size is None else max(count // size, 1) * size
@@ -87,10 +91,13 @@ class Noises:
         tried = [replace(fact, noise_share=self._share(whole, [fact])) for fact in facts[:_MOST_TRIED] if whole > 0]
         tried.sort(key=lambda fact: -(fact.noise_share or 0.0))
         concats = tuple(self._concat(node, facts, whole) for node in self._concats())
+        joints = tuple(self._joints(facts, whole)) if whole > 0 else ()
         flips = self._flips(tried, flipped[:_MOST_FLIPS], flipped_inputs) if flipped and flipped_inputs else ()
         left = len(facts) - len(tried)
         notes = (f"{left} tensors with less error of their own were not left out one by one.",) if left else ()
-        return Noise(whole, None, self.samples, (*tried, *facts[len(tried) :]), concats, flips=flips, notes=notes)
+        return Noise(
+            whole, None, self.samples, (*tried, *facts[len(tried) :]), concats, joints, flips=flips, notes=notes
+        )
 
     def bypassed(self, names: Iterable[str]) -> onnx.ModelProto:
         """Return the file with these tensors (activations, or weights by name) left in floating point."""
@@ -132,6 +139,15 @@ class Noises:
             tuple(known[pair.tensor].largest / max(pair.scale, coarsest) for pair in inputs),
             share,
         )
+
+    def _joints(self, facts: Sequence[TensorFact], whole: float) -> Iterator[JointFact]:
+        troubles: tuple[tuple[Literal["clip", "outlier_channel"], list[TensorFact]], ...] = (
+            ("clip", [fact for fact in facts if fact.clips]),
+            ("outlier_channel", [fact for fact in facts if fact.has_outliers]),
+        )
+        for trouble, held in troubles:
+            if len(held) > 1:
+                yield JointFact(trouble, tuple(fact.name for fact in held), self._share(whole, held))
 
     def _flips(
         self, tried: Sequence[TensorFact], flipped: Sequence[tuple[int, int, int]], inputs: Feeds

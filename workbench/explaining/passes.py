@@ -31,6 +31,7 @@ _KINDS: tuple[tuple[str, Kind], ...] = (
     (r"^(convolution|matmul|attention|fused region)$|^(De)?[Cc]onvolution$|^FullyConnected$", "compute"),
     (r"Concat|^Slice$|^Split|^Gather|^Reshape$|^Flatten$|^Squeeze$|^Unsqueeze$|^Identity$|^copy$|^Expand$|^Pad$", "copy"),
 )  # fmt: skip
+_INTEGER = re.compile(r"^(MatMul|Conv)Integer|^DynamicQuantize(MatMul|LSTM)$|^QLinear|^QGemm$|^QAttention$")
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -65,7 +66,7 @@ def _layer(
     constants = set(told.constants)
     size = sum(_bytes(spec, batch) for spec in (*told.reads, *told.writes))
     kind, precision = _kind(told), _precision(told)
-    count = float(sum(flops.get(node, 0) for node in told.nodes))
+    count = float(sum(flops.get(node, 0) for node in told.nodes)) or _counted(told, kind, batch)
     bound: tuple[float | None, str] = (None, "")
     if ceilings is not None and (size or count):
         bound = ceilings.bound(count, size, precision)
@@ -89,6 +90,17 @@ def _layer(
     )
 
 
+def _counted(told: LayerTime, kind: Kind, batch: int) -> float:
+    """Count the operations of a layer by what it reads and writes: of integer operators, which nodes are not counted for."""
+    weights = [spec.shape for spec in told.reads if spec.name in told.constants and len(spec.shape) > 1]
+    if kind != "compute" or not weights or not told.writes or not told.reads:
+        return 0.0
+    weight = max(weights, key=lambda shape: math.prod(size or 1 for size in shape))
+    inner = weight[1:] if "Conv" in told.operator else told.reads[0].shape[-1:]
+    made = math.prod(batch if size is None else size for size in told.writes[0].shape)
+    return 2.0 * made * math.prod(size or 1 for size in inner)
+
+
 def _kind(told: LayerTime) -> Kind:
     found: Kind = next((kind for pattern, kind in _KINDS if re.search(pattern, told.operator)), "other")
     types = {spec.dtype for spec in (*told.reads[:1], *told.writes[:1]) if spec.dtype}
@@ -98,6 +110,8 @@ def _kind(told: LayerTime) -> Kind:
 
 
 def _precision(told: LayerTime) -> str:
+    if _INTEGER.search(told.operator):
+        return "int8"  # whatever they read: some quantize it themselves
     # Scales come first in some integer operators; what has many values is what is worked on.
     known = [spec for spec in told.reads if spec.dtype in _PRECISIONS]
     first = next((spec.dtype for spec in known if math.prod(size or 2 for size in spec.shape) > 1), "")

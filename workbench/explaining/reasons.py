@@ -17,6 +17,7 @@ KINDS: dict[str, str] = {
     "fallback": "the file asks for 8 bits and the engine runs the layer in floating point all the same",
     "concat_scales": "a Concat joins tensors whose scales or ranges differ",
     "float_island": "layers left in floating point between 8-bit ones cost conversions on both sides",
+    "unfused": "layers that the baseline runs as one run one by one",
     "emulated": "the engine has no arithmetic of this type here and computes in another",
     "layout": "values are moved between layouts",
     "few_channels": "too few channels to fill the 8-bit kernel",

@@ -73,6 +73,34 @@ def slow_kernel(view: View) -> Reason | None:
     return _kernels(view, found, "slow_kernel", weight)
 
 
+def slower_in_float(view: View) -> Reason | None:
+    """Layers that the variant computes in the baseline's own type, and slower."""
+    found = [
+        layer
+        for layer in view.free()
+        if layer.kind == "compute" and not view.is_lowered(layer) and _loses(view, layer) > _RESOLVED_SECONDS
+    ]
+    if not found:
+        return None
+    before, seconds = view.baseline_seconds(_nodes(found)), sum(layer.seconds for layer in found)
+    view.claim(found)
+    share = (seconds - before) / view.total
+    sentence = (
+        f"{listed(list(_names(found)))} compute in {found[0].precision.upper()} as the baseline does, and "
+        f"{seconds / before:.2f} times as long ({milliseconds(seconds)} against {milliseconds(before)}): the engine takes "
+        f"another kernel for them here; {percent(share)} of the call."
+    )
+    return Reason("slow_kernel", "time", share, share, sentence, _names(found), _nodes(found))
+
+
+def _loses(view: View, layer: Layer) -> float:
+    # Which node of a fused layer takes its time is known only where the file tells what multiplies.
+    if not view.facts and not any(set(one.nodes) == set(layer.nodes) for one in view.evidence.baseline.layers):
+        return 0.0
+    before = view.baseline_seconds(layer.nodes)
+    return layer.seconds - before if 0 < before < _SLOWER * layer.seconds else 0.0
+
+
 def _kernels(view: View, found: list[Layer], kind: str, weight: float) -> Reason:
     before = view.baseline_seconds(node for layer in found for node in layer.nodes)
     seconds = sum(layer.seconds for layer in found)

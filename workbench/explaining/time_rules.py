@@ -158,6 +158,24 @@ def float_island(view: View) -> Reason | None:
     return _reason("float_island", share, sentence, found)
 
 
+def unfused(view: View) -> Reason | None:
+    """What the baseline runs within a product and the variant runs on its own, for no pair in between."""
+    found = [
+        layer
+        for layer in view.free()
+        if layer.kind in ("other", "copy") and layer.nodes and view.is_part_of_a_product(layer.nodes)
+    ]
+    if not found:
+        return None
+    share = view.claim(found)
+    sentence = (
+        f"{listed([layer.name for layer in found])} ({_work_by_operator(found)}) {_run(found)} apart, and within "
+        f"products in the baseline: {milliseconds(sum(layer.seconds for layer in found))}, {percent(share)} of the "
+        f"call."
+    )
+    return _reason("unfused", share, sentence, found)
+
+
 def emulated(view: View) -> Reason | None:
     """A type that is stored, and not computed in."""
     wanted = view.evidence.precision
@@ -220,6 +238,10 @@ def _work_by_operator(layers: list[Layer]) -> str:
 
 def _join(layers: list[Layer]) -> str:
     return "joins" if len(layers) == 1 else "join"
+
+
+def _run(layers: list[Layer]) -> str:
+    return "runs" if len(layers) == 1 else "run"
 
 
 def _stays(layers: list[Layer]) -> str:

@@ -109,6 +109,12 @@ class View:
         """Whether the baseline runs two nodes as one layer."""
         return any(first in layer.nodes and second in layer.nodes for layer in self.evidence.baseline.layers)
 
+    def is_part_of_a_product(self, nodes: Iterable[str]) -> bool:
+        """Whether the baseline runs all of these nodes within layers that multiply, with other nodes in them."""
+        wanted = {shared_name(node, self._known) for node in nodes}
+        homes = [layer for layer in self.evidence.baseline.layers if wanted & set(layer.nodes)]
+        return bool(homes) and all(layer.kind == "compute" and set(layer.nodes) - wanted for layer in homes)
+
     def ideal_seconds(self, layer: Layer) -> float:
         """Return what a layer could take in the type that the variant asks for; half its time without ceilings."""
         ceilings, wanted = self.evidence.ceilings, self.evidence.precision

@@ -48,14 +48,14 @@ def layers_table(
     dataset = dataset_of(record, data)
     limits = ceilings(record.backend, threads=record.options.threads, store=store, handle=handle)
     baseline = next(item for item in record.results if item.recipe.name == record.baseline)
-    parent = onnx.load(built(record, baseline).path)
+    parent = onnx.load(built(record, baseline)[1])
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for item in record.results:
-        if item.engine is None or item is baseline:
+        if item.engine is None or item.variant is None or item is baseline:
             continue
         subject = subject_of(record, baseline, item, dataset, store=store, handle=handle)
-        file = onnx.load(item.engine.path)
+        file = onnx.load(item.variant.path)
         first, found = profiled(subject, [parent, file], limits, handle)
         rows = rows or _rows(first)
         try:

@@ -48,18 +48,18 @@ def dataset_of(record: StudyRecord, data: Dataset | None) -> Dataset | None:
     return found
 
 
-def built(record: StudyRecord, result: VariantResult) -> Engine:
-    """Return a variant's engine.
+def built(record: StudyRecord, result: VariantResult) -> tuple[Engine, str]:
+    """Return a variant's engine, and the ONNX file that it was built from.
 
     Raises:
         EngineError: it was not built.
     """
-    if result.engine is None:
+    if result.engine is None or result.variant is None:
         why = f": {result.failure.message}" if result.failure is not None else ""
         raise EngineError(
             f"{result.recipe.name!r} of the study {record.name!r} was not built{why}. There is nothing to explain."
         )
-    return result.engine
+    return result.engine, result.variant.path
 
 
 def subject_of(
@@ -104,11 +104,11 @@ def subject_of(
 
 
 def _side(record: StudyRecord, result: VariantResult) -> Side:
-    engine = built(record, result)
+    engine, file = built(record, result)
     if result.measurement is None:
-        return Side(engine)
+        return Side(engine, file)
     peaks = [taken.peak_memory_bytes for taken in result.measurement.rounds if taken.peak_memory_bytes]
-    return Side(engine, summary(result.measurement).median, max(peaks, default=None))
+    return Side(engine, file, summary(result.measurement).median, max(peaks, default=None))
 
 
 def _flipped(found: Accuracy | None) -> tuple[tuple[int, int, int], ...]:

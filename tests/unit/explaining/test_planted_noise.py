@@ -93,6 +93,15 @@ def test_a_clip_of_the_input_is_named_first(explain) -> None:
     assert any((advice.change, advice.value) == ("calibrator", "max") for advice in found.main.advice)
 
 
+def test_clips_that_hide_each_other_are_named_together(explain) -> None:
+    """Where every tensor of a chain clips, leaving one of them in FP32 mends little."""
+    found = explain(plain(), Pairs("xab", scales={"x": 0.004, "a": 0.004, "b": 0.004}), X)
+    assert all((fact.noise_share or 0.0) < 0.2 for fact in found.evidence.noise.tensors)
+    assert found.main.kind == "clip"
+    assert set(found.main.tensors) == {"x", "a", "b"}
+    assert found.main.share > 0.9
+
+
 def test_a_range_that_holds_the_input_is_not(explain) -> None:
     assert "clip" not in kinds(explain(plain(), Pairs("xab"), X))
 

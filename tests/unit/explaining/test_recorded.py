@@ -85,6 +85,30 @@ def test_a_slower_kernel_is_named_with_both_times() -> None:
     assert "conv1: 6 ms in INT8 against 4 ms in the baseline" in found.main.sentence
 
 
+def test_a_product_that_is_slower_in_the_same_type_is_a_slow_kernel() -> None:
+    slow = [layer("conv0", "convolution", 9e-3, "fp16 fp16", "x", "a"), FP16[1]]
+    found = explain_profiles(LayerProfile(tuple(FP16)), LayerProfile(tuple(slow)), "fp32", backend="tensorrt")
+    assert found.main.kind == "slow_kernel"
+    assert "2.25 times as long (9 ms against 4 ms)" in found.main.sentence
+
+
+def test_what_the_baseline_runs_within_a_product_and_the_variant_apart_is_unfused() -> None:
+    fused = LayerTime("conv+relu", "convolution", 4e-3, ("conv", "relu"))
+    apart = (LayerTime("conv", "convolution", 4e-3, ("conv",)), LayerTime("relu", "pointwise", 3e-3, ("relu",)))
+    found = explain_profiles(LayerProfile((fused,)), LayerProfile(apart), "fp32", backend="tensorrt")
+    assert [reason.kind for reason in found.reasons] == ["unfused"]
+    assert found.main.share == pytest.approx(3 / 7)
+
+
+def test_integer_operators_that_quantize_their_input_compute_in_int8_and_are_counted() -> None:
+    specs = (TensorSpec("x", "float32", (1, 512)), TensorSpec("w", "int8", (512, 256)))
+    told = LayerTime("m", "DynamicQuantizeMatMul", 1e-5, ("m",), reads=specs, constants=("w",),
+                     writes=(TensorSpec("y", "float32", (1, 256)),))  # fmt: skip
+    found = explain_profiles(LayerProfile((told,)), LayerProfile((told,)), "int8", backend="onnxruntime-cpu")
+    (only,) = found.evidence.variant.layers
+    assert (only.precision, only.flops) == ("int8", 2 * 512 * 256)
+
+
 def test_a_machine_that_is_hardly_faster_is_named_where_nothing_else_is() -> None:
     even = Ceilings(**{**vars(MACHINE), "rates": {"fp32": 1e12, "int8": 1.2e12}})
     assert kinds(FP16, [layer("conv0", "convolution", 3e-3), layer("conv1", "convolution", 3e-3)], ceilings=even) == [

@@ -150,7 +150,7 @@ def test_layers_are_joined_over_the_nodes_that_they_share() -> None:
 
 
 def test_a_bound_needs_ceilings() -> None:
-    machine = Ceilings("b", "1", "d", 1, {"fp32": 10.0}, (1, 1000), (8.0, 8.0), 0.0, 0.0, 0.0)
+    machine = Ceilings("b", "1", "d", 1, {"fp32": 1000.0}, (1, 1000), (8.0, 8.0), 0.0, 0.0, 0.0)
     found = pass_of("v", LayerProfile(LAYERS), onnx.ModelProto(), {"x": (2, 8)}, ceilings=machine)
     assert found.layers[0].bound_seconds == pytest.approx((2 * 64 + 64) / 8)
     assert found.layers[0].share_of_bound == pytest.approx(24 / 2.0)
