@@ -51,6 +51,11 @@ class Noises:
     _clean: Outputs = field(init=False)
 
     def __post_init__(self) -> None:
+        """Run the parent.
+
+        Raises:
+            RunError: a file is beyond 2 GB, or cannot be run.
+        """
         if is_large(self.parent) or is_large(self.lowered):
             raise RunError("Files beyond 2 GB are not run with single tensors left in FP32. Look at the times alone.")
         count = min(SAMPLES, len(next(iter(self.inputs.values()))))

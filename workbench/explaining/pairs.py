@@ -158,10 +158,7 @@ def _codes(zero: onnx.TensorProto | None) -> tuple[float, float, float]:
     if zero is None:
         return 0.0, 255.0, 0.0
     array = onnx.numpy_helper.to_array(zero)
-    kind = array.dtype
-    if kind.kind not in "iu":
-        return -448.0, 448.0, 0.0  # float8 (E4M3), whose rounding is finer near zero than this takes it for
-    info = np.iinfo(kind)
+    info = np.iinfo(array.dtype)
     return float(info.min), float(info.max), float(array.reshape(-1)[0])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import onnx
 
@@ -167,8 +167,3 @@ def grouped(baseline: Pass, variant: Pass) -> list[tuple[tuple[Layer, ...], tupl
 def shared_name(node: str, known: set[str]) -> str:
     """Return what the baseline calls a node: one that was replaced lives on in nodes called after it."""
     return node if node in known or node.rpartition("_")[0] not in known else node.rpartition("_")[0]
-
-
-def low_names(layers: Sequence[Layer]) -> set[str]:
-    """Return the nodes of layers that compute on 8-bit numbers."""
-    return {node for layer in layers if layer.is_low for node in layer.nodes}

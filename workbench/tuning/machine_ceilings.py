@@ -17,7 +17,7 @@ from workbench import codec, datasets, engines
 from workbench.engines import jobs
 from workbench.errors import StoreError, WorkbenchError
 from workbench.judging.roofline import KIND, Ceilings
-from workbench.machine import turn
+from workbench.machine import device, turn
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store, key_of
 from workbench.measuring import latency
@@ -31,6 +31,7 @@ _TYPES = {
     "onnxruntime-cpu": ("fp32", "int8"),
     "openvino": ("fp32", "bf16", "int8"),
 }
+_BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 _ALL_TYPES = ("fp32", "tf32", "fp16", "bf16", "int8")
 _RECIPES = {"int8": "int8-max"}
 _BATCH = 4
@@ -108,7 +109,7 @@ class _Probes:
         rates: dict[str, float] = {}
         absent = {}
         for name in _ALL_TYPES:
-            if name not in _TYPES.get(self.backend, _ALL_TYPES):
+            if name not in _TYPES.get(self.backend, _ALL_TYPES) or not _has(self.backend, name):
                 absent[name] = f"{self.backend} has no {name.upper()} arithmetic on this device"
                 continue
             try:
@@ -139,6 +140,11 @@ class _Probes:
             variant = transform(model, recipe, dialect=dialect, table=table, store=self.store)
             engine = jobs.build(variant, self.backend, self.options, store=self.store, handle=self.handle)
             return min(latency.take_round(engine, feeds, _PROTOCOL, 0, handle=self.handle).latencies_seconds)
+
+
+def _has(backend: str, precision: str) -> bool:
+    """Whether this CPU has the arithmetic; OpenVINO takes BF16 files on others too, and computes them in FP32."""
+    return not (backend == "openvino" and precision == "bf16") or bool({*_BF16_FLAGS} & {*device.cpu_flags()})
 
 
 def _without(call_seconds: float, seconds: float) -> float:

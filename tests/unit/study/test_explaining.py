@@ -14,7 +14,7 @@ from small_nets import net, values
 import workbench as wb
 from workbench import codec, datasets
 from workbench.datasets import Dataset
-from workbench.errors import DataError, EngineError, RecipeError, StoreError
+from workbench.errors import DataError, EngineError, RecipeError, RunError, StoreError
 from workbench.explaining.explanation import Explanation, explanation
 from workbench.explaining.reasons import KINDS, Advice, Reason
 from workbench.judging.roofline import KIND
@@ -22,8 +22,8 @@ from workbench.judging.statistics import Ratio
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe
 from workbench.records import Failure, StudyRecord
-from workbench.study import Study, advice
-from workbench.study.subject import dataset_of
+from workbench.study import Study, advice, lens, why
+from workbench.study.subject import dataset_of, subject_of
 
 QUICK = wb.Protocol(batch=4, rounds=3, min_seconds=0.01, min_runs=10, warmup_seconds=0.0, warmup_runs=2)
 
@@ -349,3 +349,83 @@ def test_openvino_is_explained_too(study: Study, data: Dataset, store: Store) ->
     assert found.evidence.variant.layers and found.evidence.ceilings.backend == "openvino"
     assert any(layer.is_low and layer.flops for layer in found.evidence.variant.layers)
     assert found.about("accuracy")[0].kind == "outlier_channel"
+
+
+def test_advice_that_fails_or_cannot_be_compared_is_told(
+    explained: Explanation, study: Study, data: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tried(*given: Advice):
+        told = replace(explained, reasons=(Reason("clip", "accuracy", 1.0, 2.0, "told", advice=given),))
+        return advice.tried(
+            study.record, study["int8-max"], study["fp32"], told, data, store=store, handle=advice.Handle()
+        )
+
+    trials, left = tried(Advice("Keep all.", "keep", ("first", "second", "head")))
+    assert trials == ()
+    assert left[0].startswith("Tried, and it failed: Keep all. ")
+
+    def broken(*given: object, **options: object) -> None:
+        raise RunError("it broke")
+
+    monkeypatch.setattr(advice, "_noise", broken)
+    (trial,), left = tried(Advice("Keep one.", "keep", ("head",)))
+    assert trial.noise_db == (None, None) and "Noise against" not in trial.words
+    assert left == (f"The answers of {trial.recipe!r} were not compared: it broke",)
+
+
+def test_noise_is_compared_only_where_there_is_a_baseline_and_something_to_compare(study: Study, data: Dataset) -> None:
+    engine, data = study["fp32"].engine, data.bound_to(study.record.model)
+    assert advice._noise(engine, None, engine, data, advice.Handle()) is None
+    same = advice._noise(engine, engine, engine, data, advice.Handle())
+    assert same[0].max() == 0.0
+    trial = advice._trial(Advice("Try."), Recipe("it", (Fuse(),)), None, None, same)
+    assert "no noise after no noise, no interval" in trial.words
+    assert trial.ratio is None and not trial.improves
+
+
+def test_unsigned_codes_are_the_recipe_without_symmetry(explained: Explanation) -> None:
+    signed = Recipe("s", (Fuse("all"), Quantize(calibrator="max", symmetric=True)))
+    reason = Reason("fallback", "time", 1.0, 1.0, "told", advice=(Advice("u", "unsigned"),))
+    ((_, made),), _ = advice.recipes(replace(explained, reasons=(reason,)), signed, [], {})
+    assert made.step("quantize").symmetric is None
+
+
+def test_smoothed_recipes_are_judged_beside_the_smoothed_parent(study: Study, data: Dataset, store: Store) -> None:
+    grown = wb.run(
+        study.record.model, data, ["int8-smooth"], backend="onnxruntime-cpu", protocol=QUICK, store=store, progress=None,
+        name="small",
+    )  # fmt: skip
+    found = wb.explain(grown, "int8-smooth", data, store=store, layers=False)
+    assert "outlier_channel" not in [reason.kind for reason in found.reasons]
+    weights = [fact for fact in found.evidence.noise.tensors if fact.role == "weight"]
+    assert weights and max(fact.round_nsr for fact in weights) < 1e-2, "compared with the smoothed weights"
+    assert (
+        subject_of(grown.record, grown["fp32"], grown["int8-smooth"], None, store=store, handle=advice.Handle()).parent
+        is None
+    )
+
+
+def test_a_variant_that_was_not_measured_or_checked_is_explained_by_its_profile(
+    study: Study, data: Dataset, store: Store
+) -> None:
+    bare = _with(study, measurement=None, accuracy=None)
+    found = wb.explain(bare, "int8-max", data, store=store, layers=False)
+    assert found.evidence.variant.measured_seconds is None and found.evidence.noise.flips == ()
+    assert "measured" in found.sentences[0], "by undisturbed calls beside the profile"
+
+
+def test_layer_costs_and_errors_that_cannot_be_had_are_notes(
+    study: Study, data: Dataset, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object, **options: object) -> None:
+        raise RunError("it broke")
+
+    monkeypatch.setattr(why, "layer_costs", broken)
+    found = wb.explain(study, "int8-max", data, store=store)
+    assert "What each layer costs alone was not measured: it broke" in found.sentences
+    assert found.evidence.noise.layers == ()
+    monkeypatch.setattr(lens, "tensor_errors", broken)
+    table = study.layers(data, store)
+    assert table.attrs["notes"] == ["int8-max: errors were not looked at: it broke"]
+    assert "int8-max NSR" not in table.columns
+    assert "int8-max NSR" not in study.layers(store=store).columns, "without the data there are no errors to look at"
