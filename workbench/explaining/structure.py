@@ -69,7 +69,7 @@ class _Dataflow:
         if asked and any(name in self.outputs for name in self._results(node)):
             obstacle = "its result is an output of the model, in floating point"
         elif floats:
-            obstacle = f"its result is also read in floating point, by {floats[-1]}"
+            obstacle = f"its result is read in floating point, by {floats[-1]}"
         data = list(self._data(node))
         low = [self.is_dequantized(name) for name in data]
         mixed = node.op_type in _JOINS and len(data) > 1 and any(low) and not all(low)

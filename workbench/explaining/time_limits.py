@@ -59,18 +59,19 @@ def weight_bound(view: View) -> Reason | None:
 def few_channels(view: View) -> Reason | None:
     """Quantized layers that gain nothing and have too few channels to fill the kernel."""
     found = [layer for layer in view.free() if _is_slow(view, layer) and (_thin(layer) is not None)]
-    return _kernels(view, found, "few_channels", 1.0) if found else None
+    return _kernels(view, found, "few_channels", _weight(view, found)) if found else None
 
 
 def slow_kernel(view: View) -> Reason | None:
     """Quantized layers that gain little for no reason that is known."""
     found = [layer for layer in view.free() if _is_slow(view, layer)]
-    if not found:
-        return None
-    # Slower than in FP32 is a cause of its own; not as fast as promised is a symptom.
-    before = view.baseline_seconds(node for layer in found for node in layer.nodes)
-    weight = 1.0 if before < _SLOWER * sum(layer.seconds for layer in found) else _SYMPTOM
-    return _kernels(view, found, "slow_kernel", weight)
+    return _kernels(view, found, "slow_kernel", _weight(view, found)) if found else None
+
+
+def _weight(view: View, found: list[Layer]) -> float:
+    """Slower than in FP32 is a cause of its own; not as fast as promised is a symptom."""
+    before = view.baseline_seconds(_nodes(found))
+    return 1.0 if before < _SLOWER * sum(layer.seconds for layer in found) else _SYMPTOM
 
 
 def slower_in_float(view: View) -> Reason | None:

@@ -22,25 +22,13 @@ def skip_without_pair(view: View) -> Reason | None:
     if not sums:
         return None
     names = {node for layer in sums for node in layer.nodes}
-    # Products whose result the sum reads in floating point could not stay integer either.
-    dragged = [
-        layer
-        for layer in view.free()
-        if layer.kind == "compute" and view.is_float(layer) and _read_by(view.facts_of(layer), names)
-    ]
+    dragged = _dragged(view, names)
     moves = [one for layer in (*sums, *dragged) for one in view.moves_around(layer)]
-    lost = sum(max(layer.seconds - view.ideal_seconds(layer), 0.0) for layer in dragged)
-    pulled = (
-        f"; {listed([layer.name for layer in dragged])} had to be computed in FP32 for it "
-        f"({milliseconds(sum(layer.seconds for layer in dragged))})"
-        if dragged
-        else ""
-    )
-    share = view.claim((*sums, *dragged, *moves)) - (sum(layer.seconds for layer in dragged) - lost) / view.total
+    share = _cost(view, sums, dragged, moves)
     joined = listed([layer.name for layer in sums])
     sentence = (
         f"{joined} {_join(sums)} a quantized branch with one without a Q/DQ pair, in FP32, with {len(_unique(moves))} "
-        f"conversions and changes of layout around it{pulled}: {percent(share)} of the call."
+        f"conversions and changes of layout around it{_pulled(dragged)}: {percent(share)} of the call."
     )
     advice = (Advice("Quantize the skip branch too: put a Q/DQ pair on the input of the sum that has none."),)
     return _reason("skip_without_pair", share, sentence, (*sums, *dragged), advice)
@@ -142,20 +130,44 @@ def float_island(view: View) -> Reason | None:
         for layer in view.free()
         if layer.kind in ("other", "copy")
         and view.is_float(layer)
+        and not any(fact.asked for fact in view.facts_of(layer))
         and view.reaches_low(layer, forwards=False)
         and view.reaches_low(layer, forwards=True)
     ]
     if not found:
         return None
-    moves = _unique([one for layer in found for one in view.moves_around(layer)])
+    dragged = _dragged(view, {node for layer in found for node in layer.nodes})
+    moves = _unique([one for layer in (*found, *dragged) for one in view.moves_around(layer)])
     seconds, moving = sum(layer.seconds for layer in found), sum(one.seconds for one in moves)
-    share = view.claim((*found, *moves))
+    share = _cost(view, found, dragged, moves)
     sentence = (
         f"{listed([layer.name for layer in found])} ({_work_by_operator(found)}) {_stays(found)} in FP32 between 8-bit layers: "
-        f"{milliseconds(seconds)} that 8 bits do not touch, and {milliseconds(moving)} for {len(moves)} conversions; "
-        f"{percent(share)} of the call."
+        f"{milliseconds(seconds)} that 8 bits do not touch, and {milliseconds(moving)} for {len(moves)} conversions and changes "
+        f"of layout{_pulled(dragged)}; {percent(share)} of the call."
     )
-    return _reason("float_island", share, sentence, found)
+    return _reason("float_island", share, sentence, (*found, *dragged))
+
+
+def _dragged(view: View, names: set[str]) -> list[Layer]:
+    """Products that were asked for 8 bits, and whose result one of these nodes reads in floating point: they cannot follow."""
+    return [
+        layer
+        for layer in view.free()
+        if layer.kind == "compute" and view.is_float(layer) and _read_by(view.facts_of(layer), names)
+    ]
+
+
+def _cost(view: View, found: list[Layer], dragged: list[Layer], moves: list[Layer]) -> float:
+    """Claim all of them; of the products only what they lose counts."""
+    kept = sum(min(layer.seconds, view.ideal_seconds(layer)) for layer in dragged)
+    return view.claim((*found, *dragged, *moves)) - kept / view.total
+
+
+def _pulled(dragged: list[Layer]) -> str:
+    if not dragged:
+        return ""
+    seconds = milliseconds(sum(layer.seconds for layer in dragged))
+    return f"; {listed([layer.name for layer in dragged])} had to be computed in FP32 for that ({seconds})"
 
 
 def unfused(view: View) -> Reason | None:

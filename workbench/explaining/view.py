@@ -86,7 +86,10 @@ class View:
         return [one for one in found.values() if one.name not in self.claimed]
 
     def reaches_low(self, layer: Layer, *, forwards: bool) -> bool:
-        """Whether lowered work lies on some way from here, over layers that do not multiply in floating point."""
+        """Whether work that is lowered, or was asked to be, lies on some way from here.
+
+        Layers that do not multiply are passed; what multiplies in floating point ends a way.
+        """
         step: Callable[[Layer], list[Layer]] = self.after if forwards else self.before
         ahead, seen = step(layer), {layer.name}
         while ahead:
@@ -95,7 +98,7 @@ class View:
                 continue
             seen.add(one.name)
             if one.kind == "compute":
-                if self.is_lowered(one):
+                if self.is_lowered(one) or any(fact.asked for fact in self.facts_of(one)):
                     return True
                 continue
             ahead += step(one)

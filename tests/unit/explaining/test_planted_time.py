@@ -118,6 +118,21 @@ def test_a_relu_in_its_place_is_part_of_the_kernel_and_is_not(explain) -> None:
     assert "float_island" not in kinds(explain(attention("Relu"), Pairs("xbd"), values((8, 64, 64), 9), batch=8))
 
 
+def test_a_softmax_behind_a_convolution_drags_it_into_fp32_and_is_the_one_that_is_named(explain) -> None:
+    """ONNX Runtime's integer convolution gives codes only: what reads its result in floating point keeps it there."""
+    parent = net(
+        f"""(float[N,32,28,28] x) => (float[N,32,1,1] y) {{
+            {conv(0, "x", "a")} [middle] b = Softmax<axis = 1>(a)
+            {conv(1, "b", "c0")} [r] c = Relu(c0) [pool] y = GlobalAveragePool(c)
+        }}""",
+        **weights(2),
+    )
+    found = explain(parent, Pairs("xbc"), IMAGES)
+    assert found.main.kind == "float_island"
+    assert {"middle", "c0"} <= set(found.main.nodes)
+    assert "c0 had to be computed in FP32 for that" in found.main.sentence
+
+
 def test_an_integer_softmax_that_is_slower_than_fp32_is_a_slow_kernel(explain) -> None:
     found = explain(attention("Softmax"), Pairs("xabd"), values((8, 64, 64), 9), batch=8)
     assert found.main.kind == "slow_kernel"

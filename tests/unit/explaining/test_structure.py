@@ -67,7 +67,7 @@ def test_a_result_that_a_float_reader_shares_is_an_obstacle() -> None:
     found = facts(quantized(parent, {"x": X}, Pairs("xbc", readers={"b": ["second"]})))
     assert found["sum"].mixed
     assert found["first"].float_readers == ("sum",)
-    assert found["first"].obstacle == "its result is also read in floating point, by sum"
+    assert found["first"].obstacle == "its result is read in floating point, by sum"
 
 
 @pytest.mark.parametrize("names", [{"x"}, {"b"}, {"w1"}, {"w2"}, {"x", "b", "w1", "w2"}])
