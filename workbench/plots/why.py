@@ -195,7 +195,7 @@ def time_bars(
     axes.set_yticks(range(len(kept)), [shorten(row[0]) for row in kept])
     axes.set_ylim(len(kept) - 0.4, -0.6)
     axes.set_xlim(0, most * 1.22)
-    look.entitle(axes, colours, f"Where the time goes: {names[0]} and {names[1]}", "ms a call, while profiled", "")
+    look.entitle(axes, colours, "Where the time goes", "ms a call, while profiled", "")
     handles = [Patch(color=colours.quiet, alpha=0.55, label=names[0]), Patch(color=colours.series[0], label=names[1])]
     look.legend(
         axes, colours, handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2
