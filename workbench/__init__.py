@@ -32,11 +32,14 @@ _HOMES = {
     "layer_costs": "workbench.tuning.sensitivity",
     "layer_times": "workbench.tuning.layers",
     "ceiling": "workbench.tuning.ceilings",
+    "ceilings": "workbench.tuning.machine_ceilings",
     "compare_calibrators": "workbench.tuning.calibrators",
     "combinations": "workbench.study.sweep",
     "refusals": "workbench.study.offers",
     "study_seconds": "workbench.study.estimate",
     "preview": "workbench.study.previews",
+    "explain": "workbench.study.why",
+    "explain_files": "workbench.explaining.files",
     "report": "workbench.reports",
     "convert": "workbench.conversion",
     "Workbench": "workbench.ui",
@@ -68,6 +71,7 @@ if TYPE_CHECKING:
     from workbench.engines import backends, open_runner, refit
     from workbench.engines.jobs import build
     from workbench.engines.tensorrt.trtexec import from_trtexec
+    from workbench.explaining.files import explain_files
     from workbench.judging import accuracy, statistics
     from workbench.judging.comparison import compare
     from workbench.machine.store import Store
@@ -84,11 +88,13 @@ if TYPE_CHECKING:
     from workbench.study.previews import preview
     from workbench.study.search import optimize
     from workbench.study.sweep import combinations
+    from workbench.study.why import explain
     from workbench.transformation.steps import transform
     from workbench.tuning.calibrating import calibrate
     from workbench.tuning.calibrators import compare_calibrators
     from workbench.tuning.ceilings import ceiling
     from workbench.tuning.layers import layer_times
+    from workbench.tuning.machine_ceilings import ceilings
     from workbench.tuning.sensitivity import layer_costs
     from workbench.ui import Workbench
 

@@ -1,4 +1,4 @@
-"""The command line: `python -m workbench doctor | run | preview | report | studies | demo`, for machines reached by ssh."""
+"""The command line: `python -m workbench doctor | run | preview | report | explain | studies | demo`, by ssh too."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import workbench as wb
 from workbench import zoo
-from workbench.errors import BuildError, Cancelled, DataError, LoadError, WorkbenchError
+from workbench.errors import BuildError, Cancelled, DataError, LoadError, StoreError, WorkbenchError
 from workbench.records import Model
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
@@ -53,6 +53,8 @@ def doctor(options: argparse.Namespace) -> int:
     """Say what this machine has and lacks."""
     from workbench.doctor import examine
 
+    if options.measure:
+        wb.ceilings(options.backend)
     findings = examine()
     width = max(len(finding.topic) for finding in findings)
     for finding in findings:
@@ -113,6 +115,22 @@ def preview(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     """Write the report of a study that was run before."""
     print(wb.Study.open(options.study).report(options.path))
+    return 0
+
+
+def explain(options: argparse.Namespace) -> int:
+    """Say why a variant takes the time it takes and loses what it loses."""
+    study = wb.Study.open(options.study)
+    try:
+        study[options.variant]
+    except KeyError as error:
+        raise StoreError(str(error.args[0])) from error
+    found = wb.explain(study, options.variant, try_advice=options.try_advice, progress="auto")
+    for number, sentence in enumerate(found.sentences, 1):
+        print(f"{number}. {sentence}")
+    print(f"\n{found.against_baseline().head(10).to_string(index=False, float_format='{:.3g}'.format)}")
+    if options.report:
+        print(f"\nreport: {study.report(options.report, [found])}")
     return 0
 
 
@@ -205,6 +223,10 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("doctor", help="say what this machine has and lacks, and what mends it")
+    command.add_argument(
+        "--measure", action="store_true", help="measure what the machine can do at most, where that is not known yet"
+    )
+    command.add_argument("--backend", default="auto", help="that is measured; default: the fastest that is here")
     command.set_defaults(command=doctor)
 
     command = commands.add_parser("run", help="run a study: load, transform, build, check, measure")
@@ -239,6 +261,13 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("study", help="its name (see `studies`) or a saved .json")
     command.add_argument("path", help=".html, .md, .csv, .json, or a folder for all four")
     command.set_defaults(command=report)
+
+    command = commands.add_parser("explain", help="say why a variant of a study is not faster, or not as accurate")
+    command.add_argument("study", help="its name (see `studies`)")
+    command.add_argument("variant", help="the name of one of its recipes")
+    command.add_argument("--try-advice", action="store_true", help="build and measure what the evidence suggests")
+    command.add_argument("--report", help="where to write the study's report with the explanation in it")
+    command.set_defaults(command=explain)
 
     command = commands.add_parser("studies", help="list the studies in the store, latest first")
     command.set_defaults(command=studies)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workbench import engines, zoo
-from workbench.errors import WorkbenchError
+from workbench.errors import StoreError, WorkbenchError
 from workbench.graph.dialects import dialect, of_this_cpu
 from workbench.machine import device
 from workbench.machine.store import Store
+from workbench.tuning import machine_ceilings
 
 OLDEST_PYTHON = (3, 10)
 
@@ -39,6 +40,7 @@ def examine() -> list[Finding]:
         _gpu(),
         *_runtimes(),
         *_backends(),
+        *_ceilings(),
         *_packages(),
         _shipped(),
         _store(),
@@ -110,6 +112,20 @@ def _backends() -> list[Finding]:
     if not usable:
         findings.append(Finding("backends", "wrong", "No backend can be used.", 'pip install "trt-workbench[cpu]"'))
     return findings
+
+
+def _ceilings() -> list[Finding]:
+    """What was measured of this machine: shown for every backend that has it, missed for the one that `auto` takes."""
+    usable = [name for name, absent in engines.backends().items() if absent is None]
+    try:
+        found = {name: machine_ceilings.kept(name) for name in usable}
+    except StoreError:
+        return []  # what is wrong with the store is a finding of its own
+    told = [Finding("ceilings", "ok", f"{name}: {kept.words()}") for name, kept in found.items() if kept is not None]
+    if usable and not told:
+        words = "What this machine can do at most was not measured yet; explanations need it, and measure it then."
+        return [Finding("ceilings", "note", words, "python -m workbench doctor --measure   (a minute on a CPU)")]
+    return told
 
 
 def _without_clash(remedy: str) -> str:

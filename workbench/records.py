@@ -245,6 +245,9 @@ class LayerTime:
         nodes: nodes of the variant's file that it stands for; empty where the engine added it.
         modules: the PyTorch modules of these nodes, each once.
         precision: what it computes in, in the engine's words; empty where the engine does not tell.
+        reads: what it reads, weights among them, in the order of its inputs; empty where the engine does not tell.
+        writes: what it writes.
+        constants: names of those in `reads` that are weights.
     """
 
     name: str
@@ -253,6 +256,24 @@ class LayerTime:
     nodes: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     precision: str = ""
+    reads: tuple[TensorSpec, ...] = ()
+    writes: tuple[TensorSpec, ...] = ()
+    constants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """What a backend's profiler of layers told of one engine.
+
+    Attributes:
+        layers: in the order of execution.
+        call_seconds: median of a whole profiled call, what lies between layers included; None where it is not told.
+        plain_seconds: median of calls without the profiler, in the same process; None where not taken.
+    """
+
+    layers: tuple[LayerTime, ...]
+    call_seconds: float | None = None
+    plain_seconds: float | None = None
 
 
 @dataclass(frozen=True)

@@ -95,6 +95,29 @@ def test_a_failed_variant_makes_the_command_fail(home: Path, capsys: pytest.Capt
     assert "failed: int8-kl" in capsys.readouterr().err
 
 
+def test_a_variant_is_explained(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "run",
+        "digits_resnet",
+        "--data",
+        "digits",
+        "--recipes",
+        "fp32,int8-max",
+        "--rounds",
+        "1",
+        "--name",
+        "why",
+    ]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    assert main(["explain", "why", "int8-max", "--report", str(home / "why.html")]) == 0
+    output = capsys.readouterr().out
+    assert output.startswith("1. INT8 covers ") and "saved ms" in output
+    assert '<h2 id="why">' in (home / "why.html").read_text(encoding="utf-8")
+    assert main(["explain", "why", "int8-mix"]) == 1
+    assert "no variant 'int8-mix'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

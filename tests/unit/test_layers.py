@@ -24,6 +24,7 @@ LAYERS = [
     {"engines", "judging"},
     {"models", "transformation", "measuring", "plots"},
     {"tuning"},
+    {"explaining"},
     {"reports"},
     {"study", "conversion"},
     {"llm", "ui", "doctor", "notebook"},

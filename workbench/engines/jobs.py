@@ -18,7 +18,7 @@ from workbench.errors import BuildError, EngineError, RunError, expect
 from workbench.machine import child
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
-from workbench.records import BuildOptions, Engine, LayerTime, Variant
+from workbench.records import BuildOptions, Engine, LayerProfile, LayerTime, Variant
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,10 @@ class InferJob:
 
 @dataclass(frozen=True)
 class ProfileJob:
-    """What `layer_times` sends."""
+    """What `layer_profile` sends."""
 
     engine: Engine
     runs: int
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What comes back to `layer_times`."""
-
-    layers: tuple[LayerTime, ...]
 
 
 def build(
@@ -195,11 +188,23 @@ def layer_times(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle 
     """
     expect(engine, Engine, "layer_times", "Build one first: workbench.build(variant, ...).", EngineError)
     feeds = as_feeds(engine.inputs, feeds, "layer_times")
+    return layer_profile(engine, feeds, runs=runs, handle=handle).layers
+
+
+def layer_profile(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle = QUIET) -> LayerProfile:
+    """Profile an engine's layers and whole calls in a fresh process; arguments and errors as for `layer_times`."""
     job = ProfileJob(replace(engine, log=""), runs)
-    found = child.call("workbench.engines.jobs:profile_job", job, feeds, returns=Profile, handle=handle).record
-    return tuple(found.layers)
+    return child.call("workbench.engines.jobs:profile_job", job, feeds, returns=LayerProfile, handle=handle).record
 
 
-def profile_job(job: ProfileJob, arrays: Feeds) -> tuple[Profile, dict[str, np.ndarray]]:
-    """Be the child of `layer_times`."""
-    return Profile(tuple(engines.backend(job.engine.backend).layer_times(job.engine, arrays, job.runs))), {}
+def profile_job(job: ProfileJob, arrays: Feeds) -> tuple[LayerProfile, dict[str, np.ndarray]]:
+    """Be the child of `layer_profile`."""
+    module = engines.backend(job.engine.backend)
+    if hasattr(module, "layer_profile"):
+        found = module.layer_profile(job.engine, arrays, job.runs)
+    else:
+        found = LayerProfile(tuple(module.layer_times(job.engine, arrays, job.runs)))
+    with engines.open_runner(job.engine, job.engine.options.threads) as runner:
+        watch = runner.stopwatch(arrays, "compute")
+        taken = [watch() for _ in range(min(job.runs, 5) + job.runs)][min(job.runs, 5) :]
+    return replace(found, plain_seconds=float(np.median(taken))), {}

@@ -24,7 +24,7 @@ from workbench.errors import BuildError, EngineError, OutOfMemory, RunError, Uns
 from workbench.graph.dialects import of_this_cpu
 from workbench.machine import device as hardware
 from workbench.machine import disk
-from workbench.records import Boundary, BuildOptions, Engine, LayerTime, TensorSpec
+from workbench.records import Boundary, BuildOptions, Engine, LayerProfile, LayerTime, TensorSpec
 
 PROVIDERS = {
     "onnxruntime-cpu": "CPUExecutionProvider",
@@ -141,6 +141,11 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> Engine:
 
 def layer_times(engine: Engine, feeds: Feeds, runs: int) -> list[LayerTime]:
     """Return the executed layers with their times; see `onnxruntime_profiling.profile`."""
+    return list(layer_profile(engine, feeds, runs).layers)
+
+
+def layer_profile(engine: Engine, feeds: Feeds, runs: int) -> LayerProfile:
+    """Return the same with the time of whole calls."""
     return onnxruntime_profiling.profile(engine, feeds, runs)
 
 

@@ -26,9 +26,14 @@ from workbench.errors import BuildError, EngineError, RunError, UnsupportedOpera
 from workbench.graph.dialects import of_this_cpu
 from workbench.machine import device as hardware
 from workbench.recipes import Precision
-from workbench.records import Boundary, BuildOptions, Engine, LayerTime
+from workbench.records import Boundary, BuildOptions, Engine, LayerTime, TensorSpec
 
 _SIDECAR = "openvino.json"
+# OpenVINO's names of element types -> numpy's.
+_NUMPY = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "u8": "uint8", "i8": "int8", "u4": "uint4", "i4": "int4",
+    "i32": "int32", "i64": "int64", "bf16": "bfloat16", "boolean": "bool",
+}  # fmt: skip
 _UNKNOWN_OPERATORS = re.compile(r"No conversion rule found for operations: ([^\n]+)")
 
 
@@ -160,9 +165,31 @@ def layer_times(engine: Engine, feeds: Feeds, runs: int) -> list[LayerTime]:
                     seconds=float(np.median(taken[operation.get_friendly_name()])),
                     nodes=tuple(dict.fromkeys(sources[name] for name in names if name in sources)),
                     precision=about.get("runtimePrecision", ""),
+                    **_tensors(operation),
                 )
             )
     return found
+
+
+def _tensors(operation: Any) -> dict[str, Any]:
+    """Return what an executed operation reads and writes, as every backend tells it; tensors have their producer's name."""
+    sources = [(port.get_source_output(), port.get_source_output().get_node()) for port in operation.inputs()]
+    return {
+        "reads": tuple(_spec(node.get_friendly_name(), port) for port, node in sources),
+        "writes": tuple(_spec(operation.get_friendly_name(), port) for port in operation.outputs()),
+        "constants": tuple(
+            node.get_friendly_name()
+            for _, node in sources
+            if "layerType" in node.get_rt_info() and str(node.get_rt_info()["layerType"].value) == "Const"
+        ),
+    }
+
+
+def _spec(name: str, port: Any) -> TensorSpec:
+    kind = port.get_element_type().get_type_name()
+    axes = port.get_partial_shape()
+    shape = tuple(axis.get_length() if axis.is_static else None for axis in axes) if axes.rank.is_static else ()
+    return TensorSpec(name, _NUMPY.get(kind, kind), shape)
 
 
 def _nodes_by_output(path: Path) -> dict[str, str]:

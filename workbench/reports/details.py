@@ -5,12 +5,16 @@ Turns records into short texts; escaping and layout are the business of whoever 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from workbench import codec
+from workbench.errors import StoreError
+from workbench.judging import roofline
 from workbench.judging.comparison import Comparison
 from workbench.judging.intervals import FEWEST_ROUNDS
 from workbench.records import StepReport, StudyRecord, VariantResult
@@ -156,6 +160,9 @@ def _measured_environments(record: StudyRecord) -> dict[str, list[str]]:
 
 
 def _environment_value(key: str, value: Any) -> str:
+    if key == roofline.KIND:
+        with contextlib.suppress(StoreError):  # of a file that was edited: shown as it stands
+            return codec.from_plain(roofline.Ceilings, value).words()
     if key.endswith("_bytes") and isinstance(value, int):
         return formats.size(value)
     return formats.plain(value)

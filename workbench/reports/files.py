@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from workbench import codec
 from workbench.errors import StoreError, expect, nearest
+from workbench.explaining.explanation import Explanation
 from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord
 from workbench.reports.page import html
@@ -19,7 +20,7 @@ def json(record: StudyRecord) -> str:
     return codec.to_json(codec.portable(record), indent=1)
 
 
-_WRITERS: dict[str, Callable[[StudyRecord], str]] = {
+_WRITERS: dict[str, Callable[..., str]] = {
     ".html": html,
     ".htm": html,
     ".md": markdown,
@@ -29,10 +30,12 @@ _WRITERS: dict[str, Callable[[StudyRecord], str]] = {
 _IN_A_FOLDER = ("report.html", "report.md", "report.csv", "study.json")
 
 
-def write(record: StudyRecord, path: str | Path) -> Path:
+def write(record: StudyRecord, path: str | Path, explanations: Sequence[Explanation] = ()) -> Path:
     """Write a report and return where it is; a file that was there is replaced at once or not at all.
 
     Args:
+        explanations: from `workbench.explain`, for a section of `.html` and `.md`; tables (`.csv`) and the record (`.json`)
+            have no place for them.
         path: a file `.html`, `.md`, `.csv` or `.json`; or a folder (no suffix, or one that exists), made where it is
             missing, which gets all four.
 
@@ -42,7 +45,7 @@ def write(record: StudyRecord, path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir() or not path.suffix:
         for name in _IN_A_FOLDER:
-            write(record, path / name)
+            write(record, path / name, explanations)
         return path
     writer = _WRITERS.get(path.suffix.lower())
     if writer is None:
@@ -50,7 +53,8 @@ def write(record: StudyRecord, path: str | Path) -> Path:
             f"There is no report with the suffix {path.suffix!r} ({path.name}). Take .html, .md, .csv or .json, or a "
             f"folder for all four."
         )
-    text = writer(record)
+    told = {"explanations": explanations} if path.suffix.lower() in (".html", ".htm", ".md") else {}
+    text = writer(record, **told)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
@@ -59,19 +63,19 @@ def write(record: StudyRecord, path: str | Path) -> Path:
     return path
 
 
-def report(study: Any, path: str | Path = "report.html") -> Path:
+def report(study: Any, path: str | Path = "report.html", explanations: Sequence[Explanation] = ()) -> Path:
     """Write a study for a reader: `.html`, `.md`, `.csv`, `.json`, or a folder with all four.
 
     Args:
         study: a Study, its StudyRecord, or its name in the default store.
-        path: see `write`.
+        path, explanations: see `write`.
 
     Raises:
         StoreError: the suffix is none of these, the place cannot be written, or there is no such study.
     """
     record = _stored(study) if isinstance(study, str) else getattr(study, "record", study)
     expect(record, StudyRecord, "report", "Open one with workbench.Study.open(name), or pass its name.", StoreError)
-    return write(record, path)
+    return write(record, path, explanations)
 
 
 def _stored(name: str) -> StudyRecord:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 import workbench
 from workbench import plots
+from workbench.explaining.explanation import Explanation
 from workbench.judging.comparison import Comparison
 from workbench.judging.standing import compared
 from workbench.records import StudyRecord
@@ -28,6 +29,7 @@ from workbench.reports.examples import Examples, examples
 from workbench.reports.methods import methods
 from workbench.reports.rows import Table, main_table
 from workbench.reports.verdict import verdict
+from workbench.reports.why import Why, WhyFigure, whys
 
 _TEMPLATES = resources.files("workbench.reports") / "templates"
 
@@ -59,6 +61,7 @@ class Page:
     anchors: dict[str, str]
     failures: list[details.FailureDetail]
     examples: Examples | None
+    whys: list[tuple[Why, list[Drawing]]]
     details: list[details.VariantDetail]
     methods: list[str]
     environment: list[tuple[str, str]]
@@ -66,11 +69,12 @@ class Page:
     colophon: str
 
 
-def html(record: StudyRecord, comparison: Comparison | None = None) -> str:
+def html(record: StudyRecord, comparison: Comparison | None = None, explanations: Sequence[Explanation] = ()) -> str:
     """Return the study as a self-contained HTML page.
 
     Args:
         comparison: made from the record where None.
+        explanations: of its variants, for a section of their own.
     """
     refusal = ""
     if comparison is None:
@@ -78,7 +82,7 @@ def html(record: StudyRecord, comparison: Comparison | None = None) -> str:
     environment = Environment(loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     style, script = _ours("style.css"), _ours("sort.js")
     return environment.from_string(_ours("report.html.jinja")).render(
-        page=_page(record, comparison, refusal),
+        page=_page(record, comparison, refusal, explanations),
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -86,13 +90,16 @@ def html(record: StudyRecord, comparison: Comparison | None = None) -> str:
     )
 
 
-def _page(record: StudyRecord, comparison: Comparison | None, refusal: str) -> Page:
+def _page(
+    record: StudyRecord, comparison: Comparison | None, refusal: str, explanations: Sequence[Explanation]
+) -> Page:
     failed, told = details.failures(record), details.variant_details(record)
     disagreements, drawings = examples(record), _drawings(record, comparison)
     sections = [
         ("results", "Results", True),
         ("failures", "What failed", bool(failed)),
         ("distributions", "What was measured", any(drawing.key != "front" for drawing in drawings)),
+        ("why", "Why", bool(explanations)),
         ("examples", "Where variants disagree", disagreements is not None),
         ("variants", "What each recipe did", bool(told)),
         ("methods", "How it was measured", True),
@@ -113,6 +120,7 @@ def _page(record: StudyRecord, comparison: Comparison | None, refusal: str) -> P
         anchors=anchors,
         failures=failed,
         examples=disagreements,
+        whys=[(one, [_why_drawing(figure) for figure in one.figures]) for one in whys(explanations)],
         details=told,
         methods=methods(record),
         environment=details.environment_rows(record),
@@ -149,6 +157,10 @@ def _drawings(record: StudyRecord, comparison: Comparison | None) -> list[Drawin
 def _drawing(key: str, draw: Callable[[Any], Figure], alt: str, caption: str) -> Drawing:
     light, dark = (_uri(plots.svg(draw(theme))) for theme in ("light", "dark"))
     return Drawing(key, light, dark, alt, caption)
+
+
+def _why_drawing(figure: WhyFigure) -> Drawing:
+    return Drawing(figure.key, _uri(figure.light), _uri(figure.dark), figure.alt, figure.caption)
 
 
 def _uri(svg: str) -> str:

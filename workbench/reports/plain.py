@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import csv as csv_module
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.explaining.explanation import Explanation
 from workbench.judging import statistics
 from workbench.judging.accuracy import agreement, lowest_sqnr_db
 from workbench.judging.comparison import Comparison, Row
 from workbench.judging.standing import compared
 from workbench.plots.distributions import size_bytes
 from workbench.records import StudyRecord, VariantResult
+from workbench.reports import why
 from workbench.reports.code import reproduce
 from workbench.reports.details import environment_rows, facts, notes, title
 from workbench.reports.methods import methods
@@ -28,8 +31,10 @@ if TYPE_CHECKING:
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
-def markdown(record: StudyRecord, comparison: Comparison | None = None) -> str:
-    """Return the study as Markdown (GitHub's dialect), everything from outside escaped."""
+def markdown(
+    record: StudyRecord, comparison: Comparison | None = None, explanations: Sequence[Explanation] = ()
+) -> str:
+    """Return the study as Markdown (GitHub's dialect), everything from outside escaped; explanations in a section of theirs."""
     refusal = ""
     if comparison is None:
         comparison, refusal = compared(record)
@@ -47,6 +52,8 @@ def markdown(record: StudyRecord, comparison: Comparison | None = None) -> str:
         lines.append(_row([row.cells[0].text + tag, *(cell.line for cell in row.cells[1:])]))
     lines += ["", *(f"- {escape(note)}" for note in table.footnotes), ""]
     lines += _failures(record)
+    for variant, sentences in why.lines(explanations):
+        lines += [f"## Why: {escape(variant)}", "", *(f"1. {escape(text)}" for text in sentences), ""]
     lines += ["## How it was measured", ""]
     for paragraph in methods(record):
         lines += [escape(paragraph), ""]

@@ -16,7 +16,7 @@ import numpy as np
 from workbench import codec
 from workbench.datasets import Dataset
 from workbench.errors import Cancelled, RecipeError, StoreError, WorkbenchError
-from workbench.judging import accuracy
+from workbench.judging import accuracy, roofline
 from workbench.machine import device, turn
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
@@ -39,6 +39,7 @@ from workbench.study.request import Request, requested, summary_of
 from workbench.study.rounds import Rounds, selected
 from workbench.study.stages import Stages, identity_of
 from workbench.study.study import Study
+from workbench.tuning import machine_ceilings
 
 DEFAULT_RECIPES = ("fp32", "fp16", "int8-kl")
 # Pictures or texts kept in the record, of samples on which variants disagree.
@@ -123,7 +124,7 @@ class _Run:
             baseline=request.baseline,
             results=(*(VariantResult(recipe) for recipe in request.recipes), *self._carried()),
             data=summary_of(request.dataset),
-            environment=device.describe(),
+            environment=_environment(request, store),
             notes=request.notes,
         )
         self.feeds: dict[str, np.ndarray] = {}
@@ -254,7 +255,8 @@ class _Run:
         return ()
 
     def _put_rounds(self, name: str, engine: Engine, rounds: tuple[Round, ...]) -> None:
-        environment = {**self.record.environment, "threads": engine.options.threads}
+        here = {key: value for key, value in self.record.environment.items() if key != roofline.KIND}
+        environment = {**here, "threads": engine.options.threads}
         measurement = latency.measurement(engine, self.feeds, self.request.protocol, rounds, environment)
         self._put(name, measurement=measurement)
 
@@ -335,6 +337,13 @@ def _earlier(store: Store, request: Request) -> StudyRecord | None:
             f"baseline. Give this one another name."
         )
     return found
+
+
+def _environment(request: Request, store: Store) -> dict[str, Any]:
+    """Describe this machine, with what it can do at most where that was measured before."""
+    found = device.describe()
+    known = machine_ceilings.kept(request.backend, threads=request.options.threads, store=store)
+    return found if known is None else {**found, roofline.KIND: codec.to_plain(known)}
 
 
 def _measured(record: StudyRecord) -> set[tuple[str, float]]:

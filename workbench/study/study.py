@@ -15,8 +15,14 @@ from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord, VariantResult
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import pandas
     from matplotlib.figure import Figure
+
+    from workbench.datasets import Dataset
+    from workbench.explaining.explanation import Explanation
+    from workbench.recipes import Recipe
 
 
 class Study:
@@ -135,11 +141,35 @@ class Study:
 
         return plots.front(self.record, **options)
 
-    def report(self, path: str | Path) -> Path:
-        """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four."""
+    def layers(self, data: Dataset | None = None, store: Store | None = None) -> pandas.DataFrame:
+        """Profile all variants and return one row a layer: module, nodes, operator, shape, and each variant's type, ms and more.
+
+        Args:
+            data: what the study was run with, for the errors; see `workbench.study.lens.layers_table`.
+        """
+        from workbench.study import lens
+
+        return lens.layers_table(self.record, data, store=store)
+
+    def keeping(self, variant: str, rows: pandas.DataFrame | Iterable[str], name: str | None = None) -> Recipe:
+        """Return a variant's recipe with the layers of chosen rows of `layers()` kept as they were, to run next.
+
+        Raises:
+            RecipeError: no row was chosen.
+        """
+        from workbench.study import lens
+
+        return lens.keeping(self[variant].recipe, rows, name)
+
+    def report(self, path: str | Path, explanations: Sequence[Explanation] = ()) -> Path:
+        """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four.
+
+        Args:
+            explanations: from `workbench.explain`, for a section of their own.
+        """
         from workbench import reports
 
-        return reports.write(self.record, Path(path))
+        return reports.write(self.record, Path(path), explanations)
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one."""

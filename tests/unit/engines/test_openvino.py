@@ -191,3 +191,18 @@ def test_sizes_that_contradict_each_other_are_a_run_error(
 def test_without_the_library_the_remedy_is_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend.importlib.util, "find_spec", lambda name: None)
     assert "trt-workbench[openvino]" in str(backend.missing("openvino"))
+
+
+@needs_openvino
+def test_layers_tell_what_they_read_and_write(
+    model: Model, store: Store, data: Dataset, feeds: dict[str, np.ndarray]
+) -> None:
+    found = backend.layer_times(built(variant_of(model, "int8-max", store, data), store), feeds, 2)
+    products = [one for one in found if one.operator == "FullyConnected"]
+    assert products
+    for one in products:
+        assert one.reads[0].dtype == "int8", "the products of this recipe are of codes"
+        assert one.constants
+        assert one.writes[0].shape
+    written = {spec.name for one in found for spec in one.writes}
+    assert any(spec.name in written for one in found for spec in one.reads), "layers are linked by tensors' names"

@@ -178,6 +178,8 @@ def layer_times(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> l
             seconds=layer.seconds or 0.0,
             nodes=layer.nodes,
             precision=layer.precision or "",
+            reads=tuple(layers.spec(one) for one in layer.inputs),
+            writes=tuple(layers.spec(one) for one in layer.outputs),
         )
         for layer in found
     ]

@@ -14,6 +14,7 @@ from typing import Any
 
 from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.errors import EngineError
+from workbench.records import TensorSpec
 
 FILE_NAME = "layers.json"
 _LARGEST_BYTES = 256 * 2**20
@@ -34,6 +35,8 @@ _TYPES = (
     (r"Int64|INT64", "int64"),
     (r"Bool|BOOL", "bool"),
 )
+# Where numpy calls a type otherwise; TF32 is stored as float32.
+_NUMPY = {"fp16": "float16", "bf16": "bfloat16", "tf32": "float32", "fp32": "float32", "fp8": "float8_e4m3fn"}
 _BITS = {"int4": 4, "fp4": 4, "int8": 8, "uint8": 8, "fp8": 8, "bool": 8, "fp16": 16, "bf16": 16, "int64": 64}
 # What a layer is, by the first pattern that its type, parameter type, tactic or name shows.
 _KINDS = (
@@ -273,6 +276,12 @@ def with_times(layers: Sequence[LayerInfo], seconds: Mapping[str, float]) -> tup
                 LayerInfo(name, _kind(name), "", _from_name(name), is_reformat=_reformats(name), seconds=value)
             )
     return tuple(merged)
+
+
+def spec(tensor: LayerTensor) -> TensorSpec:
+    """Return a layer's tensor as every backend tells them; the type is empty where TensorRT does not tell it."""
+    precision = tensor.precision or ""
+    return TensorSpec(tensor.name, _NUMPY.get(precision, precision), tuple(tensor.shape))
 
 
 def activation_memory(layers: Iterable[LayerInfo], planned_bytes: int) -> ActivationMemory:

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from tiny_variants import feeds, variant
 
+from workbench.engines import jobs
 from workbench.engines import tensorrt as backend
 from workbench.engines.tensorrt import layers
 from workbench.errors import EngineError
+from workbench.explaining.profiles import explain_profiles
 
 # The shapes of the JSON are those of public dumps of 8.6, 10 and the migration notes of 11.
 OLD = """{"Layers": [{
@@ -137,6 +139,10 @@ def test_the_table_of_an_engine_has_times_from_runs_of_their_own(machine, tmp_pa
     (row,), memory = backend.layer_table(engine, feeds(2), {"/fc/MatMul": "fc"}, runs=5)
     assert (row.seconds, row.modules) == (pytest.approx(0.5e-3), ("fc",))
     assert memory.planned_bytes == 4096
+    (timed,) = backend.layer_times(engine, feeds(2), 5)
+    assert [(spec.name, spec.dtype) for spec in timed.reads] == [
+        (tensor.name, {"fp32": "float32", None: ""}[tensor.precision]) for tensor in row.inputs
+    ]
     (plain,), _ = backend.layer_table(engine)
     assert plain.seconds is None
 
@@ -146,3 +152,16 @@ def test_an_engine_that_reports_no_times_is_an_error(machine, tmp_path: Path) ->
     machine.world.layer_times = {}
     with pytest.raises(EngineError, match="no layer times"):
         backend.layer_table(engine, feeds(2))
+
+
+def test_an_engine_is_explained_from_its_own_layers(machine, tmp_path: Path) -> None:
+    """By contract: where there is no GPU, the stand-in's engine is profiled, taken apart and judged."""
+    engine = machine.build(variant(tmp_path))
+    profile, _ = jobs.profile_job(jobs.ProfileJob(engine, 3), feeds(2))
+    assert profile.call_seconds is None and profile.plain_seconds is not None, (
+        "TensorRT times layers, not profiled calls"
+    )
+    found = explain_profiles(profile, profile, "int8", backend="tensorrt")
+    (layer,) = found.evidence.variant.layers
+    assert (layer.kind, layer.seconds) == ("compute", pytest.approx(0.5e-3))
+    assert "which no layer accounts for" in found.sentences[0]

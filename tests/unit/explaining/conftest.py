@@ -1,0 +1,33 @@
+"""One store for all explanations, so that this machine's ceilings are measured once; and a net with its explanation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from planted import Pairs, quantized, save
+
+from workbench.explaining.explanation import Explanation
+from workbench.explaining.files import explain_files
+from workbench.machine.store import Store
+
+Explain = Callable[..., Explanation]
+
+
+@pytest.fixture(scope="session")
+def explained_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("explained"))
+
+
+@pytest.fixture
+def explain(explained_store: Store, tmp_path: Path) -> Explain:
+    def of(parent: onnx.ModelProto, variant: onnx.ModelProto | Pairs, x: np.ndarray, batch: int = 4) -> Explanation:
+        if isinstance(variant, Pairs):
+            variant = quantized(parent, {"x": x}, variant)
+        paths = save(tmp_path, "before", parent), save(tmp_path, "after", variant)
+        return explain_files(*paths, x, backend="onnxruntime-cpu", batch=batch, store=explained_store)
+
+    return of

@@ -1,0 +1,51 @@
+"""The roofline: what bounds a layer, by arithmetic that can be done by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench import codec
+from workbench.judging.roofline import Ceilings
+
+MACHINE = Ceilings(
+    backend="onnxruntime-cpu",
+    backend_version="1",
+    device="a made-up CPU",
+    threads=1,
+    rates={"fp32": 100e9, "int8": 400e9},
+    copy_bytes=(1_000, 1_000_000, 100_000_000),
+    copy_rates=(10e9, 40e9, 20e9),
+    call_seconds=2e-6,
+    layer_seconds=0.5e-6,
+    measured_at=0.0,
+    absent={"fp16": "it has none"},
+)
+
+
+def test_much_work_on_few_bytes_is_bound_by_the_rate_of_its_type() -> None:
+    assert MACHINE.bound(1e9, 1_000, "fp32") == (pytest.approx(1e-2), "compute")
+    assert MACHINE.bound(1e9, 1_000, "int8") == (pytest.approx(2.5e-3), "compute")
+
+
+def test_little_work_on_many_bytes_is_bound_by_memory() -> None:
+    assert MACHINE.bound(1e3, 1_000_000, "fp32") == (pytest.approx(1_000_000 / 40e9), "memory")
+    assert MACHINE.bound(0, 0, "fp32") == (0.0, "compute")
+
+
+def test_bandwidth_lies_between_the_sizes_that_were_measured_and_ends_with_them() -> None:
+    assert MACHINE.bandwidth(10) == pytest.approx(10e9)
+    assert MACHINE.bandwidth(1e12) == pytest.approx(20e9)
+    # Halfway in logarithms: the geometric mean of both sides.
+    assert MACHINE.bandwidth(10_000_000) == pytest.approx((40e9 * 20e9) ** 0.5)
+
+
+def test_a_type_without_arithmetic_of_its_own_is_computed_as_fp32() -> None:
+    assert MACHINE.rate("fp16") == MACHINE.rate("fp32")
+
+
+def test_they_are_said_in_a_line_and_survive_json() -> None:
+    assert MACHINE.words() == (
+        "FP32 100 GFLOP/s, INT8 400 GFLOP/s; copies 20 GB/s from memory, 40 GB/s in caches; a call 2.0 µs, "
+        "each layer 0.50 µs"
+    )
+    assert codec.from_json(Ceilings, codec.to_json(MACHINE)) == MACHINE

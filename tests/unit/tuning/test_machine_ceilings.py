@@ -1,0 +1,93 @@
+"""Ceilings of this machine: measured once, kept, found by studies and by the doctor. Their size is nobody's test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import workbench as wb
+from workbench import codec, doctor
+from workbench.errors import BackendMissing, BuildError
+from workbench.judging.roofline import KIND, Ceilings
+from workbench.machine.store import Store
+from workbench.reports.details import environment_rows
+from workbench.tuning import machine_ceilings
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="module")
+def measured(store: Store) -> Ceilings:
+    return wb.ceilings("onnxruntime-cpu", store=store)
+
+
+def test_every_type_has_a_rate_or_a_reason(measured: Ceilings) -> None:
+    assert set(measured.rates) == {"fp32", "int8"}
+    assert set(measured.absent) == {"tf32", "fp16", "bf16"}
+    assert all(rate > 0 for rate in (*measured.rates.values(), *measured.copy_rates))
+    assert measured.call_seconds > 0 and measured.layer_seconds >= 0
+
+
+def test_they_are_measured_once(measured: Ceilings, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_ceilings, "_Probes", None)  # measuring again would fail
+    assert wb.ceilings("onnxruntime-cpu", store=store) == measured
+    assert machine_ceilings.kept("onnxruntime-cpu", threads=2, store=store) is None, "other threads, other ceilings"
+
+
+def test_damaged_ones_count_as_absent(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(KIND, machine_ceilings._key("onnxruntime-cpu", 1), '{"rates": 3}')
+    assert machine_ceilings.kept("onnxruntime-cpu", store=store) is None
+
+
+def test_a_type_that_fails_has_the_failure_as_reason_and_fp32_must_not(tmp_path: Path, monkeypatch) -> None:
+    def refused(self, precision: str, net: tuple) -> float:
+        # Launches and copies are probed in FP32 too: only the products fail.
+        if precision in failing and net[1].shape[1] == 128:
+            raise BuildError("no kernel")
+        return 1.0
+
+    monkeypatch.setattr(machine_ceilings._Probes, "_seconds", refused)
+    failing = {"int8"}
+    found = wb.ceilings("onnxruntime-cpu", store=Store(tmp_path / "a"))
+    assert found.absent["int8"] == "no kernel"
+    failing = {"fp32"}
+    with pytest.raises(BuildError, match="no kernel"):
+        wb.ceilings("onnxruntime-cpu", store=Store(tmp_path / "b"))
+
+
+def test_bf16_on_a_cpu_without_it_is_no_rate_of_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_ceilings.device, "cpu_flags", lambda: ("avx2",))
+    assert not machine_ceilings._has("openvino", "bf16")
+    assert machine_ceilings._has("openvino", "int8")
+    monkeypatch.setattr(machine_ceilings.device, "cpu_flags", lambda: ("avx512_bf16",))
+    assert machine_ceilings._has("openvino", "bf16")
+
+
+def test_a_backend_that_is_not_here_has_none(tmp_path: Path) -> None:
+    with pytest.raises(BackendMissing, match="no backend 'onnxruntime-gpu'"):
+        wb.ceilings("onnxruntime-gpu", store=Store(tmp_path))
+
+
+def test_a_study_holds_them_and_its_report_says_them(measured: Ceilings, store: Store) -> None:
+    protocol = wb.Protocol(rounds=1, min_seconds=0.001, min_runs=2, warmup_seconds=0.0, warmup_runs=1)
+    study = wb.run("digits_resnet", recipes=["fp32"], protocol=protocol, store=store, progress=None)
+    assert codec.from_plain(Ceilings, study.record.environment[KIND]) == measured
+    assert KIND not in study["fp32"].measurement.environment, "once a study is enough"
+    assert dict(environment_rows(study.record))["ceilings"] == measured.words()
+    edited = codec.from_json(type(study.record), codec.to_json(study.record).replace('"layer_seconds"', '"seconds"'))
+    assert "call_seconds" in dict(environment_rows(edited))["ceilings"], "what cannot be read is shown as it stands"
+
+
+def test_the_doctor_shows_them_or_says_how_to_have_them(
+    measured: Ceilings, store: Store, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setenv("WORKBENCH_HOME", str(store.root))
+    assert [one.text for one in doctor._ceilings()] == [f"onnxruntime-cpu: {measured.words()}"]
+    monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "empty"))
+    (missing,) = doctor._ceilings()
+    assert (missing.state, "doctor --measure" in missing.remedy) == ("note", True)

@@ -1,0 +1,112 @@
+"""`explain`: why a variant of a study takes the time it takes and loses what it loses, and whether advice helps.
+
+Gathers evidence for a variant of a study, has it judged, and measures advice in the study's own turns. Judges nothing itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from workbench import codec, engines
+from workbench.datasets import Dataset
+from workbench.errors import DataError, StoreError, WorkbenchError, expect
+from workbench.explaining.explanation import Explanation, explanation
+from workbench.explaining.gathering import gather
+from workbench.judging import roofline
+from workbench.machine.handle import Handle
+from workbench.machine.store import Store
+from workbench.models import as_model
+from workbench.recipes import Quantize
+from workbench.records import StudyRecord, VariantResult
+from workbench.study import advice
+from workbench.study.progress import Listener, listener
+from workbench.study.study import Study
+from workbench.study.subject import built, dataset_of, subject_of
+from workbench.tuning.machine_ceilings import ceilings
+from workbench.tuning.sensitivity import LayerCosts, layer_costs
+
+
+def explain(
+    study: Study | str,
+    variant: str,
+    data: Dataset | None = None,
+    *,
+    try_advice: bool = False,
+    layers: bool = True,
+    store: Store | None = None,
+    progress: Listener | Literal["auto"] | None = None,
+) -> Explanation:
+    """Explain where a variant's time and accuracy go, beside the baseline of its study.
+
+    Both are profiled anew, in turns, by the backend's own profiler; where noise comes in is looked at on the first evaluation
+    samples, what layers cost alone on calibration samples. Advice is judged on other evaluation samples, where there are some.
+
+    Args:
+        study: a Study, or its name in the store.
+        variant: the name of one of its recipes; the baseline's own explains what bounds it.
+        data: what the study was run with; None takes the shipped data or random inputs of the study, and where it was run
+            with others, looks at times only.
+        try_advice: build and measure each recipe that the evidence suggests, next to the variant in new turns.
+        layers: measure what lowering each layer alone costs, where the recipe quantizes and there are calibration samples.
+        store: where the study's files are; None takes the default store.
+        progress: a function called with each Progress, or None.
+
+    Raises:
+        StoreError: there is no such study.
+        KeyError: it has no such variant.
+        DataError: `data` are not those of the study.
+        EngineError: the variant was not built, its files are gone, or the backend has no profiler of layers.
+        BackendMissing: the study's backend cannot be used here.
+    """
+    store = store or Store()
+    study = Study.open(study, store) if isinstance(study, str) else study
+    expect(study, Study, "explain", "Pass what workbench.run returned, or the name of a study.", StoreError)
+    handle = Handle(progress=listener(progress))
+    record, result, baseline = study.record, study[variant], study[study.record.baseline]
+    for one in (baseline, result):
+        built(record, one)
+    engines.choose(record.backend)
+    dataset = dataset_of(record, data)
+    limits = ceilings(record.backend, threads=record.options.threads, store=store, handle=handle)
+    _keep_ceilings(study, limits, store)
+    notes = [] if dataset is not None else [
+        "The study's data were not given, so times were taken with random inputs and no noise was looked at. Pass data=..."
+    ]  # fmt: skip
+    costs = _costs(record, result, dataset, store, handle) if layers and variant != record.baseline else None
+    if isinstance(costs, str):
+        notes.append(costs)
+        costs = None
+    subject = subject_of(record, baseline, result, dataset, store=store, handle=handle)
+    found = explanation(record.name, gather(subject, limits, costs, handle), tuple(notes))
+    if not try_advice:
+        return found
+    if dataset is None:
+        raise DataError("Advice is measured on the study's own data. Pass data=..., what the study was run with.")
+    trials, left = advice.tried(record, result, baseline, found, dataset, store=store, handle=handle)
+    return replace(found, trials=trials, notes=(*found.notes, *left))
+
+
+def _keep_ceilings(study: Study, limits: roofline.Ceilings, store: Store) -> None:
+    """Write the ceilings into the study that lacks them, here and in its store."""
+    if roofline.KIND in study.record.environment:
+        return
+    environment = {**study.record.environment, roofline.KIND: codec.to_plain(limits)}
+    study.record = replace(study.record, environment=environment)
+    if store.get("study", study.record.name) is not None:
+        store.put("study", study.record.name, codec.to_json(study.record))
+
+
+def _costs(
+    record: StudyRecord, result: VariantResult, dataset: Dataset | None, store: Store, handle: Handle
+) -> LayerCosts | str | None:
+    """What each layer costs alone; a sentence where that could not be measured, None where it makes no sense."""
+    if dataset is None or dataset.calibration is None or not isinstance(result.recipe.step("quantize"), Quantize):
+        return None
+    try:
+        model = as_model(record.model, "explain", store)
+        return layer_costs(
+            model, dataset, result.recipe, backend=record.backend, times=False, store=store, handle=handle
+        )
+    except WorkbenchError as error:
+        return f"What each layer costs alone was not measured: {error}"
