@@ -165,8 +165,11 @@ VERBS = sorted(name for name in wb._HOMES if inspect.isfunction(getattr(wb, name
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_answers_a_wrong_argument_with_a_sentence(verb: str, model, variant, engine, x) -> None:
+def test_every_verb_answers_a_wrong_argument_with_a_sentence(
+    verb: str, model, variant, engine, x, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whatever stands where another thing is wanted: an answer, or an error of ours, never one from inside."""
+    monkeypatch.chdir(tmp_path)  # "name" may be taken for a file or folder to write
     call = getattr(wb, verb)
     wanted = [item for item in inspect.signature(call).parameters.values() if item.default is item.empty]
     count = sum(item.kind is item.POSITIONAL_OR_KEYWORD for item in wanted)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import StoreError, WorkbenchError
+from workbench.errors import StoreError, WorkbenchError, expect
 from workbench.machine.store import Store
 from workbench.study.study import Study
 
@@ -17,20 +18,24 @@ COLUMNS = ("name", "date", "model", "data", "backend", "device", "variants", "fa
 _MOST_JUDGED = 60
 
 
-def studies(store: Store | None = None) -> pandas.DataFrame:
+def studies(store: Store | str | Path | None = None) -> pandas.DataFrame:
     """Return one row a study, the latest first.
 
     Args:
-        store: None takes the default store.
+        store: or its folder; None takes the default store.
 
     Returns:
         name; date (UTC); model; data; backend; device; variants and how many of them failed; best (what to take, see
         `Study.best`; None where nothing is surely better than the baseline); state: `finished`, `unfinished`, or `damaged`
         where the record cannot be read.
+
+    Raises:
+        StoreError: it is no store, or cannot be opened.
     """
     import pandas
 
-    store = store or Store()
+    store = Store(store) if store is None or isinstance(store, (str, Path)) else store
+    expect(store, Store, "studies", "Pass workbench.Store(folder), its folder, or nothing.", StoreError)
     return pandas.DataFrame([_row(name, store) for name in store.keys("study")], columns=list(COLUMNS))
 
 
