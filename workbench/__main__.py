@@ -14,8 +14,8 @@ from typing import Any
 
 import workbench as wb
 from workbench import zoo
-from workbench.errors import BuildError, Cancelled, DataError, LoadError, StoreError, WorkbenchError
-from workbench.records import Model
+from workbench.errors import BuildError, Cancelled, DataError, EngineError, LoadError, StoreError, WorkbenchError
+from workbench.records import Model, VariantResult
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
 _WIDE_COLUMNS = ("p9", "SQNR", "Agreement", "Memory", "Build", "Calibration", "Status")
@@ -121,10 +121,7 @@ def report(options: argparse.Namespace) -> int:
 def explain(options: argparse.Namespace) -> int:
     """Say why a variant takes the time it takes and loses what it loses."""
     study = wb.Study.open(options.study)
-    try:
-        study[options.variant]
-    except KeyError as error:
-        raise StoreError(str(error.args[0])) from error
+    _result(study, options.variant)
     found = wb.explain(study, options.variant, try_advice=options.try_advice, progress="auto")
     for number, sentence in enumerate(found.sentences, 1):
         print(f"{number}. {sentence}")
@@ -132,6 +129,13 @@ def explain(options: argparse.Namespace) -> int:
     if options.report:
         print(f"\nreport: {study.report(options.report, [found])}")
     return 0
+
+
+def _result(study: wb.Study, variant: str) -> VariantResult:
+    try:
+        return study[variant]
+    except KeyError as error:
+        raise StoreError(str(error.args[0])) from error
 
 
 def studies(options: argparse.Namespace) -> int:
@@ -144,6 +148,27 @@ def studies(options: argparse.Namespace) -> int:
         return 0
     found["date"] = [f"{date:%Y-%m-%d %H:%M}" if date == date else "" for date in found["date"]]
     print(found.fillna("").to_string(index=False))
+    return 0
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve variants of a language model's study on this machine, in OpenAI's format, until interrupted."""
+    study = wb.Study.open(options.study)
+    built = {name: _result(study, name).engine for name in options.variants}
+    if absent := [name for name, engine in built.items() if engine is None]:
+        raise EngineError(
+            f"{absent[0]!r} was not built: {study.failures.get(absent[0], 'the study was stopped before')}."
+        )
+    language = wb.llm.load(options.model or study.record.model.origin.reference)
+    if language.model.sha256 != study.record.model.sha256:
+        raise LoadError(
+            f"{language.model.name} is not the model of the study {study.name!r}. Name the folder or id that the study's "
+            f"model was loaded from: --model FOLDER."
+        )
+    engines = {name: engine for name, engine in built.items() if engine is not None}
+    with wb.llm.Endpoint(language, engines, port=options.port, token=options.token) as endpoint:
+        print(f"base URL {endpoint.url}\nAPI key  {endpoint.token}\nmodels   {', '.join(engines)}", flush=True)
+        endpoint.wait()
     return 0
 
 
@@ -271,6 +296,14 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("studies", help="list the studies in the store, latest first")
     command.set_defaults(command=studies)
+
+    command = commands.add_parser("serve", help="serve variants of a language model in OpenAI's format (extra serve)")
+    command.add_argument("study", help="its name (see `studies`) or a saved .json")
+    command.add_argument("variants", nargs="+", metavar="variant")
+    command.add_argument("--model", help="the folder or id that the study's model was loaded from; default: as it says")
+    command.add_argument("--port", type=int, default=0, help="default: any that is free")
+    command.add_argument("--token", help="what clients must send as API key; default: a new one")
+    command.set_defaults(command=serve)
 
     command = commands.add_parser("demo", help="execute the quickstart notebook")
     command.set_defaults(command=demo)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from workbench.engines.decoding import open_decoder
 from workbench.llm.eager import contestant as transformers_eager
+from workbench.llm.endpoint import Endpoint
 from workbench.llm.feeding import dataset, feeds
 from workbench.llm.fidelity import Quality, quality
 from workbench.llm.generation import Generation, Sequences, generate
@@ -28,6 +29,7 @@ from workbench.llm.verification import Verification, verify
 __all__ = [
     "ContinuousBatching",
     "DynamicBatching",
+    "Endpoint",
     "Generation",
     "GenerationMeasurement",
     "HighestRate",
