@@ -189,7 +189,12 @@ def _kept(engine: Engine, folder: Path, store: Store) -> Engine:
 def _content(engine: Engine, folder: Path | None) -> str:
     """Return the sha256 of what was built."""
     if folder is not None and Path(engine.path).is_relative_to(folder):
-        return digest(Path(engine.path))
+        # The sidecar decides how a plan is loaded. Caches that runners keep beside it are no part of what was built.
+        beside = sorted(item for item in folder.iterdir() if item.suffix == ".json")
+        if not beside:
+            return digest(Path(engine.path))
+        together = " ".join(digest(item) for item in (Path(engine.path), *beside))
+        return hashlib.sha256(together.encode()).hexdigest()
     # The file that is opened is the variant's own, or its program: what was left beside it decides how it runs.
     left = "" if folder is None else digest(folder)
     return hashlib.sha256(f"{engine.variant_sha256} {engine.fusion} {left}".encode()).hexdigest()

@@ -44,7 +44,21 @@ def test_recipes_that_share_one_file_are_different_engines(machine, tmp_path: Pa
     ]
     assert len({engine.variant_sha256 for engine in found}) == 1
     assert len({engine.sha256 for engine in found}) == 3
-    assert all(engine.sha256 == digest(Path(engine.path)) for engine in found)
+    assert all(engines.intact(engine) for engine in found)
+
+
+def test_a_plan_and_what_says_how_to_load_it_belong_together_and_caches_do_not(machine, tmp_path: Path) -> None:
+    engine = engines.build(variant(tmp_path, "fp32"), "tensorrt", store=Store(tmp_path / "store"))
+    folder, sidecar = Path(engine.path).parent, plan.sidecar_path(Path(engine.path))
+    (folder / "kernels.cache").write_bytes(b"made by a runner")
+    assert engines.intact(engine)
+    whole = sidecar.read_text()
+    sidecar.write_text(whole.replace("8.", "9.", 1) if "8." in whole else whole + " ")
+    assert not engines.intact(engine)
+    sidecar.write_text(whole)
+    assert engines.intact(engine)
+    sidecar.unlink()
+    assert not engines.intact(engine)
 
 
 @pytest.mark.parametrize(
