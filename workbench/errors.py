@@ -6,11 +6,32 @@ A message says what happened with the values, why, and what to do next. Knows no
 from __future__ import annotations
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+_PACKAGE = Path(__file__).parent
 
 
 class WorkbenchError(Exception):
     """Base of all errors raised on purpose; catching it catches nothing that is a bug."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows of it in a notebook: the message and the caller's line, not forty of ours.
+
+        `WORKBENCH_TRACEBACK=1` shows all of them; `traceback.print_exc()` and `%debug` do in any case.
+        """
+        if os.environ.get("WORKBENCH_TRACEBACK"):
+            return traceback.format_exception(type(self), self, self.__traceback__)
+        shown = []
+        for frame in traceback.extract_tb(self.__traceback__):
+            if Path(frame.filename).is_relative_to(_PACKAGE):
+                break
+            if "IPython" not in Path(frame.filename).parts:
+                shown.append(frame)
+        where = f"line {shown[-1].lineno}: {shown[-1].line}\n\n" if shown else ""
+        return [f"{where}{type(self).__name__}: {self}", "(all of the traceback: set WORKBENCH_TRACEBACK=1)"]
 
 
 class LoadError(WorkbenchError):
