@@ -58,6 +58,11 @@ def test_a_name_or_path_will_do_for_a_model(model, x, variant) -> None:
     app.close()
 
 
+def test_completion_offers_what_is_public_and_nothing_else() -> None:
+    assert dir(wb) == sorted([*wb.__all__, "__version__"])
+    assert not {"Any", "importlib", "TYPE_CHECKING", "annotations"} & set(dir(wb))
+
+
 def test_arrays_will_do_for_samples(model, x) -> None:
     by_array = wb.calibrate(model, x, "int8-max")
     by_name = wb.calibrate(model, {model.inputs[0].name: x}, "int8-max")
