@@ -110,9 +110,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
-
-
-def __dir__() -> list[str]:
     """Return the public names alone: what a tab completion should offer."""
     return sorted([*__all__, "__version__"])
