@@ -80,15 +80,28 @@ def sentences(evidence: Evidence) -> list[str]:
     told = []
     if found is not None:
         name = evidence.precision.upper()
-        measured = f"; measured {found.measured:.2g}x" if found.measured is not None else ""
-        if found.measured is not None and found.measured > found.most:
-            measured += ", which is more: FP32's own layers stay below the rate that large products reach"
+        measured = _measured(evidence, found)
         told.append(
             f"{name} covers {percent(found.covered)} of {evidence.baseline.variant}'s time; at this machine's "
             f"{name}:FP32 rate of {found.rate:.1f} the most it can give is {found.most:.2g}x{measured}."
         )
     told.append(anatomy(evidence.variant))
     return told
+
+
+def _measured(evidence: Evidence, found: Limit) -> str:
+    """Say what was measured, with its interval where there is one; only what is surely beyond the limit is called so."""
+    if evidence.speed is not None:
+        beyond = evidence.speed.low is not None and evidence.speed.low > found.most
+        words = f"; measured: {evidence.speed.words}"
+    elif found.measured is not None:
+        beyond = found.measured > found.most
+        words = f"; measured {found.measured:.2g}x"
+    else:
+        return ""
+    return words + (
+        ", which is more: FP32's own layers stay below the rate that large products reach" if beyond else ""
+    )
 
 
 def anatomy(found: Pass) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workbench.judging.roofline import Ceilings
+from workbench.judging.statistics import Ratio
 from workbench.records import Accuracy, TensorSpec
 
 # What a layer's time goes into.
@@ -280,6 +281,7 @@ class Evidence:
         noise: None where there were no data to look at answers with.
         accuracy: of the study, where answers were checked.
         worse: whether the score is distinguishably worse than the baseline's; None where that is not known.
+        speed: against the baseline, with its interval, as the study has it; None where it was not measured in a study.
     """
 
     backend: str
@@ -293,6 +295,7 @@ class Evidence:
     accuracy: Accuracy | None = None
     worse: bool | None = None
     notes: tuple[str, ...] = ()
+    speed: Ratio | None = None
 
 
 def _elements(shape: tuple[int | None, ...]) -> int:

@@ -22,6 +22,7 @@ from workbench.explaining.passes import memory_of, pass_of
 from workbench.explaining.structure import facts_of, precision_of
 from workbench.graph.exact import exact_form
 from workbench.judging.roofline import Ceilings
+from workbench.judging.statistics import Ratio
 from workbench.machine.handle import QUIET, Handle
 from workbench.measuring.arithmetic import compared
 from workbench.records import Accuracy, Engine, LayerProfile
@@ -58,6 +59,7 @@ class Subject:
         parent: the FP32 graph that was lowered, where it is not the baseline's file.
         same_weights: whether the variant's weights are the parent's.
         accuracy: of the variant, where its answers were checked, and whether they are distinguishably worse.
+        speed: of the variant against the baseline, with its interval, where both were measured in turns.
     """
 
     backend: str
@@ -70,6 +72,7 @@ class Subject:
     same_weights: bool = True
     accuracy: Accuracy | None = None
     worse: bool | None = None
+    speed: Ratio | None = None
     flipped: tuple[tuple[int, int, int], ...] = ()
     flipped_inputs: Feeds | None = None
 
@@ -119,6 +122,7 @@ def gather(
         subject.accuracy,
         subject.worse,
         tuple(notes),
+        subject.speed,
     )
 
 

@@ -10,7 +10,7 @@ from workbench.datasets import Dataset
 from workbench.errors import DataError, EngineError, expect
 from workbench.explaining.gathering import Side, Subject
 from workbench.judging import accuracy
-from workbench.judging.statistics import accuracy_change, summary
+from workbench.judging.statistics import accuracy_change, ratio, summary
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.records import Accuracy, Engine, StudyRecord, VariantResult
@@ -94,6 +94,9 @@ def subject_of(
         parent=_parent(record, result, dataset, store, handle) if changed else None,
         accuracy=result.accuracy,
         worse=None if result.accuracy is None else accuracy_change(result.accuracy).verdict == "worse",
+        speed=None
+        if baseline.measurement is None or result.measurement is None
+        else ratio(baseline.measurement, result.measurement),
         flipped=flipped,
         flipped_inputs={
             name: np.asarray(array[[index for index, _, _ in flipped]]) for name, array in evaluation.inputs.items()

@@ -22,6 +22,7 @@ from workbench.explaining.noise import Noises
 from workbench.explaining.pairs import activation_pairs, dequantized_weights
 from workbench.explaining.structure import facts_of
 from workbench.judging.roofline import Ceilings
+from workbench.judging.statistics import Ratio
 from workbench.machine.store import Store
 from workbench.models import load
 from workbench.recipes import Fuse, Recipe
@@ -167,6 +168,17 @@ def test_more_than_the_limit_is_explained_and_without_a_rate_there_is_none() -> 
     assert limit(faster).most == pytest.approx(2.0)
     assert "measured 3x, which is more" in sentences(faster)[0]
     assert limit(replace(base, precision="fp16")) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "beyond"),
+    [(0.9, 9.0, "not distinguishable", False), (1.5, 6.0, "faster", False), (2.5, 3.6, "faster", True)],
+)
+def test_only_what_is_surely_beyond_the_limit_is_called_so(low, high, verdict, beyond) -> None:
+    speed = Ratio(3.0, low, high, 0.99, verdict, f"{verdict} [{low}, {high}]", 3, True)
+    said = sentences(replace(evidence(ceilings=MACHINE), speed=speed))[0]
+    assert f"measured: {verdict} [{low}, {high}]" in said
+    assert ("which is more" in said) is beyond
 
 
 def test_pairs_that_cannot_be_read_are_left_out() -> None:
