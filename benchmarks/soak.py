@@ -48,6 +48,9 @@ def studied(folder: Path, cycle: int) -> None:
     study.report(folder / "report.html")
 
 
+CYCLES = {"convert": converted, "run": studied}
+
+
 def counted() -> dict[str, int]:
     """Return what must not grow."""
     gc.collect()
@@ -71,9 +74,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cycles", type=int, default=300)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", choices=sorted(CYCLES), help="one kind of cycle; default: both")
     arguments = parser.parse_args()
     found = {}
-    for kind, cycle in (("convert", converted), ("run", studied)):
+    for kind, cycle in CYCLES.items():
+        if arguments.only not in (None, kind):
+            continue
         with tempfile.TemporaryDirectory() as folder:
             counts, started = [], time.perf_counter()
             before: Counter[str] = Counter()
