@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import codec
-from workbench.errors import DataError, StoreError, expect, nearest
+from workbench.errors import DataError, EngineError, StoreError, expect, nearest
 from workbench.judging import standing
 from workbench.judging.best import Budget, Choice, choose, recommended
 from workbench.judging.comparison import Comparison, compare
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from workbench.datasets import Dataset
     from workbench.explaining.explanation import Explanation
+    from workbench.handoff.triton import Deployment
     from workbench.recipes import Recipe
 
 
@@ -175,6 +177,43 @@ class Study:
         """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one."""
         write_text(Path(path), codec.to_json(codec.portable(self.record)))
         return Path(path)
+
+    def deploy(
+        self,
+        variant: str,
+        folder: str | Path,
+        to: str = "triton",
+        *,
+        at_most_seconds: float | None = None,
+        backend: str = "auto",
+        instances: int | None = None,
+        beside: Study | Sequence[Study] = (),
+        name: str | None = None,
+    ) -> Deployment:
+        """Write a variant as files for a server: a model repository for the Triton Inference Server.
+
+        Args:
+            folder: is made; must not exist.
+            to: `triton`.
+            at_most_seconds: latency that a request may have. Sizes of batches and the time that a request waits for
+                company come from it and from what was measured; without it nothing waits.
+            backend: Triton's: `onnxruntime_onnx`, `tensorrt_plan` or `python`; `auto` takes that of the engine.
+            instances: copies of the engine; None takes as many as were measured at once.
+            beside: studies of the same model, recipe and machine with other batches: no batch is formed that nobody
+                measured.
+            name: of the model on the server; None takes the model's and the variant's.
+
+        Raises:
+            EngineError: the variant failed, its files are gone, or this backend cannot serve it.
+            StoreError: the folder exists, or cannot be written.
+            DataError, CompareError: no measured batch is fast enough, or the studies beside are of something else.
+        """
+        from workbench.handoff import triton
+
+        if to != "triton":
+            raise EngineError(f"A variant cannot be deployed to {to!r}. {nearest(str(to), ['triton'])}")
+        options = triton.Options(backend, at_most_seconds, instances, triton.studies(beside), name)
+        return triton.deploy(self.record, variant, Path(folder), options)
 
     def __repr__(self) -> str:
         done = [item.recipe.name for item in self.record.results if item.failure is None]
