@@ -34,6 +34,7 @@ _HOMES = {
     "ceiling": "workbench.tuning.ceilings",
     "ceilings": "workbench.tuning.machine_ceilings",
     "compare_calibrators": "workbench.tuning.calibrators",
+    "confirm": "workbench.study.confirming",
     "combinations": "workbench.study.sweep",
     "refusals": "workbench.study.offers",
     "study_seconds": "workbench.study.estimate",
@@ -83,6 +84,7 @@ if TYPE_CHECKING:
     from workbench.reports import report
     from workbench.study import Study, run
     from workbench.study.catalog import studies
+    from workbench.study.confirming import confirm
     from workbench.study.estimate import study_seconds
     from workbench.study.offers import refusals
     from workbench.study.previews import preview

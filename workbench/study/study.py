@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import codec
+from workbench.datasets import Dataset
 from workbench.errors import DataError, EngineError, StoreError, expect, nearest
 from workbench.judging import standing
 from workbench.judging.best import Budget, Choice, choose, recommended
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-    from workbench.datasets import Dataset
     from workbench.explaining.explanation import Explanation
     from workbench.handoff.triton import Deployment
     from workbench.recipes import Recipe
@@ -214,6 +214,28 @@ class Study:
             raise EngineError(f"A variant cannot be deployed to {to!r}. {nearest(str(to), ['triton'])}")
         options = triton.Options(backend, at_most_seconds, instances, triton.studies(beside), name)
         return triton.deploy(self.record, variant, Path(folder), options)
+
+    def capsule(self, path: str | Path, data: Dataset | None = None, store: Store | None = None) -> Path:
+        """Write the study for another machine, where `workbench.confirm(path)` runs it again and compares.
+
+        The file holds the model, this record (recipes, protocol, versions, raw samples) and the calibration tables.
+
+        Args:
+            path: `.zip`.
+            data: those of the study, to travel along; None keeps them here, and only their hash goes.
+            store: where the study was run; None takes the default store.
+
+        Raises:
+            LoadError: the model's file is gone or was changed.
+            DataError: the data are not those of the study, or cannot travel.
+            StoreError: the place cannot be written.
+        """
+        from workbench.handoff import capsule
+
+        if data is not None:
+            remedy = "Pass the dataset that the study was run with."
+            expect(data, Dataset, "capsule", remedy, DataError)
+        return capsule.write(self.record, Path(path), data, store or Store())
 
     def __repr__(self) -> str:
         done = [item.recipe.name for item in self.record.results if item.failure is None]
