@@ -164,10 +164,12 @@ class Study:
         return lens.keeping(self[variant].recipe, rows, name)
 
     def report(self, path: str | Path, explanations: Sequence[Explanation] = ()) -> Path:
-        """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four.
+        """Write the study for a reader.
 
         Args:
-            explanations: from `workbench.explain`, for a section of their own.
+            path: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four; for a paper `.tex` (a booktabs
+                table), `.svg`, `.pdf` or `.png` (the figure), and `.ipynb` (a notebook that draws from the record).
+            explanations: from `workbench.explain`, for a section of their own in `.html` and `.md`.
         """
         from workbench import reports
 
