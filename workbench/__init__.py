@@ -21,6 +21,8 @@ _HOMES = {
     "open_runner": "workbench.engines",
     "refit": "workbench.engines",
     "from_trtexec": "workbench.engines.tensorrt.trtexec",
+    "read_foreign": "workbench.handoff.foreign",
+    "foreign_rows": "workbench.handoff.foreign",
     "backends": "workbench.engines",
     "measure": "workbench.measuring.latency",
     "check": "workbench.measuring.answers",
@@ -73,6 +75,7 @@ if TYPE_CHECKING:
     from workbench.engines.jobs import build
     from workbench.engines.tensorrt.trtexec import from_trtexec
     from workbench.explaining.files import explain_files
+    from workbench.handoff.foreign import foreign_rows, read_foreign
     from workbench.judging import accuracy, statistics
     from workbench.judging.comparison import compare
     from workbench.machine.store import Store
