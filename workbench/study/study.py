@@ -217,6 +217,21 @@ class Study:
         options = triton.Options(backend, at_most_seconds, instances, triton.studies(beside), name)
         return triton.deploy(self.record, variant, Path(folder), options)
 
+    def log_to(self, tool: str, project: str | None = None) -> list[str]:
+        """Hand all variants to an experiment tracker, one run each; return the names of the runs.
+
+        Args:
+            tool: `trackio` (on this machine), `mlflow` or `wandb` (where they are configured to keep runs).
+            project: None takes the model's name.
+
+        Raises:
+            BackendMissing: no such tracker, or it is not installed.
+            RunError: the tracker reported an error.
+        """
+        from workbench.handoff import trackers
+
+        return trackers.log(self.record, tool, project)
+
     def capsule(self, path: str | Path, data: Dataset | None = None, store: Store | None = None) -> Path:
         """Write the study for another machine, where `workbench.confirm(path)` runs it again and compares.
 
