@@ -163,6 +163,9 @@ def _batching(
     if why := _not_batched(engine, measurement):
         notes.append(f"Requests are not gathered: {why}")
         return None
+    notes.append(
+        f"A request of more than {found.largest} samples is refused by the server: larger batches were not measured."
+    )
     smallest = max((shape.smallest[0] for profile in engine.options.profiles for shape in profile.values()), default=1)
     if smallest > 1:
         notes.append(f"The plan takes no fewer than {smallest} samples; a smaller request is refused by it.")

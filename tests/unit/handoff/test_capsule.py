@@ -146,6 +146,24 @@ def test_another_backend_is_put_beside_the_rehearsal(
     assert "| int8-max | done | done |" in text
 
 
+def test_the_command_line_takes_the_samples_that_did_not_travel(
+    model, store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(5)
+    np.savez(tmp_path / "mine.npz", input=rng.normal(size=(8, 8)).astype(np.float32))
+    protocol = wb.Protocol(batch=2, rounds=1, min_seconds=0.001, min_runs=2, warmup_seconds=0, warmup_runs=1)
+    options = {"backend": "onnxruntime-cpu", "progress": None, "protocol": protocol, "store": store}
+    study = wb.run(model, wb.datasets.npz(tmp_path / "mine.npz"), ["fp32"], **options)
+    path = study.capsule(tmp_path / "x.zip", store=store)
+    arguments = ["confirm", str(path), "--backend", "onnxruntime-cpu", "--store", str(tmp_path / "there")]
+    assert main(arguments) == 1
+    assert "--data FILE" in capsys.readouterr().err
+    assert main([*arguments, "--data", str(tmp_path / "mine.npz")]) == 0, capsys.readouterr().err
+    (tmp_path / "text.txt").write_text("words")
+    assert main([*arguments, "--data", str(tmp_path / "text.txt")]) == 1
+    assert "--tokenizer FOLDER" in capsys.readouterr().err
+
+
 def test_build_options_of_another_backend_are_left_out_and_that_is_said(
     study: wb.Study, store: Store, there: Store, data, tmp_path: Path
 ) -> None:

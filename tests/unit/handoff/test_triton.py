@@ -48,6 +48,7 @@ def test_an_onnx_file_is_served_by_tritons_own_onnx_runtime(study: wb.Study, tmp
     assert [(one.batch_size, list(one.inputs["x"].dims)) for one in config.model_warmup] == [(1, [8]), (4, [8])]
     assert config.parameters["intra_op_thread_count"].string_value == "1"
     assert made.parsed and "ONNX Runtime" in made.notes[-1]
+    assert any("more than 4 samples is refused" in note for note in made.notes)
     copied = tmp_path / "repository" / made.name / "1" / "model.onnx"
     assert copied.read_bytes() == Path(study["int8-max"].engine.path).read_bytes()
 
