@@ -7,6 +7,12 @@ PIP_FLAGS ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on -q -c constraints.txt $(PIP_FLAGS)
 
+# A Triton server and its client, for the tests that start it; without their own requirements, which contradict ours (numpy 1,
+# older protobuf and ml-dtypes). There are none for other systems than Linux on x86-64: those tests are skipped then.
+TRITON := nvidia-pytriton tritonclient grpcio geventhttpclient gevent greenlet python-rapidjson brotli zope.event zope.interface
+# An experiment tracker that keeps runs on this machine; it wants an older pillow.
+TRACKIO := trackio gradio_client orjson httptools python-dotenv python-multipart uvloop watchfiles
+
 .PHONY: demo test check unit rtx notebooks lab app clean
 
 demo: $(VENV)/.demo
@@ -53,6 +59,8 @@ $(VENV)/.lab: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(INSTALL) torch
 	$(INSTALL) -e ".[test]"
+	-$(INSTALL) --no-deps $(TRITON)
+	-$(INSTALL) --no-deps $(TRACKIO)
 	touch $@
 
 clean:

@@ -21,6 +21,8 @@ _HOMES = {
     "open_runner": "workbench.engines",
     "refit": "workbench.engines",
     "from_trtexec": "workbench.engines.tensorrt.trtexec",
+    "read_foreign": "workbench.handoff.foreign",
+    "foreign_rows": "workbench.handoff.foreign",
     "backends": "workbench.engines",
     "measure": "workbench.measuring.latency",
     "check": "workbench.measuring.answers",
@@ -34,6 +36,7 @@ _HOMES = {
     "ceiling": "workbench.tuning.ceilings",
     "ceilings": "workbench.tuning.machine_ceilings",
     "compare_calibrators": "workbench.tuning.calibrators",
+    "confirm": "workbench.study.confirming",
     "combinations": "workbench.study.sweep",
     "refusals": "workbench.study.offers",
     "study_seconds": "workbench.study.estimate",
@@ -72,6 +75,7 @@ if TYPE_CHECKING:
     from workbench.engines.jobs import build
     from workbench.engines.tensorrt.trtexec import from_trtexec
     from workbench.explaining.files import explain_files
+    from workbench.handoff.foreign import foreign_rows, read_foreign
     from workbench.judging import accuracy, statistics
     from workbench.judging.comparison import compare
     from workbench.machine.store import Store
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
     from workbench.reports import report
     from workbench.study import Study, run
     from workbench.study.catalog import studies
+    from workbench.study.confirming import confirm
     from workbench.study.estimate import study_seconds
     from workbench.study.offers import refusals
     from workbench.study.previews import preview

@@ -1,4 +1,4 @@
-"""The command line: `python -m workbench doctor | run | preview | report | explain | studies | demo`, by ssh too."""
+"""The command line: `python -m workbench doctor | run | confirm | preview | report | explain | studies | demo`."""
 
 from __future__ import annotations
 
@@ -112,6 +112,26 @@ def preview(options: argparse.Namespace) -> int:
     return int(refused)
 
 
+def confirm(options: argparse.Namespace) -> int:
+    """Run the study of a capsule here, and print both side by side."""
+    found = wb.confirm(
+        options.capsule,
+        backend=options.backend,
+        data=_data(options, None),
+        name=options.name,
+        store=None if options.store is None else wb.Store(options.store),
+    )
+    print(_brief(found.study))
+    print(f"\nstudy: {found.study.name}\n")
+    for sentence in (*found.notes, *found.changed):
+        print(sentence)
+    if options.report:
+        print(f"report: {found.report(options.report)}")
+    for name, message in found.study.failures.items():
+        print(f"failed: {name}: {message}", file=sys.stderr)
+    return int(bool(found.study.failures))
+
+
 def report(options: argparse.Namespace) -> int:
     """Write the report of a study that was run before."""
     print(wb.Study.open(options.study).report(options.path))
@@ -203,7 +223,7 @@ def _names(parts: Sequence[str]) -> list[str]:
     return [name.strip() for part in parts for name in part.split(",") if name.strip()]
 
 
-def _data(options: argparse.Namespace, model: Model) -> wb.datasets.Dataset | None:
+def _data(options: argparse.Namespace, model: Model | None) -> wb.datasets.Dataset | None:
     if options.data is None:
         return None
     if options.data in _SHIPPED_DATA:
@@ -211,7 +231,7 @@ def _data(options: argparse.Namespace, model: Model) -> wb.datasets.Dataset | No
     else:
         path = Path(options.data)
         if path.is_dir():
-            data = wb.datasets.image_folder(path, _preprocessing(model))
+            data = wb.datasets.image_folder(path, None if model is None else _preprocessing(model))
         elif path.suffix.lower() in (".txt", ".jsonl"):
             data = wb.datasets.text(path, _tokenizer(options))
         else:
@@ -232,7 +252,7 @@ def _preprocessing(model: Model) -> wb.datasets.ImagePreprocessing | None:
 def _tokenizer(options: argparse.Namespace) -> str:
     if options.tokenizer is not None:
         return str(options.tokenizer)
-    if Path(options.model).is_dir():
+    if "model" in options and Path(options.model).is_dir():
         return str(options.model)
     raise DataError(f"The text {options.data} needs a tokenizer. Pass --tokenizer FOLDER, one with a tokenizer.json.")
 
@@ -281,6 +301,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=run)
 
     _add_preview(commands)
+    _add_confirm(commands)
 
     command = commands.add_parser("report", help="write the report of a study")
     command.add_argument("study", help="its name (see `studies`) or a saved .json")
@@ -308,6 +329,19 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("demo", help="execute the quickstart notebook")
     command.set_defaults(command=demo)
     return parser
+
+
+def _add_confirm(commands: Any) -> None:
+    command = commands.add_parser("confirm", help="run the study of a capsule here, and compare")
+    command.add_argument("capsule", help="the .zip that study.capsule wrote")
+    command.add_argument("--backend", default="auto", help="see `doctor`; default: the fastest that is here")
+    command.add_argument("--data", help="as for `run`, where the capsule holds the hash of the data alone")
+    command.add_argument("--calibration", type=_positive, metavar="N", help="as it was for the rehearsal")
+    command.add_argument("--tokenizer", metavar="FOLDER", help="for text")
+    command.add_argument("--name", help="of the study; default: the rehearsal's, and the backend")
+    command.add_argument("--store", metavar="FOLDER", help="default: $WORKBENCH_HOME, or .workbench here")
+    command.add_argument("--report", help="where to write both side by side: .html or .md")
+    command.set_defaults(command=confirm)
 
 
 def _add_preview(commands: Any) -> None:

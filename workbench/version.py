@@ -15,6 +15,7 @@ _SHOWS = {
     "reports",
     "llm",
     "study",
+    "handoff",
     "__init__.py",
     "__main__.py",
     "doctor.py",

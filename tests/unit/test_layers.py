@@ -25,7 +25,7 @@ LAYERS = [
     {"models", "transformation", "measuring", "plots"},
     {"tuning"},
     {"explaining"},
-    {"reports"},
+    {"reports", "handoff"},
     {"study", "conversion"},
     {"llm", "ui", "doctor", "notebook"},
     {"__main__"},

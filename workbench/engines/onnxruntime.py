@@ -242,6 +242,18 @@ class OnnxRuntimeRunner:
         feeding.check(self.inputs, feeds)
 
 
+def session_settings(fusion: str, threads: int | None, backend: str) -> dict[str, Any]:
+    """Return what a session is opened with as plain data, for whoever opens the same file without the workbench.
+
+    Returns:
+        `level` (a name in GraphOptimizationLevel), `threads` (None: ONNX Runtime's own choice), `entries` of the session's
+        configuration, and `providers`.
+    """
+    # Spinning workers steal the core from whoever runs beside them, and so from the next measurement.
+    entries = {} if threads is None else {"session.intra_op.allow_spinning": "0" if threads == 1 else "1"}
+    return {"level": _LEVELS[fusion], "threads": threads, "entries": entries, "providers": _providers(backend)}
+
+
 def _timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
@@ -257,17 +269,18 @@ def _session(
 ) -> Any:
     runtime = _runtime()
     options = runtime.SessionOptions()
-    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[fusion])
+    settings = session_settings(fusion, threads, backend)
+    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, settings["level"])
     options.log_severity_level = _SEVERITY_ERROR
     if threads is not None:
         options.intra_op_num_threads = threads
-        # Spinning workers steal the core from whoever runs beside them, and so from the next measurement.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0" if threads == 1 else "1")
+    for key, value in settings["entries"].items():
+        options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source = model if isinstance(model, bytes) else str(model)
     try:
-        return runtime.InferenceSession(source, options, providers=_providers(backend))
+        return runtime.InferenceSession(source, options, providers=settings["providers"])
     except Exception as error:
         # What ONNX Runtime says where it could not write the optimized graph.
         if optimized is not None and "Protobuf serialization failed" in str(error):

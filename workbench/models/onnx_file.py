@@ -46,7 +46,7 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
     file = path.expanduser().absolute()
     proto = parse(file)
     onnx_sanity.refuse_nonsense(proto, file)
-    external = _external_files(proto, file)
+    external = external_files(proto, file)
     mended = ["Nodes were out of order and were sorted."] if onnx_sanity.sort(proto) else []
     mended += _fill_output_shapes(proto, file)
     if mended:
@@ -58,7 +58,7 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
         notes.append(f"{renamed} nodes without a name of their own were given one.")
     if notes:
         file = _keep_copy(proto, file, name or file.stem, place or Place())
-        external = _external_files(onnx.load(str(file), load_external_data=False), file)
+        external = external_files(onnx.load(str(file), load_external_data=False), file)
         notes.append("These changes were made in a copy of the file.")
     origin = origin or Origin("onnx", path.name)
     origin_tool, stored = quantized_by(proto), stored_as(proto)
@@ -137,7 +137,7 @@ def _attribute_tensors(nodes: Sequence[onnx.NodeProto]) -> Iterator[onnx.TensorP
             yield from ([attribute.t] if attribute.HasField("t") else attribute.tensors)
 
 
-def _external_files(proto: onnx.ModelProto, file: Path) -> list[Path]:
+def external_files(proto: onnx.ModelProto, file: Path) -> list[Path]:
     """Return the files that tensors refer to, each inside the model's folder and large enough."""
     folder = file.parent.resolve()
     found: dict[str, Path] = {}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench import codec
+from workbench import codec, plots
 from workbench.errors import StoreError, expect, nearest
 from workbench.explaining.explanation import Explanation
 from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord
+from workbench.reports import living
+from workbench.reports.latex import latex
 from workbench.reports.page import html
 from workbench.reports.plain import csv, markdown
 
@@ -26,7 +29,9 @@ _WRITERS: dict[str, Callable[..., str]] = {
     ".md": markdown,
     ".csv": csv,
     ".json": json,
+    ".tex": latex,
 }
+_FIGURES = (".svg", ".pdf", ".png")
 _IN_A_FOLDER = ("report.html", "report.md", "report.csv", "study.json")
 
 
@@ -34,10 +39,11 @@ def write(record: StudyRecord, path: str | Path, explanations: Sequence[Explanat
     """Write a report and return where it is; a file that was there is replaced at once or not at all.
 
     Args:
-        explanations: from `workbench.explain`, for a section of `.html` and `.md`; tables (`.csv`) and the record (`.json`)
-            have no place for them.
-        path: a file `.html`, `.md`, `.csv` or `.json`; or a folder (no suffix, or one that exists), made where it is
-            missing, which gets all four.
+        explanations: from `workbench.explain`, for a section of `.html` and `.md`; the others have no
+            place for them.
+        path: a file `.html`, `.md`, `.csv` or `.json`; `.tex` (a booktabs table); `.svg`, `.pdf` or `.png` (the figure);
+            `.ipynb` (a notebook that draws from the record, which is written beside it as `<name>.record.json`); or a folder
+            (no suffix, or one that exists), made where it is missing, which gets the first four.
 
     Raises:
         StoreError: the suffix is none of these, or the place cannot be written.
@@ -47,24 +53,45 @@ def write(record: StudyRecord, path: str | Path, explanations: Sequence[Explanat
         for name in _IN_A_FOLDER:
             write(record, path / name, explanations)
         return path
-    writer = _WRITERS.get(path.suffix.lower())
-    if writer is None:
+    suffix = path.suffix.lower()
+    if suffix not in (*_WRITERS, *_FIGURES, ".ipynb"):
         raise StoreError(
             f"There is no report with the suffix {path.suffix!r} ({path.name}). Take .html, .md, .csv or .json, or a "
-            f"folder for all four."
+            f"folder for all four; .tex, .svg, .pdf or .png for a paper; .ipynb for a notebook."
         )
-    told = {"explanations": explanations} if path.suffix.lower() in (".html", ".htm", ".md") else {}
-    text = writer(record, **told)
+    told = {"explanations": explanations} if suffix in (".html", ".htm", ".md") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, text)
+        if suffix in _FIGURES:
+            _draw(record, path)
+        elif suffix == ".ipynb":
+            write_text(path.with_name(living.record_name(path)), json(record))
+            write_text(path, living.notebook(record, living.record_name(path)))
+        else:
+            write_text(path, _WRITERS[suffix](record, **told))
     except OSError as error:
         raise StoreError(f"Cannot write {path}: {error}. Choose a place that can be written.") from error
     return path
 
 
+def _draw(record: StudyRecord, path: Path) -> None:
+    """Write the figure of accuracy against latency, whole or not at all; text stays text that can be searched."""
+    import matplotlib as mpl
+
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    kind = path.suffix.lower().removeprefix(".")
+    # No date: the same study makes the same file.
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
+    try:
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": record.name, "pdf.fonttype": 42}):
+            plots.front(record).savefig(unfinished, format=kind, metadata=metadata, bbox_inches="tight")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
 def report(study: Any, path: str | Path = "report.html", explanations: Sequence[Explanation] = ()) -> Path:
-    """Write a study for a reader: `.html`, `.md`, `.csv`, `.json`, or a folder with all four.
+    """Write a study for a reader: `.html`, `.md`, `.csv`, `.json`, or a folder with all four; or for a paper, see `write`.
 
     Args:
         study: a Study, its StudyRecord, or its name in the default store.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import codec
-from workbench.errors import DataError, StoreError, expect, nearest
+from workbench.datasets import Dataset
+from workbench.errors import DataError, EngineError, StoreError, expect, nearest
 from workbench.judging import standing
 from workbench.judging.best import Budget, Choice, choose, recommended
 from workbench.judging.comparison import Comparison, compare
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     import pandas
     from matplotlib.figure import Figure
 
-    from workbench.datasets import Dataset
     from workbench.explaining.explanation import Explanation
+    from workbench.handoff.triton import Deployment
     from workbench.recipes import Recipe
 
 
@@ -162,10 +164,12 @@ class Study:
         return lens.keeping(self[variant].recipe, rows, name)
 
     def report(self, path: str | Path, explanations: Sequence[Explanation] = ()) -> Path:
-        """Write the study for a reader: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four.
+        """Write the study for a reader.
 
         Args:
-            explanations: from `workbench.explain`, for a section of their own.
+            path: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four; for a paper `.tex` (a booktabs
+                table), `.svg`, `.pdf` or `.png` (the figure), and `.ipynb` (a notebook that draws from the record).
+            explanations: from `workbench.explain`, for a section of their own in `.html` and `.md`.
         """
         from workbench import reports
 
@@ -175,6 +179,80 @@ class Study:
         """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one."""
         write_text(Path(path), codec.to_json(codec.portable(self.record)))
         return Path(path)
+
+    def deploy(
+        self,
+        variant: str,
+        folder: str | Path,
+        to: str = "triton",
+        *,
+        at_most_seconds: float | None = None,
+        backend: str = "auto",
+        instances: int | None = None,
+        beside: Study | Sequence[Study] = (),
+        name: str | None = None,
+    ) -> Deployment:
+        """Write a variant as files for a server: a model repository for the Triton Inference Server.
+
+        Args:
+            folder: is made; must not exist.
+            to: `triton`.
+            at_most_seconds: latency that a request may have. Sizes of batches and the time that a request waits for
+                company come from it and from what was measured; without it nothing waits.
+            backend: Triton's: `onnxruntime_onnx`, `tensorrt_plan` or `python`; `auto` takes that of the engine.
+            instances: copies of the engine; None takes as many as were measured at once.
+            beside: studies of the same model, recipe and machine with other batches: no batch is formed that nobody
+                measured.
+            name: of the model on the server; None takes the model's and the variant's.
+
+        Raises:
+            EngineError: the variant failed, its files are gone, or this backend cannot serve it.
+            StoreError: the folder exists, or cannot be written.
+            DataError, CompareError: no measured batch is fast enough, or the studies beside are of something else.
+        """
+        from workbench.handoff import triton
+
+        if to != "triton":
+            raise EngineError(f"A variant cannot be deployed to {to!r}. {nearest(str(to), ['triton'])}")
+        options = triton.Options(backend, at_most_seconds, instances, triton.studies(beside), name)
+        return triton.deploy(self.record, variant, Path(folder), options)
+
+    def log_to(self, tool: str, project: str | None = None) -> list[str]:
+        """Hand all variants to an experiment tracker, one run each; return the names of the runs.
+
+        Args:
+            tool: `trackio` (on this machine), `mlflow` or `wandb` (where they are configured to keep runs).
+            project: None takes the model's name.
+
+        Raises:
+            BackendMissing: no such tracker, or it is not installed.
+            RunError: the tracker reported an error.
+        """
+        from workbench.handoff import trackers
+
+        return trackers.log(self.record, tool, project)
+
+    def capsule(self, path: str | Path, data: Dataset | None = None, store: Store | None = None) -> Path:
+        """Write the study for another machine, where `workbench.confirm(path)` runs it again and compares.
+
+        The file holds the model, this record (recipes, protocol, versions, raw samples) and the calibration tables.
+
+        Args:
+            path: `.zip`.
+            data: those of the study, to travel along; None keeps them here, and only their hash goes.
+            store: where the study was run; None takes the default store.
+
+        Raises:
+            LoadError: the model's file is gone or was changed.
+            DataError: the data are not those of the study, or cannot travel.
+            StoreError: the place cannot be written.
+        """
+        from workbench.handoff import capsule
+
+        if data is not None:
+            remedy = "Pass the dataset that the study was run with."
+            expect(data, Dataset, "capsule", remedy, DataError)
+        return capsule.write(self.record, Path(path), data, store or Store())
 
     def __repr__(self) -> str:
         done = [item.recipe.name for item in self.record.results if item.failure is None]

@@ -88,7 +88,7 @@ def calibrate(
     found = replace(found, channel_maxima=channel_maxima(model, split, recipe, found, handle=handle))
     found = _smoothed(model, split, recipe, found, store=store, handle=handle)
     recipe = with_strength(recipe, found)
-    before = (model.sha256, recipe.fusion, _before(recipe), dialect, split.sha256)
+    before = observed_of(model, recipe, dialect, split)
     if recipe.uses_magnitudes:
 
         def observe() -> Magnitudes:
@@ -155,6 +155,11 @@ def _first(split: Split, recipe: Recipe) -> Split:
     step = recipe.step("quantize")
     samples = step.samples if isinstance(step, Quantize) else None
     return split if samples is None else split.take(range(min(samples, len(split))))
+
+
+def observed_of(model: Model, recipe: Recipe, dialect: str, split: Split) -> tuple[object, ...]:
+    """Return what the statistics of activations depend on: they are remembered under it."""
+    return (model.sha256, recipe.fusion, _before(recipe), dialect, split.sha256)
 
 
 def _before(recipe: Recipe) -> list[object]:

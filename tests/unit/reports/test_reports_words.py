@@ -301,7 +301,7 @@ def test_a_folder_gets_all_four_and_its_json_is_the_study(tmp_path: Path) -> Non
 
 def test_an_unknown_suffix_is_refused_with_the_known_ones(record: StudyRecord, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"Take \.html, \.md, \.csv or \.json"):
-        reports.write(record, tmp_path / "report.pdf")
+        reports.write(record, tmp_path / "report.docx")
 
 
 def test_a_place_that_cannot_be_written_is_an_error_that_says_so(record: StudyRecord, tmp_path: Path) -> None:
