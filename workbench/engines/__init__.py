@@ -15,7 +15,7 @@ from typing import cast
 
 from workbench.engines.base import Backend, BuildRequest, Missing, Runner
 from workbench.errors import BackendMissing, EngineError, expect, nearest
-from workbench.machine import device
+from workbench.machine import device, disk
 from workbench.machine.store import Store, digest
 from workbench.records import BuildOptions, Engine, Variant
 
@@ -112,7 +112,7 @@ def build(
     module = _module(name)
     with store.scratch() as scratch:
         folder = scratch / "engine"
-        folder.mkdir()
+        disk.folder(folder)
         request = BuildRequest(
             variant=variant,
             backend=name,
@@ -162,7 +162,7 @@ def refit(engine: Engine, variant: Variant, *, store: Store, log: Callable[[str]
         )
     with store.scratch() as scratch:
         folder = scratch / "engine"
-        folder.mkdir()
+        disk.folder(folder)
         return _kept(module.refit(engine, variant, folder, log), folder, store)
 
 

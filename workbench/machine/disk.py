@@ -47,6 +47,17 @@ def writing(path: Path | str) -> Iterator[None]:
         raise explained(error, error.filename or path) from error
 
 
+def folder(path: Path, *, exist_ok: bool = False) -> Path:
+    """Make a folder and return it.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    with writing(path):
+        path.mkdir(exist_ok=exist_ok)
+    return path
+
+
 @contextlib.contextmanager
 def temporary() -> Iterator[Path]:
     """Give an empty temporary folder, removed at the end.
@@ -56,10 +67,10 @@ def temporary() -> Iterator[Path]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            folder = stack.enter_context(leftovers.working())
+            place = stack.enter_context(leftovers.working())
         except OSError as error:
             raise explained(error, tempfile.tempdir or "the temporary folder") from error
-        yield folder
+        yield place
 
 
 def _free(path: Path) -> str:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import onnx
 
 from workbench.graph.half import half_type, rounded_form
-from workbench.machine import device
+from workbench.machine import device, disk
 from workbench.machine.store import Store
 from workbench.records import Engine
 
@@ -38,7 +38,7 @@ def judged(engine: Engine, store: Store) -> tuple[Engine, str | None]:
         )
     with store.scratch() as scratch:
         path = scratch / "rounded" / "model.onnx"
-        path.parent.mkdir()
+        disk.folder(path.parent)
         onnx.save(rounded, str(path))
         sha256, place = store.add(path.parent)
     stand_in = replace(

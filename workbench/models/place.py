@@ -13,7 +13,7 @@ import onnx
 
 from workbench.errors import LoadError
 from workbench.graph import files
-from workbench.machine import leftovers
+from workbench.machine import disk, leftovers
 from workbench.machine.store import Store
 
 
@@ -41,7 +41,7 @@ class Place:
         stem = re.sub(r"[^\w.-]+", "_", name).strip("._") or "model"
         with self.scratch() as scratch:
             written = scratch / stem
-            written.mkdir()
+            disk.folder(written)
             file = written / f"{stem}.onnx"
             external = files.is_large(proto)
             files.save(proto, file)

@@ -126,7 +126,7 @@ class Stages:
 
         def make() -> Accuracy:
             folder = self.store.cache_folder("parent-outputs") / key_of(parent_parts)
-            folder.mkdir(exist_ok=True)
+            disk.folder(folder, exist_ok=True)
             self._parent_folders.add(folder)
             ours, note = judged(engine, self.store)
             theirs = ours if engine == parent else judged(parent, self.store)[0]

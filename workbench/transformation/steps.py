@@ -27,6 +27,7 @@ from workbench.graph.cpu_fit import write_origin
 from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
 from workbench.graph.pruned import Pruned
+from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.models import as_model
@@ -164,7 +165,7 @@ def transform(
         write_origin(proto, calibrated.dialect)
     store = store or Store()
     with store.scratch() as scratch:
-        (scratch / "model").mkdir()
+        disk.folder(scratch / "model")
         path = files.save(proto, scratch / "model" / "model.onnx")
         sha256, place = store.add(path.parent)
     used = calibrated.table if recipe.needs_calibration else None

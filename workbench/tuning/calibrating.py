@@ -18,6 +18,7 @@ from workbench.datasets import Dataset, Split
 from workbench.datasets.split import Array
 from workbench.errors import CalibrationError
 from workbench.graph.dialects import of_this_cpu
+from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.models import as_model
@@ -175,7 +176,8 @@ def _kept(
         table, seconds = collect()
         with store.scratch() as scratch:
             path = scratch / "table.npz"
-            table.save(path)
+            with disk.writing(path):
+                table.save(path)
             sha256, place = store.add(path)
         return KeptTable(sha256, str(place), seconds)
 

@@ -159,7 +159,9 @@ def test_layers_are_timed_by_the_backends_own_profiler(model, data, store, backe
     costs = wb.layer_costs(model, data, INT8, store=store, backend=backend)
     assert costs.backend == backend and backend in costs.backend_reason
     assert {row.name for row in costs.rows} == {"block.0", "block.1", "head"}
-    assert all(row.seconds is not None and row.seconds > 0 for row in costs.rows)
+    # OpenVINO counts in whole microseconds, and a layer of this network may take less.
+    assert all(row.seconds is not None and row.seconds >= 0 for row in costs.rows)
+    assert backend == "openvino" or all(row.seconds > 0 for row in costs.rows)
 
 
 def test_layers_of_what_cannot_be_profiled_are_refused(model, store) -> None:
