@@ -192,13 +192,13 @@ class Checks:
             self.refresh()
 
 
-def greyed_words(reasons: dict[str, str]) -> str:
+def greyed_words(reasons: dict[str, str], words: str = "Not here") -> str:
     """Say why choices are greyed, those with one reason together."""
     together: dict[str, list[str]] = {}
     for value, why in reasons.items():
         together.setdefault(why, []).append(value)
     return "".join(
-        f"<div>Not here: {escape(', '.join(values))} ({escape(why)}).</div>" for why, values in together.items()
+        f"<div>{words}: {escape(', '.join(values))} ({escape(why)}).</div>" for why, values in together.items()
     )
 
 
