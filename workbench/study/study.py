@@ -107,9 +107,10 @@ class Study:
             return Choice(None, "No variant's answers were checked, so none can be recommended.")
         points, _ = standing.points(self.record, comparison, shown)
         alike, budget = standing.alike_in_speed(self.record), Budget(at_most_seconds, at_most_lost)
+        apart = standing.apart_in_speed(self.record)
         if budget.is_empty:
-            return recommended(points, shown, alike)
-        return choose(points, shown, self.record.baseline, budget, alike)
+            return recommended(points, shown, alike, apart=apart)
+        return choose(points, shown, self.record.baseline, budget, alike, apart=apart)
 
     def table(self) -> pandas.DataFrame:
         """Return one row a variant, formatted for a reader (numbers with their intervals)."""

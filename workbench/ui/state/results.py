@@ -134,7 +134,8 @@ class Results(HasTraits):
             self.best, self.budget_words = "", ""
             return
         alike = standing.alike_in_speed(summary.record)
-        choice = best.choose(summary.points, summary.quality, summary.record.baseline, limits, alike)
+        apart = standing.apart_in_speed(summary.record)
+        choice = best.choose(summary.points, summary.quality, summary.record.baseline, limits, alike, apart=apart)
         self.best, self.budget_words = choice.best or "", choice.words
 
     def _draw_plot(self) -> None:
