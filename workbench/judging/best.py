@@ -144,8 +144,8 @@ def _praise(best: Point, quality: Quality, equals: Sequence[str]) -> str:
     if not equals:
         return f"Best: {first}."
     return (
-        f"Best: any of {len(equals) + 1} variants. {first}, answers best of them; in speed it cannot be told apart from "
-        f"{', '.join(equals)}."
+        f"Best: {first}. In speed it cannot be told apart from {', '.join(equals)}: of these {len(equals) + 1} it answers "
+        f"best, and any would do for speed."
     )
 
 

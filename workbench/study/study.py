@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,7 +184,12 @@ class Study:
         return f"Study({self.name!r}: {self.record.model.name} on {self.record.backend}: {', '.join(done)}{failed})"
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html(escape=True))
+        from workbench.reports.verdict import verdict
+
+        found = verdict(self.record, *standing.compared(self.record))
+        first, rest = html.escape(found[0]), html.escape(" ".join(found[1:]))
+        table = self.table().to_html(escape=True)
+        return f'<p><b>{first}</b> {rest}</p><div style="overflow-x: auto">{table}</div>'
 
 
 def _whole(record: StudyRecord) -> StudyRecord:
