@@ -16,6 +16,8 @@ from workbench.records import Measurement
 
 # More rounds than these are not worth telling such a difference: it is smaller than what moves between two machines.
 MOST_MORE = 200
+# Up to this difference two variants are called equally fast, where no reasonable number of rounds tells them apart.
+ALIKE = 0.05
 
 
 @dataclass(frozen=True)
@@ -71,9 +73,14 @@ def words(best: str, equals: Sequence[str], apart: Apart) -> str:
     if never:
         widest = max(part.within or 0.0 for part in never)
         names = ", ".join(part.other for part in never)
+        what = (
+            f"within {100 * widest:.2g} % they are equally fast."
+            if widest <= ALIKE
+            else f"they may still differ by up to {100 * widest:.2g} %, so take some more rounds before you call them alike."
+        )
         said.append(
-            f"It would take more than {MOST_MORE} more rounds to tell {best} from {names}: within {100 * widest:.2g} % they "
-            f"are equally fast."
+            f"It would take more than {MOST_MORE} more rounds to tell {best} from {names} if they differ as little as "
+            f"it looks; {what}"
         )
     return " ".join(said)
 

@@ -171,6 +171,16 @@ class Plan(HasTraits):
         self.trtexec_words = " ".join(read.notes) or "Every flag of the command has its counterpart here."
         self._refresh()
 
+    def add_recipe(self, recipe: Recipe) -> None:
+        """Add a recipe that was made elsewhere, such as from chosen layers.
+
+        Raises:
+            RecipeError: it is there already, or the backend cannot run it.
+        """
+        if why := self.refusal(recipe):
+            raise RecipeError(f"{recipe.name} cannot be run: {why}.")
+        self._add((recipe,))
+
     def add_sweep(self) -> None:
         """Add every recipe that the toggles make and that is not there yet.
 

@@ -1,4 +1,4 @@
-"""The page of results: plot and budgets, table, disagreements, calibration, fusion."""
+"""The page of results: plot and budgets, table, layers, disagreements, calibration, fusion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from workbench.ui.state import State
 from workbench.ui.state.results import VIEWS
 from workbench.ui.views import controls, markup
 from workbench.ui.views.inspection import calibration_view, fusion_view
+from workbench.ui.views.layers import layers_view
 from workbench.ui.views.markup import escape
 
 
@@ -21,6 +22,7 @@ def results_page(state: State) -> widgets.Widget:
     makers = {
         "Plot": _plot,
         "Table": _table,
+        "Layers": layers_view,
         "Disagreements": _disagreements,
         "Calibration": calibration_view,
         "Fusion": fusion_view,
