@@ -56,7 +56,11 @@ def test_a_real_study_from_click_to_table(app: Workbench) -> None:
     assert not study.failures and not app.error
     assert control(app, widgets.FloatProgress, "All variants").value == 1.0
     assert "✓ int8-kl" in shown(app)
-    assert all(bytes(image.value).startswith(b"\x89PNG") for image in controls(app, widgets.Image)[:2])
+    (plot,) = [
+        widget.value for widget in controls(app, widgets.HTML) if 'alt="Accuracy against latency.' in widget.value
+    ]
+    assert plot.count('src="data:image/png;base64,iVBORw0KGgo') == 2, "a PNG for each theme, each with words"
+    assert plot.count("alt=") == 2 and "Numbers: view Table." in plot
     assert "fp32 (baseline)" in shown(app)
     control(app, widgets.Button, "Show layers").click()
     settle()

@@ -5,6 +5,7 @@ A callback is one call to a command; the session catches and shows what goes wro
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -202,26 +203,24 @@ def greyed_words(reasons: dict[str, str], words: str = "Not here") -> str:
     )
 
 
-def pictures(light: widgets.Image, dark: widgets.Image) -> widgets.VBox:
-    """Return both pictures; the style sheet shows the one for the theme."""
-    light.add_class("wb-light")
-    dark.add_class("wb-dark")
-    for image in (light, dark):
-        image.layout.max_width = "100%"
-    return page(light, dark)
+def picture_pair(part: HasTraits, light_trait: str, dark_trait: str, words: Callable[[], str]) -> widgets.HTML:
+    """Return a picture that follows two PNG traits, one for each theme; nothing is shown while they are empty.
 
-
-def picture_pair(part: HasTraits, light_trait: str, dark_trait: str) -> widgets.VBox:
-    """Return a picture that follows two PNG traits, one for each theme; nothing is shown while they are empty."""
-    light, dark = widgets.Image(format="png"), widgets.Image(format="png")
-    box = pictures(light, dark)
+    Args:
+        words: what the picture shows, for who cannot see it; asked whenever it is drawn.
+    """
+    box = html()
 
     def show() -> None:
-        for image, trait in ((light, light_trait), (dark, dark_trait)):
-            data = getattr(part, trait)
-            if data and image.value != data:
-                image.value = data
-        box.layout.display = "flex" if getattr(part, light_trait) else "none"
+        kinds = (("wb-light", light_trait), ("wb-dark", dark_trait))
+        alt = escape(words(), quote=True)
+        shown = "".join(
+            f'<img class="{kind}" alt="{alt}" src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}">'
+            for kind, trait in kinds
+            if (data := getattr(part, trait))
+        )
+        write(box, shown)
+        box.layout.display = None if shown else "none"
 
     follow(part, (light_trait, dark_trait), show)
     return box

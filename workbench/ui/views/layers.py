@@ -8,7 +8,7 @@ import ipywidgets as widgets
 
 from workbench.plots.why import type_colours
 from workbench.records.formats import milliseconds
-from workbench.ui.layer_rows import LayerRow, Side, by_module
+from workbench.ui.layer_rows import NO_MODULE, LayerRow, Side, by_module
 from workbench.ui.state import State
 from workbench.ui.views import controls
 from workbench.ui.views.markup import escape
@@ -83,7 +83,8 @@ def _chosen(state: State) -> tuple[widgets.Widget, ...]:
 
 def _line(row: LayerRow) -> str:
     before, after = (milliseconds(side.seconds) for side in (row.first, row.second))
-    return f"{row.name}  ({before} → {after} ms, {row.second.precision or '-'})"
+    where = row.name if row.module == NO_MODULE else f"{row.module}: {row.name.partition(': ')[2]}"
+    return f"{where}  ({before} → {after} ms, {row.second.precision or '-'})"
 
 
 def layer_bars(rows: Sequence[LayerRow], names: Sequence[str], selected: Sequence[LayerRow] = ()) -> str:

@@ -18,7 +18,13 @@ def results_page(state: State) -> widgets.Widget:
     """Return the page; one of its views is shown at a time."""
     session, results = state.session, state.results
     words = controls.html()
-    controls.follow(results, "words", lambda: controls.write(words, f"<p><b>{escape(results.words)}</b></p>"))
+
+    def tell() -> None:
+        first, *rest = map(escape, results.words.split("\n"))
+        more = "".join(f"<p>{sentence}</p>" for sentence in rest)
+        controls.write(words, f"<p><b>{first}</b></p>{more}")
+
+    controls.follow(results, "words", tell)
     makers = {
         "Plot": _plot,
         "Table": _table,
@@ -54,7 +60,16 @@ def _plot(state: State) -> widgets.Widget:
     budgets = controls.row(
         controls.html("Budget", "wb-group"), controls.field(latency, "210px"), controls.field(loss, "210px")
     )
-    return controls.page(budgets, words, controls.picture_pair(results, "plot_light", "plot_dark"))
+    return controls.page(
+        budgets,
+        words,
+        controls.picture_pair(
+            results,
+            "plot_light",
+            "plot_dark",
+            lambda: f"Accuracy against latency. {results.words.partition(chr(10))[0]} Numbers: view Table.",
+        ),
+    )
 
 
 def _table(state: State) -> widgets.Widget:

@@ -58,6 +58,7 @@ CSS = """
 .workbench figure img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated;
   border: 1px solid var(--jp-border-color2, #d0d7de); background: #fff; }
 .workbench figure.wb-text { width: 100%; max-width: 75ch; }
+.workbench li { max-width: 90ch; }
 .workbench summary { cursor: pointer; padding: 3px 0; overflow-wrap: anywhere; }
 .workbench .wb-layer { display: grid; grid-template-columns: minmax(120px, 1.2fr) 2fr 2fr; gap: 2px 10px; align-items: center;
   padding: 1px 0 1px 6px; border-left: 3px solid transparent; }
