@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from traitlets import HasTraits
 
 from workbench.ui.state.session import Session
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import error, escape
 
 FIELD_WIDTH = "460px"
 LABEL_WIDTH = "130px"
@@ -29,9 +29,23 @@ def html(text: str = "", *classes: str) -> widgets.HTML:
 
 def row(*children: widgets.Widget) -> widgets.Box:
     """Put controls side by side; they wrap where the panel is narrow."""
-    made = widgets.Box(children)
+    buttons = [child for child in children if hasattr(child, "session")]
+    made = widgets.Box((*children, _error_beside(buttons)) if buttons else children)
     made.add_class("wb-row")
     return made
+
+
+def _error_beside(buttons: Sequence[widgets.Button]) -> widgets.HTML:
+    """Return the line that tells what went wrong with the command of one of these buttons."""
+    session, line = buttons[0].session, html("", "wb-beside")
+
+    def show() -> None:
+        is_ours = session.place in buttons
+        write(line, error(session.error) if is_ours else "")
+        line.layout.display = None if is_ours and session.error else "none"
+
+    follow(session, ("error", "place"), show)
+    return line
 
 
 def actions(*children: widgets.Widget) -> widgets.Box:
@@ -72,7 +86,14 @@ def button(
     made = widgets.Button(
         description=words, tooltip=tooltip or words, layout=widgets.Layout(width="auto", min_width="110px"), **options
     )
-    made.on_click(lambda clicked: session.attempt(command))
+
+    def press(clicked: Any) -> None:
+        session.attempt(command)
+        if session.error:
+            session.place = made
+
+    made.session = session  # a row of buttons tells beside them what went wrong
+    made.on_click(press)
     return made
 
 

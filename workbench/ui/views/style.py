@@ -33,6 +33,7 @@ CSS = """
 .workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px;
   box-sizing: border-box; }
 .workbench .wb-row { flex-flow: row wrap; align-items: center; gap: 4px 10px; overflow: visible; }
+.workbench .wb-beside { flex: 1 1 100%; }
 .workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
 .workbench .wb-actions { margin-left: 138px; }
 .workbench .wb-field > .widget-label { text-align: left; }
