@@ -108,6 +108,13 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
             expect(app.locator(".wb-bar i.wb-t-int8:visible").first).to_be_visible()
             page.get_by_label("Layers", exact=True).select_option(index=1)
             expect(app.locator(".wb-chosen:visible")).to_have_count(1)
+            full = app.evaluate(
+                """root => [...root.querySelectorAll('.wb-bar i')].filter(bar => parseFloat(bar.style.width) > 20).map(
+                    bar => 100 * bar.getBoundingClientRect().width / parseFloat(bar.style.width))"""
+            )
+            assert len(full) > 5 and max(full) - min(full) < 1, (
+                "bars of equal times are equally long, whatever stands beside"
+            )
         if view == "Fusion":
             choose(page, "Variant", "int8-kl")
             press(page, "Show layers")

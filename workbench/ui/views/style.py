@@ -65,10 +65,10 @@ CSS = """
   padding: 1px 0 1px 6px; border-left: 3px solid transparent; }
 .workbench .wb-layer .wb-name { font-size: 12.5px; }
 .workbench .wb-chosen { border-left-color: var(--jp-brand-color1, #1976d2); background: var(--jp-layout-color2, #f0f2f4); }
-.workbench .wb-bar { display: flex; align-items: center; gap: 6px; min-width: 0; }
-.workbench .wb-bar i { display: block; height: 13px; min-width: 1px; flex: 0 1 auto; border-radius: 1px; }
+.workbench .wb-bar { display: grid; grid-template-columns: minmax(0, 1fr) 104px; align-items: center; gap: 6px; min-width: 0; }
+.workbench .wb-bar i { display: block; height: 13px; min-width: 1px; border-radius: 1px; }
 .workbench .wb-bar small, .workbench .wb-legend { color: var(--jp-ui-font-color2, #57606a); font-size: 12px; }
-.workbench .wb-bar small { white-space: nowrap; flex: none; font-variant-numeric: tabular-nums; }
+.workbench .wb-bar small { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; font-variant-numeric: tabular-nums; }
 .workbench .wb-legend { display: flex; flex-flow: row wrap; gap: 4px 16px; margin: 6px 0; }
 .workbench .wb-legend span { display: inline-flex; align-items: center; gap: 6px; }
 .workbench .wb-legend i { width: 14px; height: 12px; }
@@ -77,6 +77,7 @@ CSS = """
 .workbench a { color: var(--jp-content-link-color, #0b63c4); }
 @container (max-width: 560px) {
   .workbench .wb-layer { grid-template-columns: 1fr 1fr; }
+  .workbench .wb-bar { grid-template-columns: minmax(0, 1fr); gap: 0; }
   .workbench .wb-layer .wb-name, .workbench .wb-heads b:first-child { grid-column: 1 / -1; }
   .workbench .wb-field .widget-label, .workbench .wb-field > .widget-label { width: 100% !important; text-align: left; }
   .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: 100% !important; }
