@@ -96,11 +96,25 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     page.get_by_label("Loss (points)", exact=True).fill("50")
     page.keyboard.press("Enter")
     expect(app.get_by_text(re.compile("^Best: "))).to_be_visible()
-    for view in ("Table", "Disagreements", "Calibration", "Fusion"):
+    for view in ("Table", "Layers", "Disagreements", "Calibration", "Fusion"):
         go_to(page, view)
         if view == "Calibration":
             press(page, "Collect")
             expect(app.locator("img.wb-light:visible").nth(1)).to_be_visible(timeout=LONG)
+        if view == "Layers":
+            expect(app.get_by_text("Not profiled yet")).to_be_visible()
+            press(page, "Profile")
+            expect(app.get_by_text(re.compile("ms in layers"))).to_be_visible(timeout=LONG)
+            expect(app.locator(".wb-bar i.wb-t-int8:visible").first).to_be_visible()
+            page.get_by_label("Layers", exact=True).select_option(index=1)
+            expect(app.locator(".wb-chosen:visible")).to_have_count(1)
+            full = app.evaluate(
+                """root => [...root.querySelectorAll('.wb-bar i')].filter(bar => parseFloat(bar.style.width) > 20).map(
+                    bar => 100 * bar.getBoundingClientRect().width / parseFloat(bar.style.width))"""
+            )
+            assert len(full) > 5 and max(full) - min(full) < 1, (
+                "bars of equal times are equally long, whatever stands beside"
+            )
         if view == "Fusion":
             choose(page, "Variant", "int8-kl")
             press(page, "Show layers")

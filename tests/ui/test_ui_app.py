@@ -56,7 +56,11 @@ def test_a_real_study_from_click_to_table(app: Workbench) -> None:
     assert not study.failures and not app.error
     assert control(app, widgets.FloatProgress, "All variants").value == 1.0
     assert "✓ int8-kl" in shown(app)
-    assert all(bytes(image.value).startswith(b"\x89PNG") for image in controls(app, widgets.Image)[:2])
+    (plot,) = [
+        widget.value for widget in controls(app, widgets.HTML) if 'alt="Accuracy against latency.' in widget.value
+    ]
+    assert plot.count('src="data:image/png;base64,iVBORw0KGgo') == 2, "a PNG for each theme, each with words"
+    assert plot.count("alt=") == 2 and "Numbers: view Table." in plot
     assert "fp32 (baseline)" in shown(app)
     control(app, widgets.Button, "Show layers").click()
     settle()
@@ -258,3 +262,20 @@ def test_a_recipe_that_the_target_cannot_have_is_told_with_the_reason() -> None:
     page = markup.preview_lines((Line("fp8", None, "sm86 has <no> FP8"),))
     assert "Not for this GPU: sm86 has &lt;no&gt; FP8" in page
     assert markup.preview_lines(()) == ""
+
+
+def test_what_goes_wrong_with_a_button_is_said_beside_it_once_and_goes_with_the_next_command(app: Workbench) -> None:
+    button = control(app, widgets.Button, "Add")
+    named = control(app, widgets.Dropdown, "Known recipe")
+    named.value = "fp32"
+    button.click()
+    assert "in the study already" in app.error and app.state.session.place is button
+    alerts = [widget for widget in controls(app, widgets.HTML) if 'role="alert"' in widget.value]
+    (row,) = [box for box in controls(app, widgets.Box) if button in box.children]
+    assert len(alerts) == 1 and alerts[0] in row.children and alerts[0].layout.display is None
+    app.state.session.attempt(app.state.plan.add_named, "fp32")
+    alerts = [widget for widget in controls(app, widgets.HTML) if 'role="alert"' in widget.value]
+    assert len(alerts) == 1 and alerts[0] not in row.children, "without a button it stands at the top"
+    named.value = "bf16"
+    button.click()
+    assert not [widget for widget in controls(app, widgets.HTML) if 'role="alert"' in widget.value]

@@ -15,9 +15,9 @@ from tiny import SOON, FakeRun
 
 import workbench as wb
 from workbench import codec
-from workbench.errors import Cancelled
+from workbench.errors import Cancelled, RecipeError
 from workbench.machine.store import Store
-from workbench.recipes import NAMED
+from workbench.recipes import NAMED, named
 from workbench.records import Progress, StudyRecord
 from workbench.ui.jobs import DRAWING, STUDIES
 from workbench.ui.state import State
@@ -155,7 +155,7 @@ def test_a_study_runs_and_its_results_are_shown(state: State, fake: FakeRun) -> 
     running, results = state.running, state.results
     assert {item.state for item in running.variants} == {"done"} and running.fraction == 1.0
     assert "finished" in running.words and "built int8-kl" in running.log
-    assert results.record == record and "than fp32" in results.words
+    assert results.record == record and "too few to tell" in results.words
     assert results.plot_light.startswith(b"\x89PNG") and results.plot_dark.startswith(b"\x89PNG")
     assert state.error == ""
 
@@ -456,3 +456,16 @@ def test_a_preview_that_fails_otherwise_is_an_error_and_a_cancelled_one_is_none(
     state.previewing._make = broken
     assert "Unexpected ZeroDivisionError: a fault" in attempt(state, state.previewing.show)
     assert state.previewing.words == ""
+
+
+def test_a_plan_refuses_what_the_backend_does_not_do_and_says_why(state: State) -> None:
+    pytest.importorskip("torch")
+    state.plan.set_backend("torch")
+    assert "torch cannot run" in state.plan.refusal(named("fp32")), "a plain ONNX file has no module to run"
+    state.plan.reasons = {key: why for key, why in state.plan.reasons.items() if key != ("backend", "model")}
+    assert state.plan.refusal(named("fp16")) == ""
+    for name in ("int8-kl", "int8-dynamic", "int8-weights", "sparse-2:4", "fp32-unfused"):
+        assert "PyTorch" in state.plan.refusal(named(name)), name
+    assert "before the recipe" in state.plan.refusal(named("fp16").excluding("head"))
+    with pytest.raises(RecipeError, match="No layer can be left out"):
+        state.plan.exclude(("/head/Gemm",))

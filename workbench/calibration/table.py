@@ -138,6 +138,9 @@ class CalibrationTable(Mapping[str, Histogram]):
     def __len__(self) -> int:
         return len(self._histograms)
 
+    def __repr__(self) -> str:
+        return f"CalibrationTable({len(self)} tensors, {self.samples:,} samples)"
+
     def __eq__(self, other: object) -> bool:
         """Compare the exact part bit for bit; the convergence record takes no part."""
         if not isinstance(other, CalibrationTable):

@@ -81,7 +81,8 @@ class Backend(Protocol):
     def missing(self, name: str) -> Missing | None:
         """Return why this backend cannot be used on this machine, or None where it can. Cheap; no exception."""
 
-    # A backend that can build where it cannot run has `missing_to_build(name)` too, which is like `missing`.
+    # A backend that can build where it cannot run has `missing_to_build(name)` too, which is like `missing`. One that runs
+    # something else than the file has `unfit(name, model)`: why it cannot run this model at all, or None.
 
     def version(self, name: str) -> str:
         """Return the library's version."""
@@ -91,6 +92,19 @@ class Backend(Protocol):
 
     def dialect(self, name: str) -> str:
         """Return the Q/DQ dialect that this backend wants here, one of `workbench.graph.dialects.DIALECTS`."""
+
+    def refuses(self, name: str, target: str | None = None) -> dict[str, str]:
+        """Return what a recipe can ask for that cannot be had here, or means nothing here -> the reason.
+
+        Asked are the formats of `recipes.FLOAT_FORMATS`, `int8`, `int8-dynamic`, `int8-smooth`, `fp8`, `int8-weights`,
+        `int4-weights`, `sparse`, `fusion-off`, `fusion-basic`, `fusion-all`, and `exclude` (to leave nodes out of a step).
+
+        Args:
+            target: see `BuildOptions.target`; for backends that build for other GPUs than the one here.
+
+        Raises:
+            BuildError: there is no such target.
+        """
 
     def lacks(self, name: str, onnx_path: Path) -> dict[str, str]:
         """Return the operator types of the file that the backend cannot run -> the reason; empty where it can run all."""

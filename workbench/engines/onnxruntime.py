@@ -80,6 +80,13 @@ def dialect(name: str) -> str:
     return of_this_cpu() if name == "onnxruntime-cpu" else "strong"
 
 
+def refuses(name: str, target: str | None = None) -> dict[str, str]:
+    """Return what cannot be had here -> the reason: TF32 on a CPU, scales found at run time on a GPU."""
+    if name == "onnxruntime-cpu":
+        return {"tf32": "TF32 exists on NVIDIA GPUs only"}
+    return {"int8-dynamic": f"{name} takes static scales; onnxruntime-cpu finds scales at run time"}
+
+
 def lacks(name: str, onnx_path: Path) -> dict[str, str]:
     """Return the operator types that no kernel of this provider (or of the CPU, its fallback) implements."""
     import onnx

@@ -59,6 +59,17 @@ def dialect(name: str) -> str:
     return of_this_cpu("strong")
 
 
+def refuses(name: str, target: str | None = None) -> dict[str, str]:
+    """Return what OpenVINO does not do, or does the same way whatever is asked -> the reason."""
+    fused = "OpenVINO always fuses all it can"
+    return {
+        "tf32": "TF32 exists on NVIDIA GPUs only",
+        "int8-dynamic": "OpenVINO takes static scales here; the backend onnxruntime-cpu finds scales at run time",
+        "fusion-off": fused,
+        "fusion-basic": fused,
+    }
+
+
 def lacks(name: str, onnx_path: Path) -> dict[str, str]:
     """Return the operator types of the file that OpenVINO cannot convert -> the reason.
 

@@ -28,12 +28,14 @@ from workbench.errors import BuildError, EngineError, OutOfMemory, WorkbenchErro
 from workbench.machine import device as hardware
 from workbench.machine.store import digest, write_text
 from workbench.recipes import Precision
-from workbench.records import BuildOptions, Engine, LayerTime, ShapeProfile, TensorSpec, Variant
+from workbench.records import BuildOptions, Engine, LayerTime, Model, ShapeProfile, TensorSpec, Variant
 
 NAMES = ("torch", "torch-compile", "torch-cudagraph")
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _INSTALL = 'Run: pip install "trt-workbench[torch]"'
 _SIDECAR = "torch.json"
+# What a recipe can ask for that is done to the ONNX file, which is not run here.
+_GRAPH_STEPS = ("int8", "int8-dynamic", "int8-smooth", "fp8", "int8-weights", "int4-weights", "sparse")
 # A build runs once, so that errors and the time to compile show in it; protocols measure this batch by default.
 _TRIAL_BATCH = 8
 
@@ -67,6 +69,32 @@ def device(name: str) -> str:
 def dialect(name: str) -> str:
     """Return the dialect in which variants are written beside the program; no Q/DQ is ever read from them here."""
     return "ort-cpu"
+
+
+def unfit(name: str, model: Model) -> str | None:
+    """Return why PyTorch cannot run a model: it runs the module that was exported, and there is none in an ONNX file."""
+    if model.program is None:
+        return (
+            "it has no PyTorch program, because it was loaded from an ONNX file or its export kept none. Load the module: "
+            "workbench.load(module, inputs)"
+        )
+    if not Path(model.program.path).is_file():
+        return f"its program {model.program.path} is gone. Load the module again: workbench.load(module, inputs)"
+    return None
+
+
+def refuses(name: str, target: str | None = None) -> dict[str, str]:
+    """Return what cannot be had of the module as it was before the recipe -> the reason: all but floating-point types."""
+    graph = "PyTorch runs the module as it was before the recipe, and this changes the ONNX graph"
+    refused = dict.fromkeys((*_GRAPH_STEPS, "exclude"), graph)
+    if not hardware.gpus() or "+cpu" in version(name):
+        refused["tf32"] = "TF32 exists on NVIDIA GPUs only"
+    same = (
+        "torch.compile always fuses all it can"
+        if name == "torch-compile"
+        else "PyTorch without torch.compile runs operator by operator: nothing is fused"
+    )
+    return {**refused, "fusion-off": same, "fusion-basic": same}
 
 
 def lacks(name: str, onnx_path: Path) -> dict[str, str]:

@@ -66,7 +66,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
 def _check(model: onnx.ModelProto, step: Quantize, context: Context) -> None:
     if context.family != "ort-cpu":
         raise TransformError(
-            f"{dialect(context.dialect).engine} has no INT8 with scales found at run time. "
+            f"The engine that this file is for (dialect {context.dialect!r}) has no INT8 with scales found at run time. "
             f"Take static quantization, such as the recipe 'int8-max', or the backend onnxruntime-cpu."
         )
     if step.to != "int8" or step.symmetric:

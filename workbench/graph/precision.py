@@ -89,7 +89,8 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
 def _listed(model: onnx.ModelProto, step: Precision, context: Context, started: float) -> StepReport:
     if step.to == "bf16":
         raise TransformError(
-            "TensorRT 8.6 has no BF16: its builder knows FP32, TF32, FP16 and INT8. Use fp16, or TensorRT 10 or later."
+            "TensorRT 8.6 has no BF16, and this file is written for it (the dialect 'trt-8.6'). Use fp16, or TensorRT 10.12 or "
+            "later, which takes types from the graph."
         )
     graph = Graph(model)
     types = tensor_types(model)

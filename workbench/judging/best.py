@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from workbench.judging import separating
+from workbench.judging.separating import Apart
 from workbench.judging.standing import Point, Quality
 
 
@@ -45,8 +47,18 @@ class Choice:
 Alike = Callable[[str, str], bool]
 
 
+def _unknown(one: str, other: str) -> None:
+    """What it takes to tell two variants apart, where no measurement is at hand."""
+
+
 def choose(
-    points: Sequence[Point], quality: Quality, baseline: str, budget: Budget, alike: Alike = lambda one, other: False
+    points: Sequence[Point],
+    quality: Quality,
+    baseline: str,
+    budget: Budget,
+    alike: Alike = lambda one, other: False,
+    *,
+    apart: Apart = _unknown,
 ) -> Choice:
     """Return the best variant that keeps a budget.
 
@@ -56,6 +68,7 @@ def choose(
 
     Args:
         alike: whether the speed of two variants cannot be told apart (see `standing.alike_in_speed`).
+        apart: what it takes to tell them apart (see `standing.apart_in_speed`).
     """
     base = next((point for point in points if point.name == baseline), None)
     if budget.is_empty or not points:
@@ -70,11 +83,17 @@ def choose(
     else:
         best = _fastest(fitting, quality, alike)
     equals = tuple(point.name for point in fitting if point is not best and alike(best.name, point.name))
-    words = [_praise(best, quality), *_binding(points, best, base, quality, budget), *_ties(best, equals)]
+    words = [
+        _praise(best, quality, equals),
+        *_binding(points, best, base, quality, budget),
+        *_ties(best, equals, apart),
+    ]
     return Choice(best.name, " ".join(words), equals)
 
 
-def recommended(points: Sequence[Point], quality: Quality, alike: Alike = lambda one, other: False) -> Choice:
+def recommended(
+    points: Sequence[Point], quality: Quality, alike: Alike = lambda one, other: False, *, apart: Apart = _unknown
+) -> Choice:
     """Return what to take where no budget is set: distinguishably faster than the baseline, not distinguishably worse.
 
     Of these the fastest, and among those whose speed cannot be told apart from its the most accurate.
@@ -84,7 +103,7 @@ def recommended(points: Sequence[Point], quality: Quality, alike: Alike = lambda
         return Choice(None, "No variant is distinguishably faster without answering distinguishably worse.")
     best = _fastest(good, quality, alike)
     equals = tuple(point.name for point in good if point is not best and alike(best.name, point.name))
-    return Choice(best.name, " ".join([_praise(best, quality), *_ties(best, equals)]), equals)
+    return Choice(best.name, " ".join([_praise(best, quality, equals), *_ties(best, equals, apart)]), equals)
 
 
 def _fastest(points: Sequence[Point], quality: Quality, alike: Alike) -> Point:
@@ -97,10 +116,8 @@ def _worth(point: Point, quality: Quality) -> float:
     return point.quality.value if quality.higher_is_better else -point.quality.value
 
 
-def _ties(best: Point, equals: Sequence[str]) -> list[str]:
-    if not equals:
-        return []
-    return [f"In speed it cannot be told apart from {', '.join(equals)}: more rounds would separate them."]
+def _ties(best: Point, equals: Sequence[str], apart: Apart) -> list[str]:
+    return list(filter(None, [separating.words(best.name, equals, apart)]))
 
 
 def _fits(point: Point, base: Point, quality: Quality, budget: Budget) -> bool:
@@ -121,9 +138,15 @@ def _loss(point: Point, base: Point, quality: Quality) -> float:
     return difference if quality.higher_is_better else -difference
 
 
-def _praise(best: Point, quality: Quality) -> str:
+def _praise(best: Point, quality: Quality, equals: Sequence[str]) -> str:
     score = f"{quality.name} {best.quality.value:.4g} {quality.unit}".strip()
-    return f"Best: {best.name}, {best.seconds.value * 1e3:.3g} ms, {score}."
+    first = f"{best.name}, {best.seconds.value * 1e3:.3g} ms, {score}"
+    if not equals:
+        return f"Best: {first}."
+    return (
+        f"Best: {first}. In speed it cannot be told apart from {', '.join(equals)}: of these {len(equals) + 1} it answers "
+        f"best, and any would do for speed."
+    )
 
 
 def _binding(points: Sequence[Point], best: Point, base: Point, quality: Quality, budget: Budget) -> list[str]:

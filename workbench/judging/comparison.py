@@ -17,7 +17,7 @@ from workbench.errors import CompareError, expect, nearest
 from workbench.judging import accuracy, statistics
 from workbench.judging.intervals import FEWEST_ROUNDS
 from workbench.judging.statistics import Change, Ratio, Score
-from workbench.records import Accuracy, Measurement, StudyRecord, VariantResult
+from workbench.records import Accuracy, Measurement, StudyRecord, VariantResult, cards
 
 Quality = Literal["score", "agreement", "sqnr", "none"]
 
@@ -47,8 +47,8 @@ class Row:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(cards.Card):
     """Variants against one baseline.
 
     Attributes:
@@ -72,6 +72,17 @@ class Comparison:
     def front(self) -> tuple[str, ...]:
         """The variants on the Pareto front of accuracy and latency."""
         return tuple(row.variant for row in self.rows if row.on_front)
+
+    def _headline(self) -> str:
+        names = [row.variant for row in self.rows if row.variant != self.baseline]
+        return f"{', '.join(names[: cards.MOST])}{cards.more(names)} against {self.baseline}"
+
+    def _facts(self) -> cards.Facts:
+        for row in self.rows:
+            speed = [] if row.ratio is None else [row.ratio.words]
+            score = [] if row.change is None else [f"score {row.change.words}"]
+            yield row.variant, "; ".join((*speed, *score, *row.notes)) or "the baseline"
+        yield "notes", " ".join(self.notes)
 
 
 def compare(

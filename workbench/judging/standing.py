@@ -13,6 +13,7 @@ from workbench.errors import CompareError
 from workbench.judging import statistics
 from workbench.judging.accuracy import agreement, lowest_sqnr_db
 from workbench.judging.comparison import Comparison, Row, compare
+from workbench.judging.separating import Apart, Separation, separation
 from workbench.records import StudyRecord, VariantResult
 
 
@@ -123,6 +124,17 @@ def alike_in_speed(record: StudyRecord) -> Callable[[str, str], bool]:
         return statistics.ratio(first, second).verdict in ("not distinguishable", "no interval")
 
     return alike
+
+
+def apart_in_speed(record: StudyRecord) -> Apart:
+    """Return what tells how many more rounds it takes to tell the speed of two variants of a study apart."""
+    measured = {item.recipe.name: item.measurement for item in record.results if item.failure is None}
+
+    def apart(one: str, other: str) -> Separation | None:
+        first, second = measured.get(one), measured.get(other)
+        return None if first is None or second is None else separation(first, second)
+
+    return apart
 
 
 def _place(result: VariantResult, base: VariantResult, row: Row, shown: Quality) -> Place | None:

@@ -312,6 +312,12 @@ def as_image(figure: Figure) -> str:
     return f'<img alt="{alt}" style="max-width:100%" src="data:image/png;base64,{data}">'
 
 
+def type_colours(theme: ThemeName = "light") -> dict[str, str]:
+    """Return type -> its colour, as in every figure here; the empty type has the colour of what is not known."""
+    colours = look.named(theme)
+    return {"": colours.quiet, **{name: colours.series[place] for name, (place, *_) in _TYPES.items()}}
+
+
 def _colour(precision: str, colours: Theme) -> str:
     if precision not in _TYPES:
         return colours.quiet

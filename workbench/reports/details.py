@@ -18,7 +18,7 @@ from workbench.judging import roofline
 from workbench.judging.comparison import Comparison
 from workbench.judging.intervals import FEWEST_ROUNDS
 from workbench.records import StepReport, StudyRecord, VariantResult
-from workbench.reports import formats
+from workbench.reports import formats, gpu_state
 
 _LONGEST_LOG_LINES = 200
 _MOST_NAMES = 200
@@ -84,7 +84,7 @@ def facts(record: StudyRecord) -> list[str]:
 
 
 def notes(record: StudyRecord, comparison: Comparison | None) -> list[str]:
-    """Return what must be read with the results: of the study, the model, and the variants (named once, with who)."""
+    """Return what must be read with the results, what touches most of it first; notes of variants once, with who."""
     taken = "One round was" if record.protocol.rounds == 1 else f"{record.protocol.rounds} rounds were"
     few = f"{taken} measured: there are no intervals, and so no verdicts. Set Protocol(rounds=5) or more."
     own = [few] if record.protocol.rounds < FEWEST_ROUNDS else []
@@ -98,7 +98,9 @@ def notes(record: StudyRecord, comparison: Comparison | None) -> list[str]:
             by_note.setdefault(note, [])
     everyone = [result.recipe.name for result in record.results]
     shared = [_whose(note, names, everyone) for note, names in by_note.items()]
-    return list(dict.fromkeys([*own, *record.notes, *record.model.origin.notes, *shared, *_disturbances(record)]))
+    # What touches every number comes first: too few rounds, a slowed device, disturbances.
+    measured = (*own, *gpu_state.notes(record), *_disturbances(record))
+    return list(dict.fromkeys([*measured, *record.notes, *record.model.origin.notes, *shared]))
 
 
 def variant_details(record: StudyRecord) -> list[VariantDetail]:
@@ -147,7 +149,7 @@ def environment_rows(record: StudyRecord) -> list[tuple[str, str]]:
     rows += [(_label(key), _environment_value(key, value)) for key, value in record.environment.items()]
     for key, values in _measured_environments(record).items():
         rows.append((_label(key), " or ".join(values)))
-    return rows
+    return [*rows, *gpu_state.rows(record)]
 
 
 def _measured_environments(record: StudyRecord) -> dict[str, list[str]]:

@@ -42,8 +42,6 @@ def markdown(
     lines = [f"# {escape(title(record))}", "", escape(" · ".join(facts(record))), ""]
     for sentence in verdict(record, comparison, refusal):
         lines += [escape(sentence), ""]
-    for note in notes(record, comparison):
-        lines += [f"> **Note:** {escape(note)}", ""]
     lines += ["## Results", ""]
     lines.append(_row([column.line for column in table.columns]))
     lines.append("|" + "|".join([" :--- ", *[" ---: "] * (len(table.columns) - 1)]) + "|")
@@ -51,6 +49,8 @@ def markdown(
         tag = " (baseline)" if row.is_baseline else ""
         lines.append(_row([row.cells[0].text + tag, *(cell.line for cell in row.cells[1:])]))
     lines += ["", *(f"- {escape(note)}" for note in table.footnotes), ""]
+    for note in notes(record, comparison):
+        lines += [f"> **Note:** {escape(note)}", ""]
     lines += _failures(record)
     for variant, sentences in why.lines(explanations):
         lines += [f"## Why: {escape(variant)}", "", *(f"1. {escape(text)}" for text in sentences), ""]

@@ -17,7 +17,7 @@ from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, require
 from workbench.judging.statistics import Change, Ratio
 from workbench.plots.distributions import size_bytes
 from workbench.records import Accuracy, Protocol, StudyRecord, VariantResult
-from workbench.reports import formats
+from workbench.reports import formats, gpu_state
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,11 @@ def _footnotes(record: StudyRecord, comparison: Comparison | None) -> list[str]:
     if any(result.variant is not None and result.variant.calibration_seconds for result in record.results):
         notes.append("The calibration time is that of collecting the statistics once; recipes of one study share them.")
     if any(result.measurement is not None for result in record.results):
-        notes.append(f"Peak memory is that of the whole process that measures{_python_words(record.protocol)}.")
+        host = " on the host" if gpu_state.has_gpu(record) else ""
+        gpu = "; the GPU's stands under “Where it was measured”" if host else ""
+        notes.append(
+            f"Peak memory is that of the whole process that measures{host}{_python_words(record.protocol)}{gpu}."
+        )
     return [*notes, *(comparison.notes if comparison is not None else ())]
 
 

@@ -1,18 +1,18 @@
-"""What a study found, in a sentence or three: which variant is faster, what it costs, and what did not work.
+"""What a study found, in a sentence or three: what to take, who is faster, who answers worse, and what did not work.
 
-Takes verdicts from the comparison; a difference that cannot be told from none is never called one.
+Both axes come first. Takes verdicts from the comparison; a difference that cannot be told from none is never called one.
 """
 
 from __future__ import annotations
 
-from workbench.judging import standing
+from workbench.judging import separating, standing
 from workbench.judging.accuracy import lowest_sqnr_db
 from workbench.judging.best import recommended
 from workbench.judging.comparison import Comparison, Row
-from workbench.judging.statistics import Change
+from workbench.judging.statistics import Change, few_rounds
 from workbench.records import Accuracy, StudyRecord
 from workbench.reports import formats
-from workbench.reports.rows import speed_words
+from workbench.reports.rows import change_words, speed_words
 
 
 def verdict(record: StudyRecord, comparison: Comparison | None, refusal: str = "") -> list[str]:
@@ -20,32 +20,72 @@ def verdict(record: StudyRecord, comparison: Comparison | None, refusal: str = "
     if comparison is None:
         return [refusal, *_failures(record)]
     candidates = [row for row in comparison.rows if row.ratio is not None]
-    best = _best(record, comparison)
+    best, ties = _best(record, comparison)
+    first, named = _first(record, comparison, candidates, best)
+    others = _others(comparison, candidates, named)
+    return [first, *ties, *_worse(record, comparison, candidates, named), *others, *_failures(record)]
+
+
+def _first(
+    record: StudyRecord, comparison: Comparison, candidates: list[Row], best: Row | None
+) -> tuple[str, Row | None]:
+    """Return what to take, and the candidate whose cost the sentence names."""
+    base = comparison.baseline
+    faster = [row for row in candidates if row.ratio is not None and row.ratio.verdict == "faster"]
     if not candidates:
-        first = f"There is nothing to compare: only {record.baseline} was measured."
-    elif best is not None:
-        first = f"{best.variant} is {_speed(best)} than {comparison.baseline} {_cost(record, best)}."
-    elif any(row.ratio is not None and row.ratio.verdict == "faster" for row in candidates):
-        fastest = max(candidates, key=_times)
-        first = (
-            f"Every faster variant answers distinguishably worse: {fastest.variant} is {_speed(fastest)} than "
-            f"{comparison.baseline} {_cost(record, fastest)}."
+        return f"There is nothing to compare: only {record.baseline} was measured.", None
+    if best is not None:
+        return f"Take {best.variant}: it is {_speed(best)} than {base} {_cost(record, best)}.", best
+    if faster:
+        fastest = max(faster, key=_times)
+        return (
+            f"Keep {base}: every faster variant answers distinguishably worse. {fastest.variant} is {_speed(fastest)} "
+            f"{_cost(record, fastest)}.",
+            fastest,
         )
-    else:
-        first = f"No variant is distinguishably faster than {comparison.baseline}."
-    return [first, *_others(comparison, candidates, best), *_failures(record)]
+    if all(row.ratio is not None and row.ratio.verdict == "no interval" for row in candidates):
+        rounds = min(row.ratio.rounds for row in candidates if row.ratio is not None)
+        return f"Nothing can be said of speed yet ({few_rounds(rounds)}).", None
+    return f"Keep {base}: no variant is distinguishably faster than it.", None
 
 
-def _best(record: StudyRecord, comparison: Comparison) -> Row | None:
+def _best(record: StudyRecord, comparison: Comparison) -> tuple[Row | None, list[str]]:
     shown = standing.quality(record, comparison)
     if shown is None:
         faster = [
             row for row in comparison.rows if row.ratio is not None and row.ratio.verdict == "faster" and row.on_front
         ]
-        return max(faster, key=_times, default=None)
+        return max(faster, key=_times, default=None), []
     points, _ = standing.points(record, comparison, shown)
     choice = recommended(points, shown, standing.alike_in_speed(record))
-    return None if choice.best is None else comparison[choice.best]
+    if choice.best is None:
+        return None, []
+    ties = []
+    if choice.equals:
+        told = separating.words(choice.best, choice.equals, standing.apart_in_speed(record))
+        ties.append(f"In speed it cannot be told apart from {formats.listed(list(choice.equals))}. {told}".strip())
+    return comparison[choice.best], ties
+
+
+def _worse(record: StudyRecord, comparison: Comparison, candidates: list[Row], named: Row | None) -> list[str]:
+    """Say who answers worse, fast or slow: the other half of every verdict."""
+    worse = [row for row in candidates if row is not named and row.change is not None and row.change.verdict == "worse"]
+    amounts = [f"{row.variant} ({_loss(record, row)})" for row in worse]
+    if amounts:
+        return [f"Answers distinguishably worse than {comparison.baseline}: {formats.listed(amounts)}."]
+    shares = sorted((row.agreement.value, row.variant) for row in candidates if row.agreement is not None)
+    if len(shares) > 1 and all(row.change is None for row in candidates):
+        (low, least), (high, most) = shares[0], shares[-1]
+        return [f"Same answers as {comparison.baseline}: from {low:.2%} ({least}) to {high:.2%} ({most})."]
+    return []
+
+
+def _loss(record: StudyRecord, row: Row) -> str:
+    check = _check(record, row.variant)
+    if check is None or row.change is None:
+        return "unknown"
+    amount, _ = change_words(row.change, check.unit == "share")
+    return f"{amount} points" if check.unit == "share" else amount
 
 
 def _times(row: Row) -> float:
@@ -89,10 +129,10 @@ def _change(check: Accuracy, change: Change, difference: float) -> str:
     return f"at {amount} {direction} {check.metric}" + (f" ({aside})" if aside else "")
 
 
-def _others(comparison: Comparison, candidates: list[Row], best: Row | None) -> list[str]:
+def _others(comparison: Comparison, candidates: list[Row], named: Row | None) -> list[str]:
     groups: dict[str, list[str]] = {"faster": [], "not distinguishable": [], "slower": [], "no interval": []}
     for row in candidates:
-        if row is not best and row.ratio is not None:
+        if row is not named and row.ratio is not None:
             groups[row.ratio.verdict].append(f"{row.variant} ({speed_words(row.ratio)[0].split()[0]})")
     names = {key: [name.partition(" (")[0] for name in group] for key, group in groups.items()}
     parts = []

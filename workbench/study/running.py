@@ -17,6 +17,7 @@ from workbench import codec
 from workbench.datasets import Dataset
 from workbench.errors import Cancelled, RecipeError, StoreError, WorkbenchError
 from workbench.judging import accuracy, roofline
+from workbench.judging.disagreeing import spread
 from workbench.machine import device, turn
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
@@ -278,16 +279,15 @@ class _Run:
         self.watch(self.record)
 
     def _put_samples(self) -> None:
-        """Keep pictures or texts of the samples on which most variants disagree with the baseline."""
+        """Keep pictures or texts of samples on which variants disagree with the baseline, spread over the variants."""
         show = self.request.dataset.show
         if show is None:
             return
-        votes: dict[int, int] = {}
-        for item in self.record.results:
-            for index in accuracy.flips(item.accuracy) if item.accuracy is not None else ():
-                votes[int(index)] = votes.get(int(index), 0) + 1
-        chosen = sorted(votes, key=lambda index: (-votes[index], index))[:_MOST_SAMPLES]
-        self.record = replace(self.record, samples={str(index): show(index) for index in chosen})
+        checks = {item.recipe.name: item.accuracy for item in self.record.results if item.accuracy is not None}
+        flipped = {name: [int(index) for index in accuracy.flips(check)] for name, check in checks.items()}
+        self.record = replace(
+            self.record, samples={str(index): show(index) for index in spread(flipped, _MOST_SAMPLES)}
+        )
 
     def _keep(self) -> None:
         """Write the record; an earlier one with raw samples that this one no longer has gets a name of its own."""

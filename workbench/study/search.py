@@ -23,7 +23,7 @@ from workbench.machine.handle import Handle
 from workbench.machine.store import Store, key_of
 from workbench.models import as_model
 from workbench.recipes import Recipe, named
-from workbench.records import BuildOptions, Model, Protocol
+from workbench.records import BuildOptions, Model, Protocol, cards, formats
 from workbench.study import Study, run
 from workbench.study.progress import Listener
 from workbench.transformation.steps import Calibrated
@@ -83,8 +83,8 @@ class Tried:
         return self.judged_on == "evaluation"
 
 
-@dataclass(frozen=True)
-class Found:
+@dataclass(frozen=True, repr=False)
+class Found(cards.Card):
     """What the search found.
 
     Attributes:
@@ -105,6 +105,19 @@ class Found:
     def recipe(self) -> Recipe:
         """The best recipe, to run elsewhere."""
         return self.study[self.best].recipe
+
+    def _headline(self) -> str:
+        return f"{self.best!r}: {self.reason}"
+
+    def _facts(self) -> cards.Facts:
+        for tried in self.path:
+            known = (
+                "" if tried.drop is None else f"{tried.drop:.3g} {self.unit} lost",
+                "" if tried.seconds is None else f"{formats.milliseconds(tried.seconds)} ms",
+                f"{len(tried.kept)} layers kept" if tried.kept else "",
+                f"{'keeps' if tried.meets else 'breaks'} the bound on {tried.judged_on} data",
+            )
+            yield tried.recipe, ", ".join(filter(None, known))
 
 
 def optimize(

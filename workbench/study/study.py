@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -109,9 +110,10 @@ class Study:
             return Choice(None, "No variant's answers were checked, so none can be recommended.")
         points, _ = standing.points(self.record, comparison, shown)
         alike, budget = standing.alike_in_speed(self.record), Budget(at_most_seconds, at_most_lost)
+        apart = standing.apart_in_speed(self.record)
         if budget.is_empty:
-            return recommended(points, shown, alike)
-        return choose(points, shown, self.record.baseline, budget, alike)
+            return recommended(points, shown, alike, apart=apart)
+        return choose(points, shown, self.record.baseline, budget, alike, apart=apart)
 
     def table(self) -> pandas.DataFrame:
         """Return one row a variant, formatted for a reader (numbers with their intervals)."""
@@ -260,7 +262,12 @@ class Study:
         return f"Study({self.name!r}: {self.record.model.name} on {self.record.backend}: {', '.join(done)}{failed})"
 
     def _repr_html_(self) -> str:
-        return str(self.table().to_html(escape=True))
+        from workbench.reports.verdict import verdict
+
+        found = verdict(self.record, *standing.compared(self.record))
+        first, rest = html.escape(found[0]), html.escape(" ".join(found[1:]))
+        table = self.table().to_html(escape=True)
+        return f'<p><b>{first}</b> {rest}</p><div style="overflow-x: auto">{table}</div>'
 
 
 def _whole(record: StudyRecord) -> StudyRecord:

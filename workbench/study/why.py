@@ -5,6 +5,7 @@ Gathers evidence for a variant of a study, has it judged, and measures advice in
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
@@ -36,6 +37,7 @@ def explain(
     layers: bool = True,
     store: Store | None = None,
     progress: Listener | Literal["auto"] | None = None,
+    cancel: Callable[[], bool] = lambda: False,
 ) -> Explanation:
     """Explain where a variant's time and accuracy go, beside the baseline of its study.
 
@@ -51,6 +53,7 @@ def explain(
         layers: measure what lowering each layer alone costs, where the recipe quantizes and there are calibration samples.
         store: where the study's files are; None takes the default store.
         progress: a function called with each Progress, or None.
+        cancel: asked now and then from this thread; True stops with Cancelled.
 
     Raises:
         StoreError: there is no such study.
@@ -58,11 +61,12 @@ def explain(
         DataError: `data` are not those of the study.
         EngineError: the variant was not built, its files are gone, or the backend has no profiler of layers.
         BackendMissing: the study's backend cannot be used here.
+        Cancelled: `cancel` said so.
     """
     store = store or Store()
     study = Study.open(study, store) if isinstance(study, str) else study
     expect(study, Study, "explain", "Pass what workbench.run returned, or the name of a study.", StoreError)
-    handle = Handle(progress=listener(progress))
+    handle = Handle(cancel, listener(progress))
     record, result, baseline = study.record, study[variant], study[study.record.baseline]
     for one in (baseline, result):
         built(record, one)

@@ -32,7 +32,7 @@ from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.models import as_model
 from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Sparsify, Step, named
-from workbench.records import Model, StepReport, Variant
+from workbench.records import Model, StepReport, Variant, cards, formats
 from workbench.transformation import observing, pruning, same_function
 from workbench.transformation.accounting import accounted
 from workbench.transformation.intermediate_outputs import Observation
@@ -42,8 +42,8 @@ from workbench.transformation.notes import settled, troubles
 BEFORE_QUANTIZATION = ("sparsify", "smooth_quant")
 
 
-@dataclass(frozen=True)
-class Calibrated:
+@dataclass(frozen=True, repr=False)
+class Calibrated(cards.Card):
     """What was found out about a model before a recipe can be applied to it; `workbench.calibrate` makes it.
 
     Attributes:
@@ -69,6 +69,18 @@ class Calibrated:
     notes: tuple[str, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
+
+    def _headline(self) -> str:
+        seen = "no activations observed" if self.table is None else repr(self.table)
+        return f"dialect {self.dialect}: {seen}"
+
+    def _facts(self) -> cards.Facts:
+        yield "calibrators chosen", f"{len(self.calibrators)} tensors" if self.calibrators else ""
+        yield "channel maxima", f"{len(self.channel_maxima)} tensors" if self.channel_maxima else ""
+        yield "smoothing", "" if self.smoothing is None else f"{self.smoothing:g}"
+        yield "pruned", f"{len(self.pruned)} nodes" if self.pruned else ""
+        yield "observed in", "" if self.seconds is None else formats.seconds(self.seconds)
+        yield "notes", " ".join(self.notes)
 
     @property
     def sha256(self) -> str:

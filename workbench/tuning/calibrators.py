@@ -165,7 +165,7 @@ class CalibratorRow:
     drop: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CalibratorComparison:
     """Calibrators beside each other, and the table that all thresholds came from.
 
@@ -178,6 +178,12 @@ class CalibratorComparison:
     statistics: CalibrationTable
     unit: str
     samples: int
+
+    def __repr__(self) -> str:
+        return f"CalibratorComparison({', '.join(row.calibrator for row in self.rows)}; {self.samples:,} samples)"
+
+    def _repr_html_(self) -> str:
+        return str(self.table().round(3).to_html(escape=True, index=False))
 
     def table(self) -> pandas.DataFrame:
         """Return one row a calibrator, the best at the outputs first.

@@ -7,6 +7,7 @@ answers are judged on calibration samples, so that evaluation data stay clean fo
 from __future__ import annotations
 
 import heapq
+import html
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -74,7 +75,11 @@ class LayerCost:
         return self.seconds - self.quantized_seconds
 
 
-@dataclass(frozen=True)
+# Rows that a notebook shows by itself.
+_MOST_SHOWN = 20
+
+
+@dataclass(frozen=True, repr=False)
 class LayerCosts:
     """All layers that a recipe quantizes or reduces, the noisiest first.
 
@@ -110,6 +115,13 @@ class LayerCosts:
         if unknown:
             raise RecipeError(f"No layer is called {unknown[0]!r}. The rows' names are module paths; see `.rows`.")
         return kept(self.recipe, names, name)
+
+    def __repr__(self) -> str:
+        loss = "" if self.whole_drop is None else f", {self.whole_drop:.3g} {self.unit} lost"
+        return f"LayerCosts({self.recipe.name!r}: {len(self.rows)} layers; all lowered {self.whole_db:.1f} dB{loss})"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>{self.table().head(_MOST_SHOWN).round(3).to_html(escape=True)}"
 
     def table(self) -> pandas.DataFrame:
         """Return milliseconds saved and accuracy lost, one row a layer, the noisiest first.

@@ -28,7 +28,7 @@ class Summary:
     """What is computed from a record once.
 
     Attributes:
-        finding: the result in sentences.
+        finding: the result, a sentence a line, what to take first.
         quality: what stands for "how right"; None where nothing was checked yet.
     """
 
@@ -52,7 +52,7 @@ class Clip:
 def summarise(record: StudyRecord, *, front: bool = True) -> Summary:
     """Compute what is shown of a record; without the front it is much faster where there are many variants."""
     comparison, refusal = compared(record, front=front)
-    finding = " ".join(verdict(record, comparison, refusal))
+    finding = "\n".join(verdict(record, comparison, refusal))
     table = main_table(record, comparison)
     shown = None if comparison is None else quality(record, comparison)
     if comparison is None or shown is None:

@@ -107,7 +107,9 @@ def hostile() -> str:
 
 def test_the_verdict_comes_first_with_intervals_and_p_value(read: Reader) -> None:
     start = read.text[:900]
-    assert re.search(r"int8-\w+ is 2\.\d+x faster \[2\.\d+, 2\.\d+\] than fp32 at 0\.\d+ points less top-1", start)
+    assert re.search(
+        r"Take int8-\w+: it is 2\.\d+x faster \[2\.\d+, 2\.\d+\] than fp32 at 0\.\d+ points less top-1", start
+    )
     assert "not distinguishable, McNemar p =" in start
     assert "Failed: int8-smooth during build (OutOfMemory)." in start
 

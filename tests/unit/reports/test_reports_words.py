@@ -16,7 +16,7 @@ from workbench import codec, reports
 from workbench.errors import StoreError
 from workbench.judging.standing import compared
 from workbench.recipes import Recipe
-from workbench.records import Failure, Protocol, StudyRecord
+from workbench.records import Failure, Protocol, StudyRecord, VariantResult
 from workbench.reports import details, formats
 from workbench.reports.examples import examples
 from workbench.reports.methods import methods
@@ -48,12 +48,12 @@ def cells(record: StudyRecord, variant: str) -> dict[str, str]:
 
 
 def test_the_verdict_names_the_more_accurate_of_two_that_are_equally_fast() -> None:
-    assert said(only("fp32", "int8-kl", "int8-max")).startswith("int8-max is 2.")
+    assert said(only("fp32", "int8-kl", "int8-max")).startswith("Take int8-max: it is 2.")
 
 
 def test_the_verdict_says_when_nothing_is_faster() -> None:
     words = said(only("fp32", "fp16", "fp32-basic"))
-    assert words.startswith("No variant is distinguishably faster than fp32.")
+    assert words.startswith("Keep fp32: no variant is distinguishably faster than it.")
     assert "Slower: fp16 (1.3" in words
     assert "Not distinguishable from fp32 in speed: fp32-basic" in words
 
@@ -65,8 +65,31 @@ def test_the_verdict_does_not_praise_what_answers_distinguishably_worse() -> Non
     wrong = (0.0,) * 60 + bad.accuracy.scores[60:]
     record = replace(record, results=(base, replace(bad, accuracy=replace(bad.accuracy, scores=wrong))))
     words = said(record)
-    assert words.startswith("Every faster variant answers distinguishably worse: int8-kl is 2.")
-    assert "points less top-1 (McNemar p =" in words
+    assert words.startswith("Keep fp32: every faster variant answers distinguishably worse. int8-kl is 2.")
+    assert "points less top-1 (McNemar p =" in words and "Also faster" not in words
+
+
+def broken(result: VariantResult, wrong: int) -> VariantResult:
+    assert result.accuracy is not None
+    scores = (0.0,) * wrong + result.accuracy.scores[wrong:]
+    return replace(result, accuracy=replace(result.accuracy, scores=scores))
+
+
+def test_the_verdict_names_whoever_answers_worse_fast_or_slow() -> None:
+    base, slow, fast = only("fp32", "fp16", "int8-max").results
+    words = said(replace(only("fp32", "fp16", "int8-max"), results=(base, broken(slow, 267), fast)))
+    assert words.startswith("Take int8-max")
+    assert "Answers distinguishably worse than fp32: fp16 (-4" in words and " points)" in words
+
+
+def test_the_verdict_says_the_range_of_answers_kept_where_there_are_no_labels() -> None:
+    words = said(only("fp32", "fp16", "int8-max", "int8-kl", labels=False))
+    assert "Same answers as fp32: from 9" in words and "% (fp16)" in words
+
+
+def test_the_verdict_names_the_ties_of_what_to_take_and_what_would_tell_them_apart() -> None:
+    words = said(only("fp32", "int8-kl", "int8-max"))
+    assert "cannot be told apart from int8-kl" in words and "more round" in words
 
 
 def test_the_verdict_of_a_lone_baseline_compares_nothing() -> None:
@@ -103,6 +126,7 @@ def test_the_verdict_at_equal_scores_says_the_same_score() -> None:
 
 def test_one_round_gives_no_verdict_and_says_so() -> None:
     record = synthetic_study.study(("fp32", "int8-max"), protocol=replace(QUICK, rounds=1))
+    assert said(record).startswith("Nothing can be said of speed yet (one round: too few to tell, 2 more")
     assert "so without a verdict: int8-max" in said(record)
     assert cells(record, "int8-max")["Speed-up"].endswith(
         "x (one round: too few to tell, 2 more are needed for an interval)"

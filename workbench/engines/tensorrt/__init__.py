@@ -20,6 +20,7 @@ from workbench.engines.tensorrt import (
     kernels,
     layers,
     log,
+    offering,
     parsing,
     refitting,
     running,
@@ -28,7 +29,7 @@ from workbench.engines.tensorrt import (
 )
 from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.errors import BackendMissing, WorkbenchError
-from workbench.records import Engine, LayerTime, Variant
+from workbench.records import BuildOptions, Engine, LayerTime, Variant
 
 
 def missing(name: str) -> Missing | None:
@@ -97,6 +98,21 @@ def device(name: str) -> str:
 def dialect(name: str) -> str:
     """Return the Q/DQ dialect: `trt-8.6` before TensorRT 10.12, `strong` from there on and for RTX."""
     return _capabilities(name).dialect
+
+
+def refuses(name: str, target: str | None = None) -> dict[str, str]:
+    """Return what this release or its target cannot do -> the reason; see `offering.refused`.
+
+    Raises:
+        BackendMissing: the library is not here; BuildError: it knows no such target, or wants a GPU and there is none.
+    """
+    caps = _capabilities(name)
+    runtime = _gpu(name)
+    here = None if runtime is None else runtime.device()
+    found, _ = targets.read(caps, BuildOptions(target=target), here)
+    if target is None and here is not None and found.devices:
+        found = targets.Targets((here,))  # people know their GPU by its name
+    return offering.refused(caps, found)
 
 
 def lacks(name: str, onnx_path: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from workbench.records import Model, Protocol
 from workbench.study import Study, run
 from workbench.ui.state.export import Export, History
 from workbench.ui.state.inspection import Inspection
+from workbench.ui.state.layers import Layers
 from workbench.ui.state.plan import Plan
 from workbench.ui.state.previewing import Previewing
 from workbench.ui.state.results import Results
@@ -46,6 +47,7 @@ class State:
         self.results = Results(self.session, self.selection)
         self.previewing = Previewing(self.session, self.selection, self.plan)
         self.inspection = Inspection(self.session, self.selection, self.plan)
+        self.layers = Layers(self.session, self.selection, self.plan, self.results)
         self.export = Export(self.session, self.selection, self.plan, self.results, name)
         self.history = History(self.session, self.results)
         self.running.observe(lambda change: self.results.show(change["new"], self.running.is_settled), "drawn")

@@ -125,7 +125,13 @@ class Plan(HasTraits):
         self.matches = tuple(found[:_MOST_MATCHES])
 
     def exclude(self, nodes: tuple[str, ...]) -> None:
-        """Leave layers out of precision and quantization steps."""
+        """Leave layers out of precision and quantization steps.
+
+        Raises:
+            RecipeError: the backend cannot leave layers out.
+        """
+        if why := self.reasons.get(("exclude", "layers")):
+            raise RecipeError(f"No layer can be left out: {why}. Choose another backend.")
         self.excluded = tuple(dict.fromkeys((*self.excluded, *nodes)))
         self._exclusions()
 
@@ -163,7 +169,17 @@ class Plan(HasTraits):
         self.cuda_graph = read.protocol.cuda_graph
         self._extra = read.options
         self.trtexec_words = " ".join(read.notes) or "Every flag of the command has its counterpart here."
-        self._estimate()
+        self._refresh()
+
+    def add_recipe(self, recipe: Recipe) -> None:
+        """Add a recipe that was made elsewhere, such as from chosen layers.
+
+        Raises:
+            RecipeError: it is there already, or the backend cannot run it.
+        """
+        if why := self.refusal(recipe):
+            raise RecipeError(f"{recipe.name} cannot be run: {why}.")
+        self._add((recipe,))
 
     def add_sweep(self) -> None:
         """Add every recipe that the toggles make and that is not there yet.
@@ -189,10 +205,11 @@ class Plan(HasTraits):
 
     def refusal(self, recipe: Recipe) -> str:
         """Return why the backend cannot run a recipe, or nothing."""
+        if why := self.reasons.get(("backend", "model")):
+            return str(why)
         for step in recipe.steps:
-            kind = "precision" if step.kind == "precision" else "quantization"
-            for value in _values(step):
-                if why := self.reasons.get((kind, value)):
+            for toggle, value in _asked(step):
+                if why := self.reasons.get((toggle, value)):
                     return str(why)
         return ""
 
@@ -269,7 +286,7 @@ class Plan(HasTraits):
         self._estimate()
 
     def _refresh(self) -> None:
-        self.reasons = offers.refusals(self.backend, self.selection.model, self.selection.data) if self.backend else {}
+        self.reasons = self._reasons()
         self.caveats = offers.caveats(self.backend)
         kept: dict[str, Any] = {}
         for toggle, field in _TOGGLES.items():
@@ -277,6 +294,11 @@ class Plan(HasTraits):
             kept[field] = values or getattr(Toggles(), field)
         self.toggles = replace(self.toggles, **kept)
         self._count()
+
+    def _reasons(self) -> offers.Reasons:
+        if not self.backend:
+            return {}
+        return offers.refusals(self.backend, self.selection.model, self.selection.data, target=self._extra.target)
 
     def _count(self) -> None:
         made = sweep.recipes(self.toggles)
@@ -300,12 +322,15 @@ class Plan(HasTraits):
         self.estimate = f"This study: {variants}, about {estimate.words(now)} ({source}).{more}"
 
 
-def _values(step: Any) -> tuple[str, ...]:
-    """The toggle values that a step stands for."""
+def _asked(step: Any) -> tuple[tuple[str, str], ...]:
+    """The toggles and values that a step stands for."""
+    left_out = (("exclude", "layers"),) if getattr(step, "exclude", ()) else ()
+    if step.kind == "fuse":
+        return (("fusion", step.level),)
     if step.kind == "precision":
-        return (step.to,)
+        return (("precision", step.to), *left_out)
     if step.kind == "quantize":
-        return ("int8-dynamic",) if step.activations == "dynamic" else (step.to,)
+        return (("quantization", "int8-dynamic" if step.activations == "dynamic" else step.to), *left_out)
     if step.kind == "quantize_weights":
-        return (f"{step.to}-weights",)
-    return ("int8-smooth",) if step.kind == "smooth_quant" else ()
+        return (("quantization", f"{step.to}-weights"), *left_out)
+    return (("quantization", "int8-smooth") if step.kind == "smooth_quant" else ("sparse", "True"), *left_out)

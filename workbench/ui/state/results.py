@@ -23,7 +23,7 @@ from workbench.ui.state.session import Session
 # From here on finding the front (every pair is compared) takes seconds: it comes after the rest.
 MANY_VARIANTS = 30
 NO_ORDER = "order of the recipes"
-VIEWS = ("Plot", "Table", "Disagreements", "Calibration", "Fusion")
+VIEWS = ("Plot", "Table", "Layers", "Disagreements", "Calibration", "Fusion")
 THEMES: tuple[ThemeName, ...] = ("light", "dark")
 
 
@@ -134,7 +134,8 @@ class Results(HasTraits):
             self.best, self.budget_words = "", ""
             return
         alike = standing.alike_in_speed(summary.record)
-        choice = best.choose(summary.points, summary.quality, summary.record.baseline, limits, alike)
+        apart = standing.apart_in_speed(summary.record)
+        choice = best.choose(summary.points, summary.quality, summary.record.baseline, limits, alike, apart=apart)
         self.best, self.budget_words = choice.best or "", choice.words
 
     def _draw_plot(self) -> None:

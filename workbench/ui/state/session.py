@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Hashable
 from typing import Any
 
+from traitlets import Any as TraitAny
 from traitlets import HasTraits, Unicode
 
 from workbench.errors import WorkbenchError
@@ -27,11 +28,13 @@ class Session(HasTraits):
 
     Attributes:
         error: what went wrong last, for the user; empty after the next command that goes well.
+        place: the button whose command went wrong, which tells it beside itself; None where it stands at the top.
         notice: what a command has to say, such as where a file was written.
         page: the page that is shown, one of `PAGES`.
     """
 
     error = Unicode()
+    place: Any = TraitAny()
     notice = Unicode()
     page = Unicode(PAGES[0])
 
@@ -48,7 +51,7 @@ class Session(HasTraits):
         with self.lock:
             if self.is_closed:
                 return
-            self.error = ""
+            self.error, self.place = "", None
             self._guarded(command, *arguments)
 
     def deliver(self, news: Callable[..., None], *arguments: Any) -> None:

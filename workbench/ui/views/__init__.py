@@ -22,7 +22,12 @@ def frame(state: State) -> widgets.VBox:
     pages = controls.tabs(
         session, session, "page", "Page", {name: make(state) for name, make in zip(PAGES, makers, strict=True)}
     )
-    controls.follow(session, "error", lambda: controls.write(error, markup.error(session.error)))
+    # What went wrong with a button is told beside it.
+    controls.follow(
+        session,
+        ("error", "place"),
+        lambda: controls.write(error, markup.error(session.error if session.place is None else "")),
+    )
     controls.follow(
         state.running,
         "words",

@@ -5,6 +5,7 @@ A callback is one call to a command; the session catches and shows what goes wro
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import ipywidgets as widgets
 from traitlets import HasTraits
 
 from workbench.ui.state.session import Session
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import error, escape
 
 FIELD_WIDTH = "460px"
 LABEL_WIDTH = "130px"
@@ -28,9 +29,23 @@ def html(text: str = "", *classes: str) -> widgets.HTML:
 
 def row(*children: widgets.Widget) -> widgets.Box:
     """Put controls side by side; they wrap where the panel is narrow."""
-    made = widgets.Box(children)
+    buttons = [child for child in children if hasattr(child, "session")]
+    made = widgets.Box((*children, _error_beside(buttons)) if buttons else children)
     made.add_class("wb-row")
     return made
+
+
+def _error_beside(buttons: Sequence[widgets.Button]) -> widgets.HTML:
+    """Return the line that tells what went wrong with the command of one of these buttons."""
+    session, line = buttons[0].session, html("", "wb-beside")
+
+    def show() -> None:
+        is_ours = session.place in buttons
+        write(line, error(session.error) if is_ours else "")
+        line.layout.display = None if is_ours and session.error else "none"
+
+    follow(session, ("error", "place"), show)
+    return line
 
 
 def actions(*children: widgets.Widget) -> widgets.Box:
@@ -71,7 +86,14 @@ def button(
     made = widgets.Button(
         description=words, tooltip=tooltip or words, layout=widgets.Layout(width="auto", min_width="110px"), **options
     )
-    made.on_click(lambda clicked: session.attempt(command))
+
+    def press(clicked: Any) -> None:
+        session.attempt(command)
+        if session.error:
+            session.place = made
+
+    made.session = session  # a row of buttons tells beside them what went wrong
+    made.on_click(press)
     return made
 
 
@@ -192,36 +214,34 @@ class Checks:
             self.refresh()
 
 
-def greyed_words(reasons: dict[str, str]) -> str:
+def greyed_words(reasons: dict[str, str], words: str = "Not here") -> str:
     """Say why choices are greyed, those with one reason together."""
     together: dict[str, list[str]] = {}
     for value, why in reasons.items():
         together.setdefault(why, []).append(value)
     return "".join(
-        f"<div>Not here: {escape(', '.join(values))} ({escape(why)}).</div>" for why, values in together.items()
+        f"<div>{words}: {escape(', '.join(values))} ({escape(why)}).</div>" for why, values in together.items()
     )
 
 
-def pictures(light: widgets.Image, dark: widgets.Image) -> widgets.VBox:
-    """Return both pictures; the style sheet shows the one for the theme."""
-    light.add_class("wb-light")
-    dark.add_class("wb-dark")
-    for image in (light, dark):
-        image.layout.max_width = "100%"
-    return page(light, dark)
+def picture_pair(part: HasTraits, light_trait: str, dark_trait: str, words: Callable[[], str]) -> widgets.HTML:
+    """Return a picture that follows two PNG traits, one for each theme; nothing is shown while they are empty.
 
-
-def picture_pair(part: HasTraits, light_trait: str, dark_trait: str) -> widgets.VBox:
-    """Return a picture that follows two PNG traits, one for each theme; nothing is shown while they are empty."""
-    light, dark = widgets.Image(format="png"), widgets.Image(format="png")
-    box = pictures(light, dark)
+    Args:
+        words: what the picture shows, for who cannot see it; asked whenever it is drawn.
+    """
+    box = html()
 
     def show() -> None:
-        for image, trait in ((light, light_trait), (dark, dark_trait)):
-            data = getattr(part, trait)
-            if data and image.value != data:
-                image.value = data
-        box.layout.display = "flex" if getattr(part, light_trait) else "none"
+        kinds = (("wb-light", light_trait), ("wb-dark", dark_trait))
+        alt = escape(words(), quote=True)
+        shown = "".join(
+            f'<img class="{kind}" alt="{alt}" src="data:image/png;base64,{base64.b64encode(data).decode("ascii")}">'
+            for kind, trait in kinds
+            if (data := getattr(part, trait))
+        )
+        write(box, shown)
+        box.layout.display = None if shown else "none"
 
     follow(part, (light_trait, dark_trait), show)
     return box

@@ -29,9 +29,16 @@ def calibration_view(state: State) -> widgets.Widget:
         controls.row(collect),
         tensor,
         words,
-        controls.picture_pair(inspection, "histogram_light", "histogram_dark"),
+        controls.picture_pair(
+            inspection,
+            "histogram_light",
+            "histogram_dark",
+            lambda: f"Histogram of {inspection.tensor} with clip thresholds.",
+        ),
         clips,
-        controls.picture_pair(inspection, "curve_light", "curve_dark"),
+        controls.picture_pair(
+            inspection, "curve_light", "curve_dark", lambda: f"KL divergence of {inspection.tensor} by threshold."
+        ),
     )
 
 

@@ -232,6 +232,9 @@ def _lacks(lacks: dict[str, dict[str, str]]) -> str:
     for backend, absent in lacks.items():
         if not absent:
             parts.append(f"<p>✓ {escape(backend)} can run every operator of this model.</p>")
+        if "" in absent:
+            parts.append(f"<p>✗ {escape(backend)} cannot run this model: {escape(absent[''])}.</p>")
+            continue
         for operator, why in absent.items():
             parts.append(f"<p>✗ {escape(backend)} lacks <b>{escape(operator)}</b>: {escape(why)}.</p>")
     return "".join(parts) or '<p class="wb-quiet">Looking …</p>'

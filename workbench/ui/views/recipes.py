@@ -56,8 +56,12 @@ def _chosen(state: State) -> tuple[widgets.Widget, ...]:
     named = controls.field(widgets.Dropdown(description="Known recipe", options=list(NAMED)))
     add = controls.button(session, "Add", lambda: plan.add_named(named.value), "Add the known recipe to the study")
 
+    refused = controls.html()
+
     def show() -> None:
         chosen.options = [(f"{recipe.name}:  {sweep.describe(recipe)}", recipe.name) for recipe in plan.recipes]
+        reasons = {recipe.name: why for recipe in plan.recipes if (why := plan.refusal(recipe))}
+        controls.write(refused, controls.greyed_words(reasons, "Will fail here"))
 
     def show_named() -> None:
         options = [
@@ -66,9 +70,9 @@ def _chosen(state: State) -> tuple[widgets.Widget, ...]:
         if list(named.options) != options:
             named.options = options
 
-    controls.follow(plan, "recipes", show)
+    controls.follow(plan, ("recipes", "reasons"), show)
     controls.follow(plan, "reasons", show_named)
-    return chosen, controls.actions(remove), controls.row(named, add)
+    return chosen, refused, controls.actions(remove), controls.row(named, add)
 
 
 def _toggles(state: State) -> tuple[widgets.Widget, ...]:
@@ -196,7 +200,7 @@ def _protocol(state: State) -> tuple[widgets.Widget, ...]:
         profile, threads = plan.reasons.get(("profile", "shapes")), plan.reasons.get(("threads", "count"))
         for trait, why in (("smallest_batch", profile), ("largest_batch", profile), ("threads", threads)):
             controls.write(numbers[trait], bool(why), "disabled")  # type: ignore[arg-type]
-        greyed = {"shape profile": profile, "threads": threads}
+        greyed = {"shape profile": profile, "threads": threads, "this model": plan.reasons.get(("backend", "model"))}
         controls.write(notes, controls.greyed_words({name: why for name, why in greyed.items() if why}))
 
     controls.follow(plan, "reasons", show)

@@ -1,4 +1,4 @@
-"""The page of results: plot and budgets, table, disagreements, calibration, fusion."""
+"""The page of results: plot and budgets, table, layers, disagreements, calibration, fusion."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from workbench.ui.state import State
 from workbench.ui.state.results import VIEWS
 from workbench.ui.views import controls, markup
 from workbench.ui.views.inspection import calibration_view, fusion_view
+from workbench.ui.views.layers import layers_view
 from workbench.ui.views.markup import escape
 
 
@@ -17,10 +18,17 @@ def results_page(state: State) -> widgets.Widget:
     """Return the page; one of its views is shown at a time."""
     session, results = state.session, state.results
     words = controls.html()
-    controls.follow(results, "words", lambda: controls.write(words, f"<p><b>{escape(results.words)}</b></p>"))
+
+    def tell() -> None:
+        first, *rest = map(escape, results.words.split("\n"))
+        more = "".join(f"<p>{sentence}</p>" for sentence in rest)
+        controls.write(words, f"<p><b>{first}</b></p>{more}")
+
+    controls.follow(results, "words", tell)
     makers = {
         "Plot": _plot,
         "Table": _table,
+        "Layers": layers_view,
         "Disagreements": _disagreements,
         "Calibration": calibration_view,
         "Fusion": fusion_view,
@@ -52,7 +60,16 @@ def _plot(state: State) -> widgets.Widget:
     budgets = controls.row(
         controls.html("Budget", "wb-group"), controls.field(latency, "210px"), controls.field(loss, "210px")
     )
-    return controls.page(budgets, words, controls.picture_pair(results, "plot_light", "plot_dark"))
+    return controls.page(
+        budgets,
+        words,
+        controls.picture_pair(
+            results,
+            "plot_light",
+            "plot_dark",
+            lambda: f"Accuracy against latency. {results.words.partition(chr(10))[0]} Numbers: view Table.",
+        ),
+    )
 
 
 def _table(state: State) -> widgets.Widget:

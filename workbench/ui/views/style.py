@@ -33,6 +33,7 @@ CSS = """
 .workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px;
   box-sizing: border-box; }
 .workbench .wb-row { flex-flow: row wrap; align-items: center; gap: 4px 10px; overflow: visible; }
+.workbench .wb-beside { flex: 1 1 100%; }
 .workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
 .workbench .wb-actions { margin-left: 138px; }
 .workbench .wb-field > .widget-label { text-align: left; }
@@ -58,8 +59,26 @@ CSS = """
 .workbench figure img { width: 96px; height: 96px; object-fit: contain; image-rendering: pixelated;
   border: 1px solid var(--jp-border-color2, #d0d7de); background: #fff; }
 .workbench figure.wb-text { width: 100%; max-width: 75ch; }
+.workbench li { max-width: 90ch; }
+.workbench summary { cursor: pointer; padding: 3px 0; overflow-wrap: anywhere; }
+.workbench .wb-layer { display: grid; grid-template-columns: minmax(120px, 1.2fr) 2fr 2fr; gap: 2px 10px; align-items: center;
+  padding: 1px 0 1px 6px; border-left: 3px solid transparent; }
+.workbench .wb-layer .wb-name { font-size: 12.5px; }
+.workbench .wb-chosen { border-left-color: var(--jp-brand-color1, #1976d2); background: var(--jp-layout-color2, #f0f2f4); }
+.workbench .wb-bar { display: grid; grid-template-columns: minmax(0, 1fr) 104px; align-items: center; gap: 6px; min-width: 0; }
+.workbench .wb-bar i { display: block; height: 13px; min-width: 1px; border-radius: 1px; }
+.workbench .wb-bar small, .workbench .wb-legend { color: var(--jp-ui-font-color2, #57606a); font-size: 12px; }
+.workbench .wb-bar small { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; font-variant-numeric: tabular-nums; }
+.workbench .wb-legend { display: flex; flex-flow: row wrap; gap: 4px 16px; margin: 6px 0; }
+.workbench .wb-legend span { display: inline-flex; align-items: center; gap: 6px; }
+.workbench .wb-legend i { width: 14px; height: 12px; }
+.workbench i.wb-added { background-image:
+  repeating-linear-gradient(45deg, transparent 0 3px, var(--jp-layout-color0, #fff) 3px 5px); }
 .workbench a { color: var(--jp-content-link-color, #0b63c4); }
 @container (max-width: 560px) {
+  .workbench .wb-layer { grid-template-columns: 1fr 1fr; }
+  .workbench .wb-bar { grid-template-columns: minmax(0, 1fr); gap: 0; }
+  .workbench .wb-layer .wb-name, .workbench .wb-heads b:first-child { grid-column: 1 / -1; }
   .workbench .wb-field .widget-label, .workbench .wb-field > .widget-label { width: 100% !important; text-align: left; }
   .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: 100% !important; }
   .workbench .wb-field > select, .workbench .wb-field > input, .workbench .wb-field > .progress {

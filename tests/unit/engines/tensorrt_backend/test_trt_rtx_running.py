@@ -144,7 +144,7 @@ def test_an_engine_without_a_context_is_an_error(rtx, tmp_path: Path) -> None:
 
 
 def test_the_toggles_of_what_the_gpu_lacks_are_greyed(rtx) -> None:
-    assert refusals("tensorrt-rtx", None, None).keys() == {("threads", "count")}
+    assert refusals("tensorrt-rtx", None, None).keys() == {("threads", "count"), ("quantization", "int8-dynamic")}
     rtx.cuda.name, rtx.cuda.capability = "NVIDIA GeForce RTX 3090", (8, 6)
     assert "8.9; NVIDIA GeForce RTX 3090 has 8.6" in refusals("tensorrt-rtx", None, None)["quantization", "fp8"]
 
