@@ -112,7 +112,7 @@ def test_a_variant_is_explained(home: Path, capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     assert main(["explain", "why", "int8-max", "--report", str(home / "why.html")]) == 0
     output = capsys.readouterr().out
-    assert output.startswith("1. INT8 covers ") and "saved ms" in output
+    assert "1. INT8 covers " in output and "saved ms" in output
     assert '<h2 id="why">' in (home / "why.html").read_text(encoding="utf-8")
     assert main(["explain", "why", "int8-mix"]) == 1
     assert "no variant 'int8-mix'" in capsys.readouterr().err

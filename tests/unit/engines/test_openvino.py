@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,3 +209,20 @@ def test_layers_tell_what_they_read_and_write(
         assert one.writes[0].shape
     written = {spec.name for one in found for spec in one.writes}
     assert any(spec.name in written for one in found for spec in one.reads), "layers are linked by tensors' names"
+
+
+def test_importing_it_reports_to_nobody_and_leaves_the_environment_as_it_was() -> None:
+    code = """
+import multiprocessing, os, time
+started = []
+multiprocessing.Process.start = lambda process: started.append(process)
+before = os.environ.get("CI")
+from workbench.engines.openvino import _library
+_library()
+time.sleep(1)
+assert os.environ.get("CI") == before
+print(len(started))
+"""
+    environment = {key: value for key, value in os.environ.items() if key != "CI"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "0"
