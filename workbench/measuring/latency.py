@@ -91,14 +91,8 @@ def measure(
                 continue
             if handle.cancelled():
                 raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}. Finished rounds are kept.")
-            progress(
-                Progress(
-                    "measure",
-                    name,
-                    _done(rounds, protocol) / wanted,
-                    f"round {len(rounds[name]) + 1} of {protocol.rounds}",
-                )
-            )
+            step = f"round {len(rounds[name]) + 1} of {protocol.rounds}"
+            progress(Progress("measure", name, _done(rounds, protocol) / wanted, step))
             engine = engines_by_name[name]
             try:
                 item = take_round(engine, feeds, protocol, index, threads=threads, handle=handle, call=call)
@@ -110,17 +104,12 @@ def measure(
             rounds[name][index] = item
             on_round(engine, item)
     progress(Progress("measure", "", 1.0, "done"))
-    environment = device.describe()
+    taken = {name: [found[index] for index in sorted(found)] for name, found in rounds.items()}
+    described = device.describe()
+    here = {engine.variant: {**described, "threads": _threads(engine, threads)} for engine in built}
     return {
-        engine.variant: failures.get(engine.variant)
-        or measurement(
-            engine,
-            feeds,
-            protocol,
-            [rounds[engine.variant][index] for index in sorted(rounds[engine.variant])],
-            {**environment, "threads": _threads(engine, threads)},
-        )
-        for engine in built
+        name: failures.get(name) or measurement(engine, feeds, protocol, taken[name], here[name])
+        for name, engine in engines_by_name.items()
     }
 
 
