@@ -11,7 +11,7 @@ import ipywidgets as widgets
 import pytest
 import synthetic_study
 import tiny
-from tiny import SOON
+from tiny import settle
 
 import workbench as wb
 from workbench.graph.fused_layers import FusionMap, RuntimeLayer
@@ -19,7 +19,6 @@ from workbench.records import Model, TensorSpec
 from workbench.ui import pictures
 from workbench.ui.app import Workbench, _family
 from workbench.ui.disagreements import Disagreements, Sample
-from workbench.ui.jobs import DRAWING, STUDIES
 from workbench.ui.state.running import VariantProgress
 from workbench.ui.views import markup
 
@@ -30,11 +29,6 @@ def app(tmp_path: Path, own_store: Path) -> Iterator[Workbench]:
     settle()
     yield made
     made.close()
-
-
-def settle() -> None:
-    STUDIES.settle(SOON)
-    DRAWING.settle(SOON)
 
 
 def controls(app: Workbench, kind: type) -> list[Any]:

@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import synthetic_study
 import tiny
-from tiny import SOON, FakeRun
+from tiny import FakeRun, attempt, settle
 
 from workbench.errors import Cancelled, EngineError
 from workbench.explaining.evidence import Evidence, Layer, Pass
 from workbench.explaining.explanation import Explanation
 from workbench.records import Progress, TensorSpec
 from workbench.ui import layer_rows
-from workbench.ui.jobs import DRAWING, STUDIES
 from workbench.ui.state import State
 from workbench.ui.state.layers import NOT_PROFILED, Layers
 from workbench.ui.views.layers import MOST_BARS, layer_bars
@@ -70,17 +69,6 @@ def state(tmp_path: Path, own_store: Path, look: FakeLook) -> Iterator[State]:
     fake.go_on.set()
     made.session.stop()
     made.session.leave()
-
-
-def settle() -> None:
-    STUDIES.settle(SOON)
-    DRAWING.settle(SOON)
-
-
-def attempt(state: State, command: object, *arguments: object) -> str:
-    state.session.attempt(command, *arguments)  # type: ignore[arg-type]
-    settle()
-    return state.error
 
 
 def test_the_baseline_stands_beside_the_last_variant_and_nothing_is_claimed_before_it_was_profiled(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import synthetic_study
 import tiny
-from tiny import SOON, FakeRun
+from tiny import SOON, FakeRun, attempt, settle
 
 import workbench as wb
 from workbench import codec
@@ -19,7 +19,6 @@ from workbench.errors import Cancelled, RecipeError
 from workbench.machine.store import Store
 from workbench.recipes import NAMED, named
 from workbench.records import Progress, StudyRecord
-from workbench.ui.jobs import DRAWING, STUDIES
 from workbench.ui.state import State
 from workbench.ui.state.results import MANY_VARIANTS
 from workbench.ui.state.running import variant_progress
@@ -38,17 +37,6 @@ def state(tmp_path: Path, own_store: Path, fake: FakeRun) -> Iterator[State]:
     fake.go_on.set()
     made.session.stop()
     made.session.leave()
-
-
-def settle() -> None:
-    STUDIES.settle(SOON)
-    DRAWING.settle(SOON)
-
-
-def attempt(state: State, command: object, *arguments: object) -> str:
-    state.session.attempt(command, *arguments)  # type: ignore[arg-type]
-    settle()
-    return state.error
 
 
 def finished(state: State) -> StudyRecord:

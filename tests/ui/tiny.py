@@ -21,6 +21,8 @@ from workbench.machine.store import Store
 from workbench.recipes import Recipe, named
 from workbench.records import Model, Progress, Protocol, StudyRecord, VariantResult
 from workbench.study import Study
+from workbench.ui.jobs import DRAWING, STUDIES
+from workbench.ui.state import State
 
 SOON = 20.0
 QUICK = Protocol(batch=4, rounds=2, min_seconds=0.001, min_runs=5, warmup_seconds=0.0, warmup_runs=1)
@@ -104,3 +106,16 @@ class FakeRun:
         made = synthetic_study.failed(recipe.name) if failed else synthetic_study.result(recipe.name, QUICK)
         results = tuple(made if item.recipe == recipe else item for item in record.results)
         return dataclasses.replace(record, results=results)
+
+
+def settle() -> None:
+    """Wait until nothing is being done or drawn in the background."""
+    STUDIES.settle(SOON)
+    DRAWING.settle(SOON)
+
+
+def attempt(state: State, command: object, *arguments: object) -> str:
+    """Do as a button does, and return the error that it shows."""
+    state.session.attempt(command, *arguments)  # type: ignore[arg-type]
+    settle()
+    return state.error

@@ -15,6 +15,8 @@ from workbench.errors import RunError
 from workbench.machine import device
 from workbench.zoo import data_folder
 
+SMALL_STUDY = ["run", "digits_resnet", "--data", "digits", "--recipes", "fp32,int8-max", "--rounds", "1"]
+
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -23,18 +25,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_run_report_and_studies_do_the_main_job(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "run",
-        "digits_resnet",
-        "--data",
-        "digits",
-        "--recipes",
-        "fp32,int8-max",
-        "--rounds",
-        "1",
-        "--name",
-        "mine",
-    ]
+    arguments = [*SMALL_STUDY, "--name", "mine"]
     assert main([*arguments, "--report", str(home / "report.html")]) == 0
     output = capsys.readouterr().out
     assert "int8-max" in output and "study: mine" in output
@@ -96,18 +87,7 @@ def test_a_failed_variant_makes_the_command_fail(home: Path, capsys: pytest.Capt
 
 
 def test_a_variant_is_explained(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "run",
-        "digits_resnet",
-        "--data",
-        "digits",
-        "--recipes",
-        "fp32,int8-max",
-        "--rounds",
-        "1",
-        "--name",
-        "why",
-    ]
+    arguments = [*SMALL_STUDY, "--name", "why"]
     assert main(arguments) == 0
     capsys.readouterr()
     assert main(["explain", "why", "int8-max", "--report", str(home / "why.html")]) == 0
