@@ -8,6 +8,7 @@ input x), whole numbers, arithmetic and comparisons; it is read here and never e
 from __future__ import annotations
 
 import ast
+import functools
 import operator
 import re
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,9 @@ _SIZE = re.compile(r"L\[(?P<quote>['\"])(?P<name>.*?)(?P=quote)\]\[(?P<axis>\d+)
 Sizes = Mapping[str, Sequence[int]]
 
 
+@functools.lru_cache(maxsize=256)
 def parsed(text: str) -> ast.expr:
-    """Read a condition.
+    """Read a condition; kept, because every call of an engine asks.
 
     Raises:
         ValueError: it is not one, or uses more than sizes, whole numbers, arithmetic and comparisons.

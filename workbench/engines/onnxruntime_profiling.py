@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import onnx
 
 from workbench.errors import EngineError
 from workbench.graph.fused_layers import fusion_map
+from workbench.machine import disk
 from workbench.records import Engine, LayerProfile, LayerTime, TensorSpec
 
 Event = Mapping[str, object]
@@ -63,9 +63,9 @@ def _run(
     options.enable_profiling = True
     if threads is not None:
         options.intra_op_num_threads = threads
-    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
-        options.profile_file_prefix = str(Path(folder) / "profile")
-        options.optimized_model_filepath = str(Path(folder) / "optimized.onnx")
+    with disk.temporary() as folder:
+        options.profile_file_prefix = str(folder / "profile")
+        options.optimized_model_filepath = str(folder / "optimized.onnx")
         try:
             session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             for _ in range(min(runs, 5) + runs):

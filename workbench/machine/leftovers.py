@@ -7,6 +7,7 @@ folders of this host are judged: another host that shares a store may well be at
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -32,12 +33,18 @@ def working(folder: Path | None = None, prefix: str = "") -> Iterator[Path]:
         OSError: it cannot be made.
     """
     place = Path(tempfile.gettempdir()) if folder is None else folder
-    sweep(place, prefix)
+    _swept_once(place, prefix)
     made = tempfile.mkdtemp(prefix=f"{prefix}workbench-{_host()}-{os.getpid()}-{_began(os.getpid())}-", dir=place)
     try:
         yield Path(made)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+@functools.lru_cache
+def _swept_once(folder: Path, prefix: str) -> None:
+    """Sweep a folder at the first use by this process: every child gets a folder, and the system's may hold thousands."""
+    sweep(folder, prefix)
 
 
 def sweep(folder: Path, prefix: str = "") -> list[str]:
