@@ -1,6 +1,6 @@
 """Backends and the verbs `build` and `open_runner`. One dict names the module that serves each backend.
 
-A build runs in a fresh process by default: a crash or an out-of-memory kill of a builder is then a BuildError
+A build runs in another process by default: a crash or an out-of-memory kill of a builder is then a BuildError
 with its log, and the notebook lives on.
 """
 
@@ -60,6 +60,11 @@ def missing_to_build(name: str) -> Missing | None:
     return getattr(module, "missing_to_build", module.missing)(name)
 
 
+def kept_process(name: str) -> str | None:
+    """Return the name of the process that builds and checks of a backend share; None where each has a fresh one."""
+    return name if getattr(backend(name), "KEEPS_PROCESS", False) else None
+
+
 def choose(name: str = "auto", *, to_build: bool = False) -> tuple[str, str]:
     """Return the backend to use and the reason, in a sentence.
 
@@ -96,7 +101,7 @@ def build(
 ) -> Engine:
     """Build an engine from a variant, in this process.
 
-    `workbench.build` is the same in a fresh process, which survives a builder that crashes.
+    `workbench.build` is the same in another process, which survives a builder that crashes.
 
     Args:
         backend: a name from `backends()`, or `auto`.

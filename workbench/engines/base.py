@@ -82,7 +82,8 @@ class Backend(Protocol):
         """Return why this backend cannot be used on this machine, or None where it can. Cheap; no exception."""
 
     # A backend that can build where it cannot run has `missing_to_build(name)` too, which is like `missing`. One that runs
-    # something else than the file has `unfit(name, model)`: why it cannot run this model at all, or None.
+    # something else than the file has `unfit(name, model)`: why it cannot run this model at all, or None. One that takes
+    # seconds to start has `KEEPS_PROCESS = True`: builds and checks of its engines take turns in one process.
 
     def version(self, name: str) -> str:
         """Return the library's version."""

@@ -59,7 +59,7 @@ def build(
     calibration: Path | None = None,
     handle: Handle = QUIET,
 ) -> Engine:
-    """Build an engine from a variant, in a fresh process.
+    """Build an engine from a variant, in another process (one for several builds where starting takes seconds).
 
     Args:
         backend: a name from `workbench.backends()`, or `auto` for the fastest that is here.
@@ -81,7 +81,8 @@ def build(
     job = BuildJob(
         variant, name, options or BuildOptions(), str(store.root), None if calibration is None else str(calibration)
     )
-    engine: Engine = child.call("workbench.engines.jobs:build_job", job, returns=Engine, handle=handle).record
+    target = "workbench.engines.jobs:build_job"
+    engine: Engine = child.call(target, job, returns=Engine, handle=handle, kept=engines.kept_process(name)).record
     return engine
 
 
@@ -107,7 +108,7 @@ def infer(
     axes: Mapping[str, int | None] | None = None,
     handle: Handle = QUIET,
 ) -> Answers:
-    """Run an engine over many samples in a fresh process.
+    """Run an engine over many samples, in the process that builds of its backend share or in a fresh one.
 
     Args:
         feeds: input name -> samples on axis 0.
@@ -124,7 +125,8 @@ def infer(
             stopped it.
     """
     job = InferJob(replace(engine, log=""), batch, threads, dict(axes or {}))
-    answer = child.call("workbench.engines.jobs:infer_job", job, feeds, handle=handle)
+    kept = engines.kept_process(engine.backend)
+    answer = child.call("workbench.engines.jobs:infer_job", job, feeds, handle=handle, kept=kept)
     return Answers(answer.arrays, **answer.record)
 
 

@@ -118,14 +118,20 @@ def check_memory(process: subprocess.Popen[bytes], what: str) -> None:
     Raises:
         OutOfMemory: it does; the caller ends it.
     """
+    used, limit = used_bytes(process), memory_limit_bytes()
+    if used > limit:
+        raise OutOfMemory(
+            f"The process for {what} took {used / 2**30:.2f} GiB of memory and was ended; it may take "
+            f"{limit / 2**30:.2f} GiB. Use a smaller model, batch or number of samples, or raise the limit with the "
+            f"environment variable {LIMIT_VARIABLE}."
+        )
+
+
+def used_bytes(process: subprocess.Popen[bytes]) -> int:
+    """Return the resident memory of a process; 0 where it has ended."""
     with contextlib.suppress(psutil.Error):
-        used, limit = psutil.Process(process.pid).memory_info().rss, memory_limit_bytes()
-        if used > limit:
-            raise OutOfMemory(
-                f"The process for {what} took {used / 2**30:.2f} GiB of memory and was ended; it may take "
-                f"{limit / 2**30:.2f} GiB. Use a smaller model, batch or number of samples, or raise the limit with the "
-                f"environment variable {LIMIT_VARIABLE}."
-            )
+        return int(psutil.Process(process.pid).memory_info().rss)
+    return 0
 
 
 def end_with_parent() -> None:

@@ -140,6 +140,7 @@ def turns(
     """
     while names := lacking():
         with turn.measuring(handle, waiting):
+            child.end_idle()
             index = next_turn()
             together = list(dict.fromkeys([beside, *names]))
             random.Random(f"{seed}-{index}").shuffle(together)

@@ -45,6 +45,17 @@ JOBS = """
         held = [b"x" * (1 << 20) for _ in range(400)]
         time.sleep(60)
 
+    calls = []
+
+    def count(job, arrays):
+        calls.append(job)
+        os.write(1, f"call {len(calls)}\\n".encode())
+        return {"pid": os.getpid(), "calls": len(calls)}, arrays
+
+    def swell(job, arrays):
+        calls.append(b"x" * (job["mebibytes"] << 20))
+        return {"pid": os.getpid()}, {}
+
     def environment(job, arrays):
         return dict(os.environ), {}
 
@@ -192,3 +203,60 @@ def test_a_child_does_not_outlive_a_parent_that_is_killed(target, tmp_path: Path
 def test_a_data_error_class_is_known_in_the_parent() -> None:
     error = child.raised({"error": "DataError", "message": "no samples", "log": ""}, "")
     assert isinstance(error, DataError)
+
+
+@pytest.fixture
+def no_process_is_left():
+    yield
+    child.end_idle()
+
+
+def test_jobs_of_one_name_share_a_process_and_each_has_a_log_of_its_own(target, no_process_is_left) -> None:
+    lines: list[str] = []
+    first = child.call(target("count"), {}, {"x": np.arange(2)}, kept="builds")
+    second = child.call(target("count"), {}, kept="builds", handle=Handle(on_line=lines.append))
+    other = child.call(target("count"), {}, kept="others")
+    assert first.record["pid"] == second.record["pid"] != other.record["pid"]
+    assert (first.record["calls"], second.record["calls"], other.record["calls"]) == (1, 2, 1)
+    assert first.log == "call 1\n" and second.log == "call 2\n" and lines == ["call 2"]
+    np.testing.assert_array_equal(first.arrays["x"], [0, 1])
+
+
+def test_idle_processes_end_when_asked(target, no_process_is_left) -> None:
+    pid = child.call(target("count"), {}, kept="builds").record["pid"]
+    child.end_idle()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert child.call(target("count"), {}, kept="builds").record["calls"] == 1
+
+
+def test_a_refusal_leaves_a_kept_process_alive_and_a_crash_makes_way_for_a_new_one(target, no_process_is_left) -> None:
+    pid = child.call(target("count"), {}, kept="builds").record["pid"]
+    with pytest.raises(BuildError, match="no such layer"):
+        child.call(target("refuse"), {}, kept="builds")
+    assert child.call(target("count"), {}, kept="builds").record == {"pid": pid, "calls": 2}
+    with pytest.raises(ChildKilled, match="SIGSEGV") as caught:
+        child.call(target("crash"), {"signal": "SIGSEGV"}, kept="builds")
+    assert "last words" in caught.value.log
+    assert child.call(target("count"), {}, kept="builds").record["calls"] == 1
+
+
+def test_a_kept_process_that_died_while_it_idled_is_replaced(target, no_process_is_left) -> None:
+    pid = child.call(target("count"), {}, kept="builds").record["pid"]
+    os.kill(pid, signal.SIGKILL)
+    psutil.Process(pid).wait(5) if psutil.pid_exists(pid) else None
+    assert child.call(target("count"), {}, kept="builds").record["calls"] == 1
+
+
+def test_cancelling_ends_a_kept_process(target, tmp_path: Path, no_process_is_left) -> None:
+    path = tmp_path / "pid"
+    with pytest.raises(Cancelled):
+        child.call(target("sleep"), {"path": str(path)}, kept="builds", handle=Handle(cancelled=path.exists))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(path.read_text() or "0") or 2**22, 0)
+
+
+def test_a_process_that_has_grown_is_not_kept(target, monkeypatch, no_process_is_left) -> None:
+    monkeypatch.setenv("WORKBENCH_CHILD_MEMORY_BYTES", str(1 << 30))
+    first = child.call(target("swell"), {"mebibytes": 300}, kept="builds").record["pid"]
+    assert child.call(target("swell"), {"mebibytes": 1}, kept="builds").record["pid"] != first

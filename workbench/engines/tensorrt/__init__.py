@@ -31,6 +31,8 @@ from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.errors import BackendMissing, WorkbenchError
 from workbench.records import BuildOptions, Engine, LayerTime, Variant
 
+KEEPS_PROCESS = True  # a fresh one spends ten seconds of 8.6's builds on starting (benchmarks/results/h200)
+
 
 def missing(name: str) -> Missing | None:
     """Return why TensorRT cannot be used here, or None where it can."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -224,14 +225,27 @@ class Journal:
         return f"{found.summary}\n{lines}" if found is not None else lines
 
 
+# TensorRT keeps a bare pointer to the first logger of a process and sends it what belongs to no object; so the first
+# stays, and passes on to the journal that was begun last once its own is gone.
+_first: list[Any] = []
+_begun_last: list[weakref.ref[Journal]] = []
+
+
 def logger(trt: Any, journal: Journal) -> Any:
     """Return an ILogger that writes into a journal; it must outlive all that was made with it."""
+    begun = weakref.ref(journal)
 
     class JournalLogger(trt.ILogger):  # type: ignore[misc,name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)  # without this call of the base, the first message ends the process
 
         def log(self, severity: Any, msg: str) -> None:
-            journal.add(getattr(severity, "name", str(severity)), str(msg))
+            target = begun() or (_begun_last[0]() if _begun_last else None)
+            if target is not None:
+                target.add(getattr(severity, "name", str(severity)), str(msg))
 
-    return JournalLogger()
+    made = JournalLogger()
+    if not _first:
+        _first.append(made)
+    _begun_last[:] = [begun]
+    return made

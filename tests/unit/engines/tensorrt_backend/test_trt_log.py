@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from workbench.engines.tensorrt import log
 
 LINES = """\
@@ -93,3 +95,31 @@ def test_the_logger_takes_severities_by_name(machine) -> None:
     logger.log(machine.trt.ILogger.Severity.VERBOSE, "detail")
     assert journal.errors == ["broken"]
     assert journal.text() == "[I] broken"
+
+
+def test_the_first_logger_of_a_process_stays_and_passes_on_to_the_journal_begun_last(machine, monkeypatch) -> None:
+    monkeypatch.setattr(log, "_first", [])
+    severity = machine.trt.ILogger.Severity.ERROR
+    journal = log.Journal()
+    first = weakref.ref(log.logger(machine.trt, journal))
+    del journal
+    later = log.Journal()
+    second = weakref.ref(log.logger(machine.trt, later))
+    gc.collect()
+    assert second() is None, "a later logger goes with whatever was made with it"
+    kept = first()
+    assert kept is not None, "TensorRT holds a bare pointer to it"
+    kept.log(severity, "from nobody in particular")
+    assert later.errors == ["from nobody in particular"]
+    del later
+    gc.collect()
+    kept.log(severity, "heard by nobody")
+
+
+def test_while_its_journal_is_there_the_first_logger_writes_into_that(machine, monkeypatch) -> None:
+    monkeypatch.setattr(log, "_first", [])
+    journal, later = log.Journal(), log.Journal()
+    first = log.logger(machine.trt, journal)
+    log.logger(machine.trt, later)
+    first.log(machine.trt.ILogger.Severity.ERROR, "mine")
+    assert (journal.errors, later.errors) == (["mine"], [])

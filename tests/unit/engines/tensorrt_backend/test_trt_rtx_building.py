@@ -15,10 +15,13 @@ from tiny_variants import network, variant
 
 from workbench import engines
 from workbench.doctor import examine
+from workbench.engines import jobs
 from workbench.engines import tensorrt as backend
 from workbench.engines.tensorrt import kernels, plan, switches, targets
 from workbench.engines.tensorrt.capabilities import Capabilities, Device, library
 from workbench.errors import BackendMissing, BuildError, EngineError, UnsupportedOperator
+from workbench.machine import child
+from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.recipes import NAMED, Fuse, Precision, Quantize, Recipe
 from workbench.records import BuildOptions, Engine, Variant
@@ -253,6 +256,23 @@ def test_an_engine_that_tells_nothing_of_its_kernels_is_an_error(tmp_path: Path)
     quiet = built(variant(tmp_path), tmp_path, extra={"verbosity": "none"})
     with pytest.raises(EngineError, match=r"lists no kernels\. Build again with"):
         kernels.of_engine(quiet)
+
+
+def test_builds_share_a_process_and_a_refused_one_does_not_spoil_it(tmp_path: Path) -> None:
+    """With the real builder: loggers and errors of one build must not show in the next."""
+    pids, store = set(), Store(tmp_path / "store")
+    for recipe in ("fp32", "fp16"):
+        made = variant(tmp_path, recipe, dialect="strong")
+        lines: list[str] = []
+        engine = jobs.build(
+            made, "tensorrt-rtx", BuildOptions(target="sm89"), store=store, handle=Handle(on_line=lines.append)
+        )
+        assert Path(engine.path).is_file() and any("Parsed" in line or "Engine" in line for line in lines), lines
+        pids |= {one.process.pid for one in child._idle if one.name == "tensorrt-rtx"}
+        with pytest.raises(BuildError, match="sm1"):
+            jobs.build(made, "tensorrt-rtx", BuildOptions(target="sm1"), store=store)
+    child.end_idle()
+    assert len(pids) == 1
 
 
 def test_every_target_that_is_known_is_one_that_it_compiles_for(tmp_path: Path) -> None:
