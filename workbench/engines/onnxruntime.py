@@ -6,8 +6,10 @@ a BF16 one does not load. The notes of the engine say so.
 
 from __future__ import annotations
 
+import collections
 import importlib
 import importlib.util
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -35,6 +37,7 @@ _LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_EN
 # The optimized graph is kept beside the engine, to show what was fused, where it stays below protobuf's 2 GB.
 _KEEP_OPTIMIZED_BELOW_BYTES = 1 << 30
 _SEVERITY_ERROR = 3
+_TF32_NAME = "tf32.json"  # beside an engine whose products may round their inputs to TF32
 
 _ELEMENT_TYPES = {
     "tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16", "tensor(double)": "float64",
@@ -122,13 +125,16 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> Engine:
     notes = _notes(request)
     optimized = Path(request.folder) / "optimized.onnx"
     keep = variant.recipe.fusion != "off" and variant.size_bytes < _KEEP_OPTIMIZED_BELOW_BYTES
+    tf32 = request.backend != "onnxruntime-cpu" and _precision(request) == "tf32"
+    if tf32:
+        (Path(request.folder) / _TF32_NAME).write_text(json.dumps({"tf32": True}), encoding="utf-8")
     started = time.perf_counter()
     log(f"opening {Path(variant.path).name} with {PROVIDERS[request.backend]}, fusion {variant.recipe.fusion}")
-    session = _session(
-        variant.path, variant.recipe.fusion, request.options.threads, request.backend, optimized if keep else None
-    )
+    settings = session_settings(variant.recipe.fusion, request.options.threads, request.backend, tf32)
+    session = _session(variant.path, settings, optimized if keep else None)
     seconds = time.perf_counter() - started
     log(f"ready after {seconds:.2f} s")
+    notes = (*notes, *_placement_notes(session, request.backend))
     return Engine(
         variant=variant.name,
         variant_sha256=variant.sha256,
@@ -165,7 +171,8 @@ def open_runner(engine: Engine, threads: int | None) -> OnnxRuntimeRunner:
     if not Path(engine.path).exists():
         raise EngineError(f"The engine file {engine.path} is gone. Build the variant {engine.variant!r} again.")
     try:
-        runner = open_file(engine.path, engine.fusion, threads, engine.backend)
+        tf32 = engine.folder is not None and (Path(engine.folder) / _TF32_NAME).exists()
+        runner = open_file(engine.path, engine.fusion, threads, engine.backend, tf32=tf32)
     except BuildError as error:
         raise EngineError(f"The engine of {engine.variant!r} cannot be opened: {error} Build it again.") from error
     runner.inputs = _limited(runner.inputs, engine.inputs)
@@ -177,13 +184,19 @@ def open_file(
     fusion: str = "all",
     threads: int | None = None,
     backend: str = "onnxruntime-cpu",
+    *,
+    tf32: bool = False,
 ) -> OnnxRuntimeRunner:
     """Open a bare ONNX file, or its bytes, without a recipe (what calibration and previews need).
 
+    Args:
+        tf32: products on a GPU may round their inputs to TF32.
+
     Raises:
-        BuildError: ONNX Runtime refuses the model; UnsupportedOperator where it lacks an operator.
+        BuildError: ONNX Runtime refuses the model, or cannot start the provider; UnsupportedOperator where it lacks an
+            operator.
     """
-    return OnnxRuntimeRunner(_session(model, fusion, threads, backend), backend)
+    return OnnxRuntimeRunner(_session(model, session_settings(fusion, threads, backend, tf32)), backend)
 
 
 class OnnxRuntimeRunner:
@@ -249,16 +262,24 @@ class OnnxRuntimeRunner:
         feeding.check(self.inputs, feeds)
 
 
-def session_settings(fusion: str, threads: int | None, backend: str) -> dict[str, Any]:
+def session_settings(fusion: str, threads: int | None, backend: str, tf32: bool = False) -> dict[str, Any]:
     """Return what a session is opened with as plain data, for whoever opens the same file without the workbench.
 
     Returns:
         `level` (a name in GraphOptimizationLevel), `threads` (None: ONNX Runtime's own choice), `entries` of the session's
-        configuration, and `providers`.
+        configuration, `providers`, and `provider_options`, one dict a provider.
     """
     # Spinning workers steal the core from whoever runs beside them, and so from the next measurement.
     entries = {} if threads is None else {"session.intra_op.allow_spinning": "0" if threads == 1 else "1"}
-    return {"level": _LEVELS[fusion], "threads": threads, "entries": entries, "providers": _providers(backend)}
+    if backend != "onnxruntime-cpu":
+        entries["session.record_ep_graph_assignment_info"] = "1"
+    providers = _providers(backend)
+    # The CUDA provider computes FP32 products in TF32 unless it is told not to.
+    options = [{"use_tf32": str(int(tf32))} if name == "CUDAExecutionProvider" else {} for name in providers]
+    return {
+        "level": _LEVELS[fusion], "threads": threads, "entries": entries, "providers": providers,
+        "provider_options": options,
+    }  # fmt: skip
 
 
 def _timed(call: Callable[[], object]) -> float:
@@ -271,28 +292,54 @@ def _runtime() -> ModuleType:
     return importlib.import_module("onnxruntime")
 
 
-def _session(
-    model: Path | str | bytes, fusion: str, threads: int | None, backend: str, optimized: Path | None = None
-) -> Any:
+def _session(model: Path | str | bytes, settings: dict[str, Any], optimized: Path | None = None) -> Any:
+    """Open a session with `session_settings`, and with nothing else: ONNX Runtime would go on without a provider."""
     runtime = _runtime()
     options = runtime.SessionOptions()
-    settings = session_settings(fusion, threads, backend)
     options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, settings["level"])
     options.log_severity_level = _SEVERITY_ERROR
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    if settings["threads"] is not None:
+        options.intra_op_num_threads = settings["threads"]
     for key, value in settings["entries"].items():
         options.add_session_config_entry(key, value)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
-    source = model if isinstance(model, bytes) else str(model)
+    source, wanted = model if isinstance(model, bytes) else str(model), settings["providers"][0]
+    if wanted != "CPUExecutionProvider" and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()  # CUDA and cuDNN from their wheels, where they came with PyTorch or by themselves
     try:
-        return runtime.InferenceSession(source, options, providers=settings["providers"])
+        session = runtime.InferenceSession(
+            source, options, providers=settings["providers"], provider_options=settings["provider_options"]
+        )
     except Exception as error:
         # What ONNX Runtime says where it could not write the optimized graph.
         if optimized is not None and "Protobuf serialization failed" in str(error):
             raise disk.full(optimized, "ONNX Runtime could not write all of the optimized graph") from error
         raise _build_error(error) from error
+    if session.get_providers()[0] != wanted:
+        raise BuildError(
+            f"ONNX Runtime {runtime.__version__} could not start {wanted} and would have run on "
+            f"{session.get_providers()[0]} instead. Mostly a library of CUDA or cuDNN is missing or too old; its own error "
+            f"is in the log. Install the versions that it was made for: pip install 'onnxruntime-gpu[cuda,cudnn]'."
+        )
+    return session
+
+
+def _placement_notes(session: Any, backend: str) -> list[str]:
+    """Say how many nodes a GPU's session runs on the CPU, with copies there and back."""
+    if backend == "onnxruntime-cpu" or not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    elsewhere: collections.Counter[str] = collections.Counter()
+    count = 0
+    for part in session.get_provider_graph_assignment_info():
+        nodes = part.get_nodes()
+        count += len(nodes)
+        if part.ep_name == "CPUExecutionProvider":
+            elsewhere.update(node.op_type for node in nodes)
+    if not elsewhere:
+        return []
+    kinds = ", ".join(f"{kind} {number}" for kind, number in elsewhere.most_common(5))
+    return [f"{sum(elsewhere.values())} of {count} nodes run on the CPU, with copies there and back: {kinds}."]
 
 
 def _providers(backend: str) -> list[str]:
@@ -324,8 +371,7 @@ def _run_error(error: Exception) -> RunError:
 
 def _notes(request: BuildRequest) -> tuple[str, ...]:
     notes = []
-    precision = request.variant.recipe.step("precision")
-    to = getattr(precision, "to", "fp32")
+    to = _precision(request)
     if request.backend == "onnxruntime-cpu" and to == "fp16":
         notes.append(
             "FP16 on a CPU is storage only: ONNX Runtime computes in FP32 after casts, so this shows accuracy and file "
@@ -344,6 +390,10 @@ def _notes(request: BuildRequest) -> tuple[str, ...]:
         if getattr(request.options, name) != getattr(defaults, name):
             notes.append(f"ONNX Runtime has no use for the build option {name!r}; it was ignored.")
     return tuple(notes)
+
+
+def _precision(request: BuildRequest) -> str:
+    return str(getattr(request.variant.recipe.step("precision"), "to", "fp32"))
 
 
 def _limited(specs: tuple[TensorSpec, ...], known: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:

@@ -127,7 +127,12 @@ def _onnxruntime(folder: Path, settings: dict[str, Any]) -> tuple[Callable[[Arra
     for key, value in settings["session"]["entries"].items():
         options.add_session_config_entry(key, value)
     providers = settings["session"]["providers"]
-    session = runtime.InferenceSession(str(folder / settings["file"]), options, providers=providers)
+    if providers[0] != "CPUExecutionProvider" and hasattr(runtime, "preload_dlls"):
+        runtime.preload_dlls()
+    session = runtime.InferenceSession(
+        str(folder / settings["file"]), options, providers=providers,
+        provider_options=settings["session"]["provider_options"],
+    )  # fmt: skip
     if session.get_providers()[0] != providers[0]:
         # ONNX Runtime goes on without a provider that it cannot use, at another speed.
         raise RuntimeError(f"ONNX Runtime on this server cannot use {providers[0]}, only {session.get_providers()}.")

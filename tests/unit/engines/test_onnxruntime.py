@@ -203,6 +203,34 @@ def test_a_backend_that_is_not_here_names_the_line_that_mends_it() -> None:
         engines.choose("onnxruntime-cuda")
 
 
+def test_a_provider_that_cannot_start_is_an_error_and_not_the_cpu(tmp_path: Path) -> None:
+    """ONNX Runtime warns and goes on with the next provider: a CPU's time would be shown as a GPU's."""
+    if backend.missing("onnxruntime-cuda") is None:
+        pytest.skip("this machine has ONNX Runtime's CUDA provider")
+    with pytest.warns(UserWarning), pytest.raises(BuildError, match=r"could not start CUDA.* would have run on CPU"):
+        backend.open_file(network().SerializeToString(), backend="onnxruntime-cuda")
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_products_on_a_gpu_are_tf32_only_where_that_was_asked_for(tf32: bool) -> None:
+    settings = backend.session_settings("all", 1, "onnxruntime-cuda", tf32)
+    assert dict(zip(settings["providers"], settings["provider_options"], strict=True)) == {
+        "CUDAExecutionProvider": {"use_tf32": str(int(tf32))},
+        "CPUExecutionProvider": {},
+    }
+
+
+def test_nodes_that_a_gpu_leaves_to_the_cpu_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU's own session: all nodes are on the CPU, and the session tells so as a GPU's would."""
+    settings = backend.session_settings("all", 1, "onnxruntime-cuda")
+    settings |= {"providers": ["CPUExecutionProvider"], "provider_options": [{}]}
+    session = backend._session(network().SerializeToString(), settings)
+    assert backend._placement_notes(session, "onnxruntime-cuda") == [
+        "1 of 1 nodes run on the CPU, with copies there and back: Relu 1."
+    ]
+    assert backend._placement_notes(session, "onnxruntime-cpu") == []
+
+
 def test_no_runtime_or_an_empty_one_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert "not installed" in str(backend.missing("onnxruntime-cpu"))

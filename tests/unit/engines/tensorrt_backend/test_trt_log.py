@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+
 from workbench.engines.tensorrt import log
 
 LINES = """\
