@@ -40,7 +40,7 @@ from workbench.records import StudyRecord  # noqa: E402
 
 FP16_ALL = wb.Recipe("fp16-all", (wb.Fuse(), wb.Precision("fp16", auto_exclude=False)))
 NATIVE = replace(FP16_ALL, name="int8-native")  # TensorRT's own entropy calibrator on a graph without Q/DQ
-ENGINE_RECIPES = ("fp32", "tf32", "fp16", FP16_ALL, "int8-kl-fp16")
+ENGINE_RECIPES = ("fp32", "tf32", "fp16", "int8-kl-fp16")
 # Dense peaks relative to FP16 tensor cores, from NVIDIA's H200 data sheet; FP32 is without tensor cores.
 PEAK_SHARES = {"fp32": 67 / 989, "tf32": 0.5, "fp16": 1.0, "bf16": 1.0, "int8": 2.0}
 PAIRS = 300
@@ -71,7 +71,7 @@ def protocol(batch: int, graph: bool, rehearse: bool) -> wb.Protocol:
     """Return how latency is measured."""
     if rehearse:
         return wb.Protocol(batch=batch, rounds=1, min_seconds=0.05, min_runs=5, warmup_seconds=0.0, warmup_runs=2)
-    return wb.Protocol(batch=batch, rounds=3, min_seconds=0.5, min_runs=50, cuda_graph=graph)
+    return wb.Protocol(batch=batch, rounds=3, min_seconds=0.2, min_runs=50, warmup_seconds=0.3, cuda_graph=graph)
 
 
 def torch_half(folder: Path, chosen: list[models.Case], batches: list[int], rehearse: bool) -> None:
@@ -113,10 +113,13 @@ def exported(folder: Path, case: models.Case) -> wb.records.Model:
     return model
 
 
-def engine_half(folder: Path, chosen: list[models.Case], batches: list[int], rehearse: bool) -> None:
-    """Measure TensorRT, without and with CUDA graph, and our runner beside a bare loop."""
+def engine_half(
+    folder: Path, chosen: list[models.Case], batches: list[int], rehearse: bool, launched: bool, recipes: Sequence[str]
+) -> None:
+    """Measure TensorRT in a CUDA graph, launched as well where asked, and our runner beside a bare loop."""
     backend = "onnxruntime-cpu" if rehearse else "tensorrt"
-    recipes = ("fp32", "int8-kl") if rehearse else ENGINE_RECIPES
+    named = {FP16_ALL.name: FP16_ALL}
+    recipes = ("fp32", "int8-kl") if rehearse else [named.get(name, name) for name in recipes]
     for case in chosen:
         path = folder / "models" / f"{case.model}.onnx"
         if not path.exists():
@@ -125,11 +128,11 @@ def engine_half(folder: Path, chosen: list[models.Case], batches: list[int], reh
         model = wb.load(path)
         for batch in batches:
             options = wb.BuildOptions(profiles=(case.profile(batch),))
-            for graph in (False,) if rehearse else (False, True):
+            for graph in (False,) if rehearse else ((True, False) if launched else (True,)):
                 label = f"{backend}{'-graph' if graph else ''}"
                 how = {"model": model, "backend": backend, "protocol": protocol(batch, graph, rehearse)}
                 study = run_study(folder, case, batch, label, recipes, options=options, **how)
-                if study is not None and not graph:
+                if study is not None and (graph or rehearse):
                     bare(folder, case, batch, study)
                 if not rehearse:
                     native = replace(options, extra={"native_calibrator": "entropy"})
@@ -269,6 +272,8 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="tiny models on a CPU")
     parser.add_argument("--cases", help="such as resnet50,bert; all where left out")
     parser.add_argument("--batches", help="such as 1,32")
+    parser.add_argument("--recipes", default=",".join(ENGINE_RECIPES), help="of TensorRT (default: %(default)s)")
+    parser.add_argument("--launched", action="store_true", help="TensorRT without CUDA graph too")
     options = parser.parse_args()
     (options.folder / "models").mkdir(parents=True, exist_ok=True)
     known = models.cases("tiny" if options.rehearse else "full")
@@ -278,9 +283,11 @@ def main() -> None:
         for case in chosen:
             exported(options.folder, case)
         return
-    if options.half != "table":
-        half = torch_half if options.half == "torch" else engine_half
-        half(options.folder, chosen, batches, options.rehearse)
+    if options.half == "torch":
+        torch_half(options.folder, chosen, batches, options.rehearse)
+    if options.half == "engine":
+        recipes = options.recipes.split(",")
+        engine_half(options.folder, chosen, batches, options.rehearse, options.launched, recipes)
     table(options.folder)
 
 
