@@ -5,5 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 
+# Tests that ask ONNX Runtime by themselves report nothing to its makers either.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Tests that measure wait for each other within a session, not for whoever else measures on this machine.
 os.environ.setdefault("WORKBENCH_TURN_FILE", os.path.join(tempfile.mkdtemp(prefix="workbench-tests-"), "turn"))  # noqa: PTH118

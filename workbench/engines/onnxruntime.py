@@ -1,4 +1,4 @@
-"""ONNX Runtime as a backend: its CPU, CUDA and TensorRT providers. The only user of `onnxruntime`.
+"""ONNX Runtime as a backend: its CPU, CUDA and TensorRT providers.
 
 On a CPU there is no FP16 or BF16 arithmetic for most operators: an FP16 file is stored small and computed in FP32,
 a BF16 one does not load. The notes of the engine say so.
@@ -6,7 +6,6 @@ a BF16 one does not load. The notes of the engine say so.
 
 from __future__ import annotations
 
-import collections
 import importlib
 import importlib.util
 import json
@@ -14,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,21 +20,14 @@ import numpy as np
 from workbench.engines import feeding, onnxruntime_profiling
 from workbench.engines.base import BuildRequest, Feeds, Missing
 from workbench.engines.cpu import fit_notes
-from workbench.errors import BuildError, EngineError, OutOfMemory, RunError, UnsupportedOperator
+from workbench.engines.onnxruntime_session import PROVIDERS, open_session, placement_notes, runtime, session_settings
+from workbench.errors import BuildError, EngineError, RunError
 from workbench.graph.dialects import of_this_cpu
 from workbench.machine import device as hardware
-from workbench.machine import disk
 from workbench.records import Boundary, BuildOptions, Engine, LayerProfile, LayerTime, TensorSpec
 
-PROVIDERS = {
-    "onnxruntime-cpu": "CPUExecutionProvider",
-    "onnxruntime-cuda": "CUDAExecutionProvider",
-    "onnxruntime-tensorrt": "TensorrtExecutionProvider",
-}
-_LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 # The optimized graph is kept beside the engine, to show what was fused, where it stays below protobuf's 2 GB.
 _KEEP_OPTIMIZED_BELOW_BYTES = 1 << 30
-_SEVERITY_ERROR = 3
 _TF32_NAME = "tf32.json"  # beside an engine whose products may round their inputs to TF32
 
 _ELEMENT_TYPES = {
@@ -51,14 +42,14 @@ def missing(name: str) -> Missing | None:
     """Return why this provider cannot be used here, or None."""
     if importlib.util.find_spec("onnxruntime") is None:
         return Missing("onnxruntime is not installed.", 'Run: pip install "trt-workbench[cpu]"')
-    runtime = _runtime()
-    if not hasattr(runtime, "InferenceSession"):
+    library = runtime()
+    if not hasattr(library, "InferenceSession"):
         return Missing(
             "onnxruntime is installed but empty: onnxruntime and onnxruntime-gpu overwrote each other.",
             "Run: pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime",
         )
     provider = PROVIDERS[name]
-    if provider not in runtime.get_available_providers():
+    if provider not in library.get_available_providers():
         return Missing(
             f"The installed onnxruntime has no {provider}.",
             "Run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu (and have an NVIDIA driver)",
@@ -70,7 +61,7 @@ def missing(name: str) -> Missing | None:
 
 def version(name: str) -> str:
     """Return the version of the installed onnxruntime."""
-    return str(_runtime().__version__)
+    return str(runtime().__version__)
 
 
 def device(name: str) -> str:
@@ -131,10 +122,10 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> Engine:
     started = time.perf_counter()
     log(f"opening {Path(variant.path).name} with {PROVIDERS[request.backend]}, fusion {variant.recipe.fusion}")
     settings = session_settings(variant.recipe.fusion, request.options.threads, request.backend, tf32)
-    session = _session(variant.path, settings, optimized if keep else None)
+    session = open_session(variant.path, settings, optimized if keep else None)
     seconds = time.perf_counter() - started
     log(f"ready after {seconds:.2f} s")
-    notes = (*notes, *_placement_notes(session, request.backend))
+    notes = (*notes, *placement_notes(session, request.backend))
     return Engine(
         variant=variant.name,
         variant_sha256=variant.sha256,
@@ -171,12 +162,18 @@ def open_runner(engine: Engine, threads: int | None) -> OnnxRuntimeRunner:
     if not Path(engine.path).exists():
         raise EngineError(f"The engine file {engine.path} is gone. Build the variant {engine.variant!r} again.")
     try:
-        tf32 = engine.folder is not None and (Path(engine.folder) / _TF32_NAME).exists()
-        runner = open_file(engine.path, engine.fusion, threads, engine.backend, tf32=tf32)
+        session = open_session(engine.path, settings_of(engine, threads))
     except BuildError as error:
         raise EngineError(f"The engine of {engine.variant!r} cannot be opened: {error} Build it again.") from error
+    runner = OnnxRuntimeRunner(session, engine.backend)
     runner.inputs = _limited(runner.inputs, engine.inputs)
     return runner
+
+
+def settings_of(engine: Engine, threads: int | None) -> dict[str, Any]:
+    """Return what a session of a built engine is opened with; see `onnxruntime_session.session_settings`."""
+    tf32 = engine.folder is not None and (Path(engine.folder) / _TF32_NAME).exists()
+    return session_settings(engine.fusion, threads, engine.backend, tf32)
 
 
 def open_file(
@@ -184,19 +181,14 @@ def open_file(
     fusion: str = "all",
     threads: int | None = None,
     backend: str = "onnxruntime-cpu",
-    *,
-    tf32: bool = False,
 ) -> OnnxRuntimeRunner:
     """Open a bare ONNX file, or its bytes, without a recipe (what calibration and previews need).
-
-    Args:
-        tf32: products on a GPU may round their inputs to TF32.
 
     Raises:
         BuildError: ONNX Runtime refuses the model, or cannot start the provider; UnsupportedOperator where it lacks an
             operator.
     """
-    return OnnxRuntimeRunner(_session(model, session_settings(fusion, threads, backend, tf32)), backend)
+    return OnnxRuntimeRunner(open_session(model, session_settings(fusion, threads, backend)), backend)
 
 
 class OnnxRuntimeRunner:
@@ -240,7 +232,7 @@ class OnnxRuntimeRunner:
         place = "cpu" if self._backend == "onnxruntime-cpu" else "cuda"
         for name, array in feeds.items():
             binding.bind_ortvalue_input(
-                name, _runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place)
+                name, runtime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), place)
             )
         for name in self._names:
             binding.bind_output(name, place)
@@ -262,107 +254,10 @@ class OnnxRuntimeRunner:
         feeding.check(self.inputs, feeds)
 
 
-def session_settings(fusion: str, threads: int | None, backend: str, tf32: bool = False) -> dict[str, Any]:
-    """Return what a session is opened with as plain data, for whoever opens the same file without the workbench.
-
-    Returns:
-        `level` (a name in GraphOptimizationLevel), `threads` (None: ONNX Runtime's own choice), `entries` of the session's
-        configuration, `providers`, and `provider_options`, one dict a provider.
-    """
-    # Spinning workers steal the core from whoever runs beside them, and so from the next measurement.
-    entries = {} if threads is None else {"session.intra_op.allow_spinning": "0" if threads == 1 else "1"}
-    if backend != "onnxruntime-cpu":
-        entries["session.record_ep_graph_assignment_info"] = "1"
-    providers = _providers(backend)
-    # The CUDA provider computes FP32 products in TF32 unless it is told not to.
-    options = [{"use_tf32": str(int(tf32))} if name == "CUDAExecutionProvider" else {} for name in providers]
-    return {
-        "level": _LEVELS[fusion], "threads": threads, "entries": entries, "providers": providers,
-        "provider_options": options,
-    }  # fmt: skip
-
-
 def _timed(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return time.perf_counter() - started
-
-
-def _runtime() -> ModuleType:
-    return importlib.import_module("onnxruntime")
-
-
-def _session(model: Path | str | bytes, settings: dict[str, Any], optimized: Path | None = None) -> Any:
-    """Open a session with `session_settings`, and with nothing else: ONNX Runtime would go on without a provider."""
-    runtime = _runtime()
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, settings["level"])
-    options.log_severity_level = _SEVERITY_ERROR
-    if settings["threads"] is not None:
-        options.intra_op_num_threads = settings["threads"]
-    for key, value in settings["entries"].items():
-        options.add_session_config_entry(key, value)
-    if optimized is not None:
-        options.optimized_model_filepath = str(optimized)
-    source, wanted = model if isinstance(model, bytes) else str(model), settings["providers"][0]
-    if wanted != "CPUExecutionProvider" and hasattr(runtime, "preload_dlls"):
-        runtime.preload_dlls()  # CUDA and cuDNN from their wheels, where they came with PyTorch or by themselves
-    try:
-        session = runtime.InferenceSession(
-            source, options, providers=settings["providers"], provider_options=settings["provider_options"]
-        )
-    except Exception as error:
-        # What ONNX Runtime says where it could not write the optimized graph.
-        if optimized is not None and "Protobuf serialization failed" in str(error):
-            raise disk.full(optimized, "ONNX Runtime could not write all of the optimized graph") from error
-        raise _build_error(error) from error
-    if session.get_providers()[0] != wanted:
-        raise BuildError(
-            f"ONNX Runtime {runtime.__version__} could not start {wanted} and would have run on "
-            f"{session.get_providers()[0]} instead. Mostly a library of CUDA or cuDNN is missing or too old; its own error "
-            f"is in the log. Install the versions that it was made for: pip install 'onnxruntime-gpu[cuda,cudnn]'."
-        )
-    return session
-
-
-def _placement_notes(session: Any, backend: str) -> list[str]:
-    """Say how many nodes a GPU's session runs on the CPU, with copies there and back."""
-    if backend == "onnxruntime-cpu" or not hasattr(session, "get_provider_graph_assignment_info"):
-        return []
-    elsewhere: collections.Counter[str] = collections.Counter()
-    count = 0
-    for part in session.get_provider_graph_assignment_info():
-        nodes = part.get_nodes()
-        count += len(nodes)
-        if part.ep_name == "CPUExecutionProvider":
-            elsewhere.update(node.op_type for node in nodes)
-    if not elsewhere:
-        return []
-    kinds = ", ".join(f"{kind} {number}" for kind, number in elsewhere.most_common(5))
-    return [f"{sum(elsewhere.values())} of {count} nodes run on the CPU, with copies there and back: {kinds}."]
-
-
-def _providers(backend: str) -> list[str]:
-    chain = [PROVIDERS[backend]]
-    if backend == "onnxruntime-tensorrt":
-        chain.append("CUDAExecutionProvider")
-    if chain[-1] != "CPUExecutionProvider":
-        chain.append("CPUExecutionProvider")
-    return chain
-
-
-def _build_error(error: Exception) -> BuildError:
-    text = str(error)
-    kind = type(error).__name__
-    if kind == "NotImplemented" or "is not a registered function/op" in text or "No opset import" in text:
-        return UnsupportedOperator(
-            f"ONNX Runtime {_runtime().__version__} cannot run an operator of this model: {text}. "
-            f"Replace the operator, choose another backend or opset, or leave the node out of the recipe if that put it there.",
-            log=text,
-        )
-    if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text:
-        return OutOfMemory(f"ONNX Runtime ran out of memory: {text}. Use a smaller batch or model.", log=text)
-    return BuildError(f"ONNX Runtime {_runtime().__version__} refuses the model: {text}", log=text)
 
 
 def _run_error(error: Exception) -> RunError:

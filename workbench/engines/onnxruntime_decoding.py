@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from workbench.engines.decoding import LOGITS, MASK, POSITIONS, TOKENS, CacheLayout, cache_layout, check_step
-from workbench.engines.onnxruntime import OnnxRuntimeRunner, _run_error, _runtime, open_file
+from workbench.engines.onnxruntime import OnnxRuntimeRunner, _run_error, open_file
+from workbench.engines.onnxruntime_session import runtime
 from workbench.errors import EngineError, RunError
 from workbench.records import Engine
 
@@ -136,7 +137,7 @@ class OnnxRuntimeDecoder:
         return {"process_bytes": int(psutil.Process().memory_info().rss)}
 
     def _value(self, array: np.ndarray) -> Any:
-        return _runtime().OrtValue.ortvalue_from_numpy(array, self._place)
+        return runtime().OrtValue.ortvalue_from_numpy(array, self._place)
 
     def _layout_session(self, graph: bytes) -> Any:
         return open_file(graph, "basic", self._threads, self._backend)._session

@@ -5,7 +5,6 @@ The times of layers are those of a profiled run; they say where the time goes, a
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
+from workbench.engines.onnxruntime_session import LEVELS, runtime
 from workbench.errors import EngineError
 from workbench.graph.fused_layers import fusion_map
 from workbench.machine import disk
@@ -25,7 +25,6 @@ _MICROSECOND = 1e-6
 _CALL = "model_run"
 # What ONNX Runtime calls element types, where numpy calls them otherwise.
 _TYPES = {"float": "float32", "double": "float64"}
-_LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
 
 
 def profile(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> LayerProfile:
@@ -56,9 +55,9 @@ def profile(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> Layer
 def _run(
     path: Path, fusion: str, threads: int | None, feeds: Mapping[str, np.ndarray], runs: int
 ) -> tuple[list[Event], onnx.ModelProto]:
-    runtime = importlib.import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, _LEVELS[fusion])
+    library = runtime()
+    options = library.SessionOptions()
+    options.graph_optimization_level = getattr(library.GraphOptimizationLevel, LEVELS[fusion])
     options.log_severity_level = 3
     options.enable_profiling = True
     if threads is not None:
@@ -67,7 +66,7 @@ def _run(
         options.profile_file_prefix = str(folder / "profile")
         options.optimized_model_filepath = str(folder / "optimized.onnx")
         try:
-            session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = library.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             for _ in range(min(runs, 5) + runs):
                 session.run(None, dict(feeds))
         except Exception as error:

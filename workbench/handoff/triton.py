@@ -219,7 +219,7 @@ def _settings(served: Served, engine: Engine, place: Path) -> dict[str, Any]:
     names = {"inputs": [spec.name for spec in engine.inputs], "outputs": [spec.name for spec in engine.outputs]}
     settings: dict[str, Any] = {**names, "batched": served.batching is not None}
     if engine.backend.startswith("onnxruntime"):
-        session = onnxruntime.session_settings(engine.fusion, engine.options.threads, engine.backend)
+        session = onnxruntime.settings_of(engine, engine.options.threads)
         return {**settings, "opened_with": "onnxruntime", "file": "model.onnx", "session": session}
     path, left = Path(engine.path), None if engine.folder is None else Path(engine.folder)
     moved = Path("engine") / path.name

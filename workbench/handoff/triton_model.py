@@ -117,7 +117,9 @@ def _written(name: str, array: np.ndarray) -> Any:
 def _onnxruntime(folder: Path, settings: dict[str, Any]) -> tuple[Callable[[Arrays], Arrays], Callable[[], None]]:
     """Open an ONNX file the way the study did."""
     import importlib
+    import os
 
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # it would report the model to its makers
     runtime = importlib.import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.graph_optimization_level = getattr(runtime.GraphOptimizationLevel, settings["session"]["level"])

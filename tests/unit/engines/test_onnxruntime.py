@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from workbench import engines
-from workbench.engines import jobs
+from workbench.engines import jobs, onnxruntime_session
 from workbench.engines import onnxruntime as backend
 from workbench.errors import BackendMissing, BuildError, EngineError, RunError, UnsupportedOperator
 from workbench.machine.handle import Handle
@@ -213,7 +216,7 @@ def test_a_provider_that_cannot_start_is_an_error_and_not_the_cpu(tmp_path: Path
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_products_on_a_gpu_are_tf32_only_where_that_was_asked_for(tf32: bool) -> None:
-    settings = backend.session_settings("all", 1, "onnxruntime-cuda", tf32)
+    settings = onnxruntime_session.session_settings("all", 1, "onnxruntime-cuda", tf32)
     assert dict(zip(settings["providers"], settings["provider_options"], strict=True)) == {
         "CUDAExecutionProvider": {"use_tf32": str(int(tf32))},
         "CPUExecutionProvider": {},
@@ -222,13 +225,28 @@ def test_products_on_a_gpu_are_tf32_only_where_that_was_asked_for(tf32: bool) ->
 
 def test_nodes_that_a_gpu_leaves_to_the_cpu_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CPU's own session: all nodes are on the CPU, and the session tells so as a GPU's would."""
-    settings = backend.session_settings("all", 1, "onnxruntime-cuda")
+    settings = onnxruntime_session.session_settings("all", 1, "onnxruntime-cuda")
     settings |= {"providers": ["CPUExecutionProvider"], "provider_options": [{}]}
-    session = backend._session(network().SerializeToString(), settings)
-    assert backend._placement_notes(session, "onnxruntime-cuda") == [
+    session = onnxruntime_session.open_session(network().SerializeToString(), settings)
+    assert onnxruntime_session.placement_notes(session, "onnxruntime-cuda") == [
         "1 of 1 nodes run on the CPU, with copies there and back: Relu 1."
     ]
-    assert backend._placement_notes(session, "onnxruntime-cpu") == []
+    assert onnxruntime_session.placement_notes(session, "onnxruntime-cpu") == []
+
+
+def test_nothing_is_kept_at_home_or_reported_to_the_makers(tmp_path: Path) -> None:
+    """From 1.29 on ONNX Runtime keeps a database of events in the home folder from its import on, and sends them."""
+    onnx.save(network(), tmp_path / "model.onnx")
+    code = (
+        "from workbench.engines import onnxruntime as backend, onnxruntime_profiling\n"
+        f"with backend.open_file({str(tmp_path / 'model.onnx')!r}) as runner: print(runner.outputs)\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {key: value for key, value in os.environ.items() if key not in ("ORT_DISABLE_TELEMETRY", "CI")}
+    kept |= {"HOME": str(home), "XDG_CACHE_HOME": str(home), "PYTHONPATH": str(Path(backend.__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], env=kept, check=True, cwd=tmp_path)
+    assert list(home.rglob("*")) == []
 
 
 def test_no_runtime_or_an_empty_one_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +254,7 @@ def test_no_runtime_or_an_empty_one_is_told_apart(monkeypatch: pytest.MonkeyPatc
     assert "not installed" in str(backend.missing("onnxruntime-cpu"))
     monkeypatch.undo()
     # What is left after onnxruntime and onnxruntime-gpu overwrote each other and one was removed: an empty namespace.
-    monkeypatch.setattr(backend, "_runtime", lambda: type(importlib)("onnxruntime"))
+    monkeypatch.setattr(backend, "runtime", lambda: type(importlib)("onnxruntime"))
     assert "overwrote each other" in str(backend.missing("onnxruntime-cpu"))
 
 
