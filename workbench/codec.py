@@ -6,9 +6,11 @@ Works from the type hints of the dataclasses, so a new record needs no code here
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import types
 import typing
+import zlib
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any, Literal, TypeVar, Union
@@ -84,10 +86,10 @@ def from_json(kind: type[Record], text: str) -> Record:
 
 
 def from_file(kind: type[Record], path: Path) -> Record:
-    """Read a record from a JSON file.
+    """Read a record from a JSON file, or from one that gzip packed (`.gz`).
 
     Raises:
-        StoreError: there is no such file, it is too large to be a record, or what `from_json` refuses.
+        StoreError: there is no such file, it is too large to be a record, packed or not, or what `from_json` refuses.
     """
     try:
         size = path.stat().st_size
@@ -95,10 +97,21 @@ def from_file(kind: type[Record], path: Path) -> Record:
             raise StoreError(
                 f"{path} has {size} bytes, and a record has at most {LARGEST_FILE_BYTES}. Is it another file?"
             )
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = _unpacked(path) if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    except (OSError, ValueError, EOFError, zlib.error) as error:
         raise StoreError(f"Cannot read {path}: {error}. Give the .json file that save or a report wrote.") from error
     return from_json(kind, text)
+
+
+def _unpacked(path: Path) -> str:
+    """Read a packed text; a few bytes can hold gigabytes."""
+    with gzip.open(path) as file:
+        data = file.read(LARGEST_FILE_BYTES + 1)
+    if len(data) > LARGEST_FILE_BYTES:
+        raise StoreError(
+            f"{path} unpacks to more than {LARGEST_FILE_BYTES} bytes, the most of a record. Is it another file?"
+        )
+    return data.decode("utf-8")
 
 
 def from_plain(kind: type[Record], plain: Any) -> Record:

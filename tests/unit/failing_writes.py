@@ -22,6 +22,7 @@ class Faults:
         self.seen, self.failing = 0, 0
         for owner, name in (
             (Path, "write_text"),
+            (Path, "write_bytes"),
             (Path, "replace"),
             (Path, "mkdir"),
             (shutil, "move"),

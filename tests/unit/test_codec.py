@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +92,23 @@ def test_a_portable_record_names_no_place_of_this_machine() -> None:
     kept = codec.portable((model, 3))
     assert kept[0].path == "m.onnx" and kept[0].program.path == "m.pt2" and kept[1] == 3
     assert kept[0].sha256 == "s" and model.path == "/home/somebody/m.onnx"
+
+
+def test_a_packed_file_is_read_like_the_other(tmp_path: Path) -> None:
+    text = codec.to_json(Protocol(rounds=7))
+    (tmp_path / "record.json.gz").write_bytes(gzip.compress(text.encode(), mtime=0))
+    assert codec.from_file(Protocol, tmp_path / "record.json.gz") == Protocol(rounds=7)
+
+
+@pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b'{"rounds": 7}')[:-9], gzip.compress(b"\xff\xfe")])
+def test_a_damaged_packed_file_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "record.json.gz").write_bytes(data)
+    with pytest.raises(StoreError, match=r"record\.json\.gz|no JSON|not JSON"):
+        codec.from_file(Protocol, tmp_path / "record.json.gz")
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_has(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(codec, "LARGEST_FILE_BYTES", 1 << 20)
+    (tmp_path / "record.json.gz").write_bytes(gzip.compress(b" " * (8 << 20)))
+    with pytest.raises(StoreError, match="unpacks to more than 1048576 bytes"):
+        codec.from_file(Protocol, tmp_path / "record.json.gz")

@@ -253,6 +253,9 @@ def test_studies_are_opened_by_name_or_file_and_missing_ones_are_named(finished,
     saved = study.save(tmp_path / "study.json")
     assert wb.Study.open(saved).record == codec.portable(study.record)
     assert str(store.root) not in saved.read_text()
+    packed = study.save(tmp_path / "study.json.gz")
+    assert wb.Study.open(packed).record == codec.portable(study.record)
+    assert packed.stat().st_size < saved.stat().st_size / 3
     with pytest.raises(StoreError, match="Did you mean 'mine'"):
         wb.Study.open("mime", store)
     with pytest.raises(StoreError, match="no file"):
