@@ -175,12 +175,20 @@ class OnnxRuntimeSlots:
         """Bind the first slots of everything; valid until their number or the cache changes."""
         graph = next(item for item in self._steps if item.layout.columns in (None, self._length))
         self._session, binding = graph.session, graph.session.io_binding()
-        arrays = {TOKENS: self._tokens[:count], POSITIONS: self._positions[:count], MASK: self._mask[:count]}
-        outputs = {LOGITS: self._logits[:count], NEXT: self._next[:count]}
+        arrays: dict[str, np.ndarray] = {
+            TOKENS: self._tokens[:count],
+            POSITIONS: self._positions[:count],
+            MASK: self._mask[:count],
+        }
+        outputs: dict[str, np.ndarray] = {LOGITS: self._logits[:count], NEXT: self._next[:count]}
         for index, name in enumerate(self.layout.names):
             kind = (self._values, self._new_values) if name.startswith(VALUES) else (self._keys, self._new_keys)
             arrays[name], outputs[NEW + name] = (block[index // 2, :count] for block in kind)
-        for bind, table in ((binding.bind_input, arrays), (binding.bind_output, outputs)):
+        bound: tuple[tuple[Any, dict[str, np.ndarray]], ...] = (
+            (binding.bind_input, arrays),
+            (binding.bind_output, outputs),
+        )
+        for bind, table in bound:
             for name, array in table.items():
                 bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         self._binding, self._bound = binding, (count, self._length)

@@ -232,9 +232,7 @@ class SlotDecoder:
     def _parts(self, lengths: Sequence[int]) -> list[list[int]]:
         """Split prompts into calls of the prefill: as many at once as one takes."""
         longest = max(lengths)
-        sizes = [
-            size for size in self.device.prompt_sizes if size[1] is None or size[1] >= longest
-        ]
+        sizes = [size for size in self.device.prompt_sizes if size[1] is None or size[1] >= longest]
         if not sizes:
             largest = max(size[1] or 0 for size in self.device.prompt_sizes)
             raise RunError(

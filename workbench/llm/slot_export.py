@@ -140,7 +140,9 @@ class _Tables:
     def look_up(self, label: str, positions: Tensor) -> tuple[Tensor, Tensor]:
         import torch
 
-        cos, sin = (torch.nn.functional.embedding(positions, self.tensors[f"{label}.{kind}"]) for kind in ("cos", "sin"))
+        cos, sin = (
+            torch.nn.functional.embedding(positions, self.tensors[f"{label}.{kind}"]) for kind in ("cos", "sin")
+        )
         return cos, sin
 
 

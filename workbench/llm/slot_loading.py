@@ -90,8 +90,14 @@ def load_slots(
     store = store or Store()
     with store.scratch() as scratch:
         written = scratch / "slots"
-        options = {"largest_length": largest_length, "keys_transposed": keys_transposed}
-        write_slots(network, sizes, written, name=name or folder.resolve().name, **options)
+        write_slots(
+            network,
+            sizes,
+            written,
+            largest_length=largest_length,
+            keys_transposed=keys_transposed,
+            name=name or folder.resolve().name,
+        )
         kept = store.add(written)[1]
     origin = Origin(found.kind, found.reference, "torchscript", found.notes)
     return replace(open_slot_folder(kept, origin), folder=str(folder), tokenizer=None if place is None else str(place))

@@ -62,7 +62,9 @@ def attending(network: nn.Module) -> Iterator[None]:
     from transformers import AttentionInterface
 
     AttentionInterface.register(_NAME, _attend)
-    configs = {id(module.config): module.config for module in network.modules() if hasattr(module, "config")}
+    configs: dict[int, Any] = {
+        id(module.config): module.config for module in network.modules() if hasattr(module, "config")
+    }
     before = {key: config._attn_implementation for key, config in configs.items()}
     try:
         for config in configs.values():
@@ -79,9 +81,7 @@ def call(network: nn.Module, past: Past, **inputs: Any) -> Tensor:
     Raises:
         ExportError: a layer of the model does not use transformers' attention interface and cache.
     """
-    logits: Tensor = network(
-        **inputs, **{_PAST: past}, past_key_values=past, use_cache=True, return_dict=True
-    ).logits
+    logits: Tensor = network(**inputs, **{_PAST: past}, past_key_values=past, use_cache=True, return_dict=True).logits
     layers = int(network.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
     silent = sorted(set(range(layers)) - (past.attended & set(past.new)))
     if silent:
@@ -123,9 +123,7 @@ def _attend(
     return _over_the_cache(query, key, value, attention_mask, softcap, (past, layer)), None
 
 
-def _over_the_prompt(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None
-) -> Tensor:
+def _over_the_prompt(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softcap: float | None) -> Tensor:
     import torch
 
     groups = query.shape[1] // key.shape[1]
