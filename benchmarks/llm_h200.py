@@ -1,118 +1,248 @@
-"""A decoder of TinyLlama's shape (1.1 B parameters, random weights) on an NVIDIA GPU with TensorRT 8.6 or later.
+"""A decoder of TinyLlama's shape (1.1 B parameters, random FP16 weights) with slots, on an NVIDIA GPU with TensorRT 8.6.
 
-Run: python benchmarks/llm_h200.py [folder for the results]
-Random weights say nothing of quality; speed, memory and serving do not depend on their values. Exporting takes a minute
-and each build several; the plans stay in the store, so a second run only measures.
+Two halves, because TensorRT 8.6 and a recent PyTorch want different Pythons. They meet in one folder, each goes on where
+it was stopped, and each ends with a table of all that is there:
+
+    python3.12 benchmarks/llm_h200.py export FOLDER     exports every depth, the smallest first
+    python3.12 benchmarks/llm_h200.py torch  FOLDER     exports what is not there yet, times PyTorch
+    python3.10 benchmarks/llm_h200.py engine FOLDER     builds and measures; waits for exports that are under way
+    python     benchmarks/llm_h200.py table  FOLDER
+
+`--seconds 480` stops in time; `--stages small,large,serve,int8` chooses; `--out DIR` gets results.json and table.txt after
+every result. `--rehearse` does all of it on a CPU at tiny sizes, ONNX Runtime in TensorRT's place.
+Random weights say nothing of quality; speed, memory and serving do not depend on their values.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+import threading
 import time
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import pandas as pd
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-import workbench as wb
-from workbench import codec, llm
-from workbench.errors import WorkbenchError
-from workbench.llm.timing import engine_contestant
-from workbench.machine import device
+import llm_h200_engine as engine_half  # noqa: E402
+import llm_h200_torch as torch_half  # noqa: E402
+from llm_h200_cases import FULL, REHEARSAL, Case  # noqa: E402
+from llm_h200_engine import CANDIDATES, PLAIN, Bench, Settings, Wanted  # noqa: E402
 
-RECIPES = ("fp32", "fp16", "int8-max-fp16")
-BATCHES = (1, 16, 64)
-WORKLOADS = [llm.Workload(128, 128, batch) for batch in BATCHES] + [llm.Workload(1024, 64, 1)]
-PROTOCOL = wb.Protocol("end_to_end", rounds=5, min_seconds=1.0, min_runs=3, warmup_seconds=0.5, warmup_runs=2)
-TRAFFIC = llm.Traffic(662, llm.Lengths(128, 0.5, 16, 512), llm.Lengths(64, 0.5, 8, 256), seed=1)
-POLICIES = [llm.NoBatching(), llm.DynamicBatching(16, longest_wait_seconds=0.05), llm.ContinuousBatching(32)]
-CALIBRATION_WINDOWS, WINDOW_TOKENS = 8, 128
-SHAPE = {
-    "vocab_size": 32000,
-    "hidden_size": 2048,
-    "intermediate_size": 5632,
-    "num_hidden_layers": 22,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": False,
-}
+STAGES = ("small", "large", "serve", "int8")
 
 
-def main(folder: Path) -> None:
-    pd.set_option("display.width", 250, "display.max_columns", 30, "display.max_colwidth", 70)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "environment.json").write_text(json.dumps(device.describe(), indent=1))
-    # The older exporter at opset 17 is what TensorRT 8.6 is known to parse and build.
-    language = llm.load(random_llama(folder / "model"), exporter="torchscript", name="tinyllama-shape")
-    text = np.random.default_rng(0).integers(0, language.vocabulary, 1 << 16)
-    engines = build_all(language, text)
-    contestants = [engine_contestant(engine) for engine in engines.values()]
-    for engine in engines.values():
-        graph = engine_contestant(engine, cuda_graph=True)
-        contestants.append(replace(graph, name=f"{graph.name}, CUDA graph"))
-    measured = llm.measure_generation(language, contestants, WORKLOADS, PROTOCOL)
-    (folder / "generation.json").write_text(json.dumps([codec.to_plain(item) for item in measured]))
-    print(llm.speed_table(measured), "\n")
-    serve(language, engines["fp16"], text, folder)
+class Results:
+    """One JSON file a result, written at once; failures are results."""
+
+    def __init__(self, root: Path, out: Path | None, case: Case) -> None:
+        self.folder, self.out, self.case = root / "results", out, case
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> dict[str, Any] | None:
+        file = self.folder / f"{key}.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def put(self, key: str, found: dict[str, Any]) -> None:
+        with self._lock:
+            scratch = self.folder / f".{key}.part"
+            scratch.write_text(json.dumps(found, indent=1))
+            scratch.rename(self.folder / f"{key}.json")
+            short = {
+                name: value for name, value in found.items() if name not in ("engine", "longest", "log_end", "tried")
+            }
+            print(f"{key}: {json.dumps(short)[:400]}", flush=True)
+            if self.out is not None:
+                self.out.mkdir(parents=True, exist_ok=True)
+                (self.out / "llm_results.json").write_text(json.dumps(self.all(), indent=1))
+                (self.out / "llm_table.txt").write_text(table(self))
+
+    def all(self) -> dict[str, Any]:
+        found = {file.stem: json.loads(file.read_text()) for file in sorted(self.folder.glob("[!.]*.json"))}
+        for result in found.values():
+            if "engine" in result:
+                result["engine"] = {
+                    name: result["engine"][name] for name in ("build_seconds", "size_bytes", "options", "notes")
+                }
+        return found
 
 
-def random_llama(folder: Path) -> Path:
-    """Write a random LLaMA in FP16; weights of the usual size, so that logits stay finite."""
-    if not (folder / "config.json").exists():
-        import torch
-        from transformers import LlamaConfig, LlamaForCausalLM
+def run_engine(bench: Bench, stages: list[str]) -> None:
+    """Build and measure, small depths first."""
+    case, results = bench.case, bench.results
+    small, *middle, large = case.depths
+    if "small" in stages and bench.wait_for(small, "turned") and bench.wait_for(small, "plain"):
+        many, one = f"step-{case.slots}x{case.columns}", f"step-1x{case.columns}"
+        prefill = f"prefill-1x{case.prompt}"
+        wanted = [Wanted(small, layout, many) for layout in ("turned", "plain")]
+        wanted += [Wanted(small, "turned", prefill), Wanted(small, "turned", f"step-8x{case.columns}")]
+        wanted += [Wanted(small, "plain", one)]
+        wanted += [Wanted(small, "turned", one, settings, 110.0) for settings in CANDIDATES]
+        for start in range(0, len(wanted), bench.parallel):  # what is measured early is safe
+            part = wanted[start : start + bench.parallel]
+            engine_half.build_all(bench, part)
+            for item in part:
+                if item.graph != prefill:
+                    measure(bench, item)
+        for item in wanted[:2]:
+            layers(bench, item)
+        verify(bench, [Wanted(small, "turned", prefill), Wanted(small, "turned", many)])
+        verify(bench, [Wanted(small, "turned", prefill), Wanted(small, "turned", one)])
+    layout, settings = best_layout(bench), best_settings(bench)
+    for depth in middle if "small" in stages else ():
+        if bench.wait_for(depth, layout):
+            wanted = deep(bench, depth, layout, settings)[:2]
+            engine_half.build_all(bench, wanted)
+            for item in wanted:
+                measure(bench, item)
+    if {"large", "serve"} & set(stages) and bench.wait_for(large, layout):
+        run_large(bench, large, layout, settings, stages)
+    if "int8" in stages:
+        import llm_h200_int8
 
-        torch.manual_seed(0)
-        LlamaForCausalLM(LlamaConfig(**SHAPE)).half().save_pretrained(folder)
-    return folder
-
-
-def build_all(language: llm.LanguageModel, text: np.ndarray) -> dict:
-    shapes = llm.profiles(
-        language,
-        largest_batch=max(BATCHES),
-        largest_prompt=1024,
-        largest_length=1152,
-        typical_batch=16,
-        typical_prompt=128,
-    )
-    # At the default level the builder had not ended after minutes on a decoder of this size; level 1 does.
-    options = wb.BuildOptions(profiles=shapes, optimization_level=1)
-    dialect = wb.engines.backend("tensorrt").dialect("tensorrt")
-    table = None
-    engines = {}
-    for name in RECIPES:
-        recipe = llm.recipe(language, lowered(name))
-        if recipe.needs_calibration and table is None:
-            windows = text[: CALIBRATION_WINDOWS * WINDOW_TOKENS].reshape(CALIBRATION_WINDOWS, WINDOW_TOKENS)
-            data = llm.dataset(language, wb.datasets.arrays(windows, metric=None))
-            table = wb.calibrate(language.model, data.bound_to(language.model).evaluation, recipe, dialect=dialect)
-        started = time.perf_counter()
-        try:
-            variant = wb.transform(language.model, recipe, dialect=dialect, table=table)
-            engines[name] = wb.build(variant, "tensorrt", options)
-        except WorkbenchError as error:
-            print(f"{name}: {type(error).__name__}: {error}")
-            continue
-        print(f"{name}: {engines[name].size_bytes / 1e9:.2f} GB after {time.perf_counter() - started:.0f} s")
-    return engines
+        llm_h200_int8.run(bench, layout, settings)
+    print(f"{bench.left:.0f} s were left.")
+    results.put("ended", {"left_seconds": bench.left, "stages": stages, "layout": layout, "settings": settings.name})
 
 
-def lowered(name: str) -> wb.Recipe | str:
-    if name != "int8-max-fp16":
-        return name
-    return wb.Recipe(name, (wb.Fuse("all"), wb.Quantize(calibrator="max"), wb.Precision("fp16")))
+def run_large(bench: Bench, depth: int, layout: str, settings: Settings, stages: list[str]) -> None:
+    """Build the whole model and measure steps, prefill and traffic."""
+    case, results = bench.case, bench.results
+    wanted = deep(bench, depth, layout, settings)
+    engine_half.build_all(bench, wanted)
+    many, one, prompt, long, several = wanted
+    for item in (many, one):
+        measure(bench, item)
+        verify(bench, [prompt, item])
+    for item in (prompt, long, several):
+        key, engine = f"prefill-{item.key}", bench.engine(item.key)
+        if engine is not None and not results.get(key) and bench.left > 20:
+            results.put(key, engine_half.isolated(engine_half.measure_prefill, bench.backend, engine))
+    engines = [found for found in (bench.engine(item.key) for item in (prompt, several, many)) if found is not None]
+    key = f"serve-{depth}-{layout}"
+    if "serve" in stages and len(engines) >= 2 and bench.engine(many.key) and not results.get(key) and bench.left > 40:
+        seconds = min(120.0, bench.left - 25)
+        results.put(key, engine_half.isolated(engine_half.serve, bench.backend, engines, case, seconds))
+    for item in (many, one):
+        layers(bench, item)
 
 
-def serve(language: llm.LanguageModel, engine, text: np.ndarray, folder: Path) -> None:
-    found = [llm.highest_rate(language, engine, policy, text, TRAFFIC, first_rate=4.0) for policy in POLICIES]
-    (folder / "serving.json").write_text(json.dumps([codec.to_plain(item) for item in found]))
-    for item in found:
-        print(f"{item.policy:28} p99 under 500 ms up to {item.rate:.1f} requests/s, fails at {item.failed_rate}")
+def deep(bench: Bench, depth: int, layout: str, settings: Settings) -> list[Wanted]:
+    """Return the engines of a deep model: steps of many slots and of one, and prefills."""
+    case = bench.case
+    limit = 40.0 + 20.0 * depth
+    found = [Wanted(depth, layout, f"step-{case.slots}x{case.columns}", PLAIN, limit)]
+    found += [Wanted(depth, layout, f"step-1x{case.columns}", settings, limit)]
+    prompts = [(1, case.prompt), (1, case.long_prompt), (case.prompts_at_once, case.prompt)]
+    # Keys of one layout need prefills of the same; the long prompt is measured by itself.
+    return found + [Wanted(depth, layout, f"prefill-{batch}x{tokens}", PLAIN, limit) for batch, tokens in prompts]
+
+
+def measure(bench: Bench, item: Wanted) -> None:
+    """Time a step that was built."""
+    key, engine = f"step-{item.key}", bench.engine(item.key)
+    if engine is None or bench.results.get(key) or bench.left < 20:
+        return
+    bench.results.put(key, engine_half.isolated(engine_half.measure_step, bench.backend, engine, bench.case.columns))
+
+
+def layers(bench: Bench, item: Wanted) -> None:
+    """Keep a table of the engine's layers."""
+    key, engine = f"layers-{item.key}", bench.engine(item.key)
+    if engine is not None and not bench.results.get(key) and bench.left > 20:
+        bench.results.put(key, engine_half.isolated(engine_half.measure_layers, engine, bench.case.columns))
+
+
+def verify(bench: Bench, items: list[Wanted]) -> None:
+    """Compare with PyTorch's logits."""
+    engines = [bench.engine(item.key) for item in items]
+    key = f"check-{items[-1].key}"
+    if all(engines) and not bench.results.get(key) and bench.left > 20:
+        folder = str(bench.case.folder(bench.root, items[0].depth, "turned"))
+        bench.results.put(key, engine_half.isolated(engine_half.check, bench.backend, engines, bench.case, folder))
+
+
+def best_layout(bench: Bench) -> str:
+    """Return the layout of keys whose step was the faster at the smallest depth with many slots."""
+    graph = f"step-{bench.case.slots}x{bench.case.columns}"
+    times = {layout: step_seconds(bench, Wanted(bench.case.depths[0], layout, graph)) for layout in ("turned", "plain")}
+    return min(times, key=lambda layout: times[layout])
+
+
+def best_settings(bench: Bench) -> Settings:
+    """Return the settings whose step of one slot was the fastest at the smallest depth."""
+    graph = f"step-1x{bench.case.columns}"
+
+    def seconds(settings: Settings) -> float:
+        return step_seconds(bench, Wanted(bench.case.depths[0], "turned", graph, settings))
+
+    found = min(CANDIDATES, key=seconds)
+    return found if seconds(found) < float("inf") else PLAIN
+
+
+def step_seconds(bench: Bench, item: Wanted) -> float:
+    found = bench.results.get(f"step-{item.key}") or {}
+    return float(found.get("seconds", found.get("wall_seconds", float("inf"))))
+
+
+def table(results: Results) -> str:
+    """Return what was measured, and what was aimed at, in a few lines."""
+    case, found = results.case, results.all()
+    peaks = found.get("ceilings", {})
+    bandwidth, rate = peaks.get("bytes_per_second"), peaks.get("flops_per_second")
+    lines = [
+        f"{peaks.get('device', 'no GPU')}: copy {(bandwidth or 0) / 1e12:.2f} TB/s, FP16 {(rate or 0) / 1e12:.0f} TFLOP/s"
+    ]
+    for key, item in found.items():
+        kind, _, rest = key.partition("-")
+        if "failed" in item:
+            lines.append(f"{key:62} FAILED {item['failed'][:90]}")
+        elif kind == "build":
+            lines.append(f"{key:62} {item['seconds']:7.0f} s, {item['engine']['size_bytes'] / 1e6:.0f} MB")
+        elif kind == "step":
+            depth, slots = int(rest.split("-")[0]), int(rest.split("step-")[1].split("x")[0])
+            bound = f", bound {case.step_bytes(depth, slots) / bandwidth * 1e3:.3f}" if bandwidth else ""
+            device = f"{item['seconds'] * 1e3:.3f} ms in a graph, " if "seconds" in item else ""
+            lines.append(f"{key:62} {device}{item['wall_seconds'] * 1e3:.3f} ms seen by the host{bound}")
+        elif kind == "prefill":
+            flops = case.prefill_flops(int(rest.split("-")[0]), item["tokens"]) * item["batch"] / item["wall_seconds"]
+            share = f", {flops / rate:.0%} of the FP16 rate" if rate else ""
+            lines.append(f"{key:62} {item['wall_seconds'] * 1e3:.2f} ms, {flops / 1e12:.0f} TFLOP/s{share}")
+        elif kind == "layers":
+            lines.append(
+                f"{key:62} {item['layers']} layers {item['seconds'] * 1e3:.3f} ms, of them {item['reformats']} reformats "
+                f"{item['reformat_seconds'] * 1e3:.3f}; longest {item['longest'][0][0][:40]} {item['longest'][0][2] * 1e3:.3f}"
+            )
+        elif key not in ("ceilings", "ended"):
+            lines.append(f"{key:62} {json.dumps({name: item[name] for name in item if name != 'tried'})[:150]}")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("half", choices=("export", "torch", "engine", "table"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for results.json and table.txt")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop in time")
+    parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--parallel", type=int, default=3, help="builds at once")
+    parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
+    options = parser.parse_args()
+    case = REHEARSAL if options.rehearse else FULL
+    results = Results(options.folder, options.out, case)
+    if options.half in ("export", "torch"):
+        torch_half.export_all(options.folder, case, results.put)
+    if options.half == "torch":
+        torch_half.measure_torch(case, results.put, lambda key: results.get(key) is not None)
+    if options.half == "engine":
+        backend = "onnxruntime-cpu" if options.rehearse else "tensorrt"
+        deadline = time.monotonic() + options.seconds
+        run_engine(Bench(options.folder, case, backend, results, deadline, options.parallel), options.stages.split(","))
+    print(table(results))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path("out/llm_h200"))
+    main()

@@ -128,7 +128,7 @@ class OnnxRuntimeDecoder:
         """
         if self._place != "cpu":
             raise RunError("ONNX Runtime offers no way to read a GPU's memory at full speed. Use the backend tensorrt.")
-        return _host_read_bandwidth(size_bytes, self._threads or 1)
+        return host_read_bandwidth(size_bytes, self._threads or 1)
 
     def memory(self) -> dict[str, int]:
         """Return the resident memory of this process."""
@@ -214,7 +214,8 @@ def _serialized(nodes: list[Any], inputs: list[Any], outputs: list[Any], constan
     return bytes(helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString())
 
 
-def _host_read_bandwidth(size_bytes: int, threads: int) -> float:
+def host_read_bandwidth(size_bytes: int, threads: int) -> float:
+    """Return the bytes/s at which this CPU reads a block of that size: dot products of slices, one slice a thread."""
     count = max(size_bytes // 4 // threads, 1024)
     slices = [np.ones(count, np.float32) for _ in range(threads)]
 

@@ -20,7 +20,7 @@ from workbench.engines.tensorrt import cuda as cuda_runtime
 from workbench.engines.tensorrt import tensors
 from workbench.engines.tensorrt.capabilities import Capabilities, library
 from workbench.engines.tensorrt.context import Context
-from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Event, Graph, HostMemory, Pool
+from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Event, Graph, HostMemory, Pool, Stream
 from workbench.records import Engine
 
 # A graph is captured anew when the cache outgrows its room; more room makes attention read more hidden columns.
@@ -274,24 +274,7 @@ class TensorRTDecoder:
 
     def read_bandwidth(self, size_bytes: int) -> float:
         """Return the bytes/s at which the device copies a block of that size, reads and writes both counted."""
-        blocks = [DeviceMemory(self._cuda, size_bytes) for _ in range(2)]
-        start, end = Event(self._cuda), Event(self._cuda)
-        stream = self._growing.stream
-        kind = self._cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        fastest = float("inf")
-        try:
-            for _ in range(_BANDWIDTH_RUNS):
-                start.record(stream.raw)
-                self._cuda.call("cudaMemcpyAsync", blocks[0].address, blocks[1].address, size_bytes, kind, stream.raw)
-                end.record(stream.raw)
-                end.synchronize()
-                fastest = min(fastest, end.seconds_since(start))
-        finally:
-            for event in (start, end):
-                event.free()
-            for block in blocks:
-                block.free()
-        return 2 * size_bytes / fastest
+        return copy_bandwidth(self._cuda, self._growing.stream, size_bytes)
 
     def memory(self) -> dict[str, int]:
         """Return the device memory in use by all programs, and what this engine's contexts planned for activations."""
@@ -323,3 +306,24 @@ class TensorRTDecoder:
         if self._graph is not None:
             self._graph.free()
         self._graph, self._graph_key = None, ()
+
+
+def copy_bandwidth(cuda: Cuda, stream: Stream, size_bytes: int) -> float:
+    """Return the bytes/s at which the device copies a block of that size, reads and writes both counted."""
+    blocks = [DeviceMemory(cuda, size_bytes) for _ in range(2)]
+    start, end = Event(cuda), Event(cuda)
+    kind = cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+    fastest = float("inf")
+    try:
+        for _ in range(_BANDWIDTH_RUNS):
+            start.record(stream.raw)
+            cuda.call("cudaMemcpyAsync", blocks[0].address, blocks[1].address, size_bytes, kind, stream.raw)
+            end.record(stream.raw)
+            end.synchronize()
+            fastest = min(fastest, end.seconds_since(start))
+    finally:
+        for event in (start, end):
+            event.free()
+        for block in blocks:
+            block.free()
+    return 2 * size_bytes / fastest

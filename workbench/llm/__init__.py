@@ -7,6 +7,7 @@ the functions here add what only decoders have: tokens, a cache, prefill and dec
 from __future__ import annotations
 
 from workbench.engines.decoding import open_decoder
+from workbench.engines.slot_decoding import open_slots
 from workbench.llm.eager import contestant as transformers_eager
 from workbench.llm.endpoint import Endpoint
 from workbench.llm.feeding import dataset, feeds
@@ -22,6 +23,8 @@ from workbench.llm.scenario import HighestRate, ServingRun, highest_rate, serve_
 from workbench.llm.scenario import table as serving_table
 from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching
 from workbench.llm.shaping import profiles
+from workbench.llm.slot_export import GraphSize
+from workbench.llm.slot_loading import SlotModel, load_slots, open_slot_folder, write_slots
 from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation
 from workbench.llm.towers import TowerStudies, TwoTowers, digits_captions, run_towers
 from workbench.llm.verification import Verification, verify
@@ -32,6 +35,7 @@ __all__ = [
     "Endpoint",
     "Generation",
     "GenerationMeasurement",
+    "GraphSize",
     "HighestRate",
     "LanguageModel",
     "Lengths",
@@ -40,6 +44,7 @@ __all__ = [
     "Sampling",
     "Sequences",
     "ServingRun",
+    "SlotModel",
     "Speed",
     "TowerStudies",
     "Traffic",
@@ -53,8 +58,11 @@ __all__ = [
     "generate",
     "highest_rate",
     "load",
+    "load_slots",
     "measure_generation",
     "open_decoder",
+    "open_slot_folder",
+    "open_slots",
     "profiles",
     "quality",
     "recipe",
@@ -65,4 +73,5 @@ __all__ = [
     "speed_table",
     "transformers_eager",
     "verify",
+    "write_slots",
 ]

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import numpy as np
 
 from workbench.engines.decoding import Decoder
+from workbench.engines.slot_decoding import SlotDecoder
 from workbench.errors import DataError
 from workbench.llm import feeding
 from workbench.llm.loading import LanguageModel
 from workbench.llm.sampling import Sampling, choose
+from workbench.llm.slot_sequences import SlotSequences
 
 Ending = Literal["stop", "length"]
 
@@ -87,6 +89,12 @@ class Sequences:
         self._mask = mask
         return logits
 
+    def greedy_step(self) -> np.ndarray:
+        """Feed each sequence's accepted token; returns and accepts the most probable next ones, (N,)."""
+        tokens = np.asarray(self.step().argmax(axis=-1))
+        self.accept(tokens)
+        return tokens
+
     def keep(self, rows: Sequence[int]) -> None:
         """Let all sequences but these go, and columns that no sequence uses any more."""
         if len(rows) == len(self):
@@ -101,9 +109,14 @@ class Sequences:
         self._last = self._last[list(rows)]
 
 
+def sequences_of(decoder: Decoder | SlotDecoder) -> Sequences | SlotSequences:
+    """Return no sequences yet, for this decoder."""
+    return SlotSequences(decoder) if isinstance(decoder, SlotDecoder) else Sequences(decoder)
+
+
 def generate(
     language: LanguageModel,
-    decoder: Decoder,
+    decoder: Decoder | SlotDecoder,
     prompts: Sequence[str | Sequence[int]],
     *,
     new_tokens: int = 64,
@@ -114,7 +127,7 @@ def generate(
     """Continue prompts, all in one batch.
 
     Args:
-        decoder: open, of an engine of this model (`workbench.llm.open_decoder`).
+        decoder: open, of an engine of this model (`workbench.llm.open_decoder` or `open_slots`).
         prompts: texts, or token ids.
         new_tokens: at most so many for each prompt.
         sampling: None takes the most probable token each time.
@@ -131,7 +144,7 @@ def generate(
     streams = [np.random.default_rng([sampling.seed, index]) for index in range(len(ids))]
     answers: list[list[int]] = [[] for _ in ids]
     endings: list[Ending] = ["length"] * len(ids)
-    sequences = Sequences(decoder)
+    sequences = sequences_of(decoder)
     active = list(range(len(ids)))
     logits = sequences.add(ids)
     while True:

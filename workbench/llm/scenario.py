@@ -16,6 +16,7 @@ import numpy as np
 from workbench import codec
 from workbench.engines.base import Feeds
 from workbench.engines.decoding import Decoder, open_decoder
+from workbench.engines.slot_decoding import SlotDecoder
 from workbench.errors import DataError
 from workbench.judging.intervals import required_samples
 from workbench.llm.loading import LanguageModel
@@ -280,7 +281,7 @@ def search(
 
 
 def run_once(
-    decoder: Decoder,
+    decoder: Decoder | SlotDecoder,
     engine: Engine,
     policy: Policy,
     rate: float,
@@ -330,7 +331,7 @@ def _keeps(run: ServingRun, limit: float, quantile: float, of: Moment) -> bool:
     return not run.abandoned and found is not None and found <= limit
 
 
-def _warm_up(decoder: Decoder, traffic: Traffic, policy: Policy, text: np.ndarray) -> None:
+def _warm_up(decoder: Decoder | SlotDecoder, traffic: Traffic, policy: Policy, text: np.ndarray) -> None:
     few = replace(traffic, requests=min(_WARMUP_REQUESTS, traffic.requests))
     serve(decoder, draw(few, 1e6, text), policy)
 

@@ -15,8 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from workbench.engines.decoding import Decoder
-from workbench.llm.generation import Sequences
+from workbench.engines.slot_decoding import SlotDecoder
+from workbench.llm.generation import Sequences, sequences_of
 from workbench.llm.requests import Request
+from workbench.llm.slot_sequences import SlotSequences
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class _Running:
 
 
 def serve(
-    decoder: Decoder,
+    decoder: Decoder | SlotDecoder,
     requests: Sequence[Request],
     policy: Policy,
     clock: Clock | None = None,
@@ -177,7 +179,7 @@ def serve(
     arriving = deque(range(len(requests)))
     waiting: deque[int] = deque()
     running: list[_Running] = []
-    sequences = Sequences(decoder)
+    sequences = sequences_of(decoder)
     while arriving or waiting or running:
         now = clock.now()
         while arriving and requests[arriving[0]].arrival_seconds <= now:
@@ -200,7 +202,7 @@ def serve(
 
 
 def _start(
-    sequences: Sequences,
+    sequences: Sequences | SlotSequences,
     chosen: list[int],
     requests: Sequence[Request],
     running: list[_Running],
@@ -216,9 +218,8 @@ def _start(
         served.answers[index].append(token)
 
 
-def _advance(sequences: Sequences, running: list[_Running], served: Served) -> None:
-    tokens = sequences.step().argmax(axis=-1)
-    sequences.accept(tokens)
+def _advance(sequences: Sequences | SlotSequences, running: list[_Running], served: Served) -> None:
+    tokens = sequences.greedy_step()
     served.steps += 1
     served.step_requests += len(running)
     for item, token in zip(running, tokens.tolist(), strict=True):
@@ -226,7 +227,7 @@ def _advance(sequences: Sequences, running: list[_Running], served: Served) -> N
         served.answers[item.index].append(token)
 
 
-def _finish(sequences: Sequences, running: list[_Running], served: Served, now: float) -> bool:
+def _finish(sequences: Sequences | SlotSequences, running: list[_Running], served: Served, now: float) -> bool:
     """Let go of the requests that have all their tokens; whether there were any."""
     left = [row for row, item in enumerate(running) if item.left > 0]
     if len(left) == len(running):

@@ -17,8 +17,9 @@ import numpy as np
 from workbench import codec
 from workbench.engines.base import Feeds
 from workbench.engines.decoding import Decoder, open_decoder
+from workbench.engines.slot_decoding import SlotDecoder
 from workbench.errors import Cancelled, DataError
-from workbench.llm.generation import Sequences
+from workbench.llm.generation import sequences_of
 from workbench.llm.loading import LanguageModel
 from workbench.llm.memory import weights_read_bytes
 from workbench.machine import child, conditions, device
@@ -204,18 +205,17 @@ def run_workload(
     }
 
 
-def generate_timed(decoder: Decoder, prompts: np.ndarray, new_tokens: int) -> tuple[float, list[float]]:
+def generate_timed(decoder: Decoder | SlotDecoder, prompts: np.ndarray, new_tokens: int) -> tuple[float, list[float]]:
     """Generate greedily; returns the seconds to the first tokens, and those of each further step."""
     rows = prompts.tolist()
     started = time.perf_counter()
-    sequences = Sequences(decoder)
-    chosen = sequences.add(rows).argmax(axis=-1)
+    sequences = sequences_of(decoder)
+    sequences.accept(sequences.add(rows).argmax(axis=-1))
     first = time.perf_counter() - started
     steps = []
     for _ in range(new_tokens - 1):
         started = time.perf_counter()
-        sequences.accept(chosen)
-        chosen = sequences.step().argmax(axis=-1)
+        sequences.greedy_step()
         steps.append(time.perf_counter() - started)
     return first, steps
 

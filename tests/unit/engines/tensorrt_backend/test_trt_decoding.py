@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import enum
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from counting_decoder import counting_decoder
-from cuda_stand_in import OK
+from device_copies import teach_device_copies
 from tiny_variants import variant
 
 from workbench.engines.decoding import Decoder, open_decoder
@@ -29,50 +27,7 @@ LIMITS = {
 
 @pytest.fixture
 def copying(machine, monkeypatch: pytest.MonkeyPatch):
-    """Teach the stand-in of CUDA what only decoders use: copies on the device, in rectangles, and clearing."""
-    kinds = {"cudaMemcpyHostToDevice": 1, "cudaMemcpyDeviceToHost": 2, "cudaMemcpyDeviceToDevice": 3}
-    monkeypatch.setattr(machine.cuda, "cudaMemcpyKind", enum.IntEnum("cudaMemcpyKind", kinds))
-    plain_copy = machine.cuda.cudaMemcpyAsync
-
-    def rectangle(dst, dpitch, src, spitch, width, height, kind, stream):
-        assert kind == machine.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        assert width <= min(dpitch, spitch)
-        for address, pitch in ((dst, dpitch), (src, spitch)):
-            machine.cuda.device_bytes(address, (height - 1) * pitch + width)
-
-        def copy():
-            for row in range(height):
-                ctypes.memmove(dst + row * dpitch, src + row * spitch, width)
-
-        machine.cuda.enqueue(int(stream), copy)
-        return (OK,)
-
-    def clear(address, value, count, stream):
-        machine.cuda.device_bytes(address, count)
-        machine.cuda.enqueue(int(stream), lambda: ctypes.memset(address, value, count))
-        return (OK,)
-
-    def copy(dst, src, count, kind, stream):
-        if kind != machine.cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice:
-            return plain_copy(dst, src, count, kind, stream)
-
-        def work():
-            ctypes.memmove(machine.cuda.device_bytes(dst, count), machine.cuda.device_bytes(src, count), count)
-            machine.cuda.clock_ms += 1.0
-
-        machine.cuda.enqueue(int(stream), work)
-        return (OK,)
-
-    for name, function in (("cudaMemcpy2DAsync", rectangle), ("cudaMemsetAsync", clear), ("cudaMemcpyAsync", copy)):
-        monkeypatch.setattr(machine.cuda, name, function, raising=False)
-    # The stand-in's arrays cannot be empty, and a prefill's past is.
-    filled = machine.world._array
-    monkeypatch.setattr(
-        machine.world,
-        "_array",
-        lambda address, shape, dtype: filled(address, shape, dtype) if np.prod(shape) else np.zeros(shape, dtype),
-    )
-    return machine
+    return teach_device_copies(machine, monkeypatch)
 
 
 def engine(machine, folder: Path) -> Engine:
