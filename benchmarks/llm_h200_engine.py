@@ -144,8 +144,10 @@ def build_one(bench: Bench, item: Wanted) -> None:
 
 def as_variant(model: Model, backend: str, item: Wanted) -> Variant:
     """Return the exported file as it is: its weights are FP16 already, so the recipe only sets the builder's flag."""
-    steps = (wb.Precision("fp16", auto_exclude=False),) if backend == "tensorrt" else ()
+    steps: tuple[Any, ...] = (wb.Precision("fp16", auto_exclude=False),) if backend == "tensorrt" else ()
     path = model.path if item.file is None else item.file
+    if item.file is not None:
+        steps = (wb.Quantize(calibrator="max"), *steps)  # the builder's flag for INT8; the file holds the Q/DQ already
     if item.settings.hold_norms:
         recipe = wb.Recipe("fp16", (wb.Precision("fp16"),))
         return wb.transform(model, recipe, dialect="trt-8.6")
