@@ -79,8 +79,9 @@ def run_engine(bench: Bench, stages: list[str]) -> None:
         prefill = f"prefill-1x{case.prompt}"
         wanted = [Wanted(small, layout, many) for layout in ("turned", "plain")]
         wanted += [Wanted(small, "turned", prefill), Wanted(small, "turned", f"step-8x{case.columns}")]
-        wanted += [Wanted(small, "plain", one)]
-        wanted += [Wanted(small, "turned", one, settings, 110.0) for settings in CANDIDATES]
+        wanted += [Wanted(small, "turned", one, settings, 110.0) for settings in CANDIDATES[:2]]
+        wanted += [Wanted(small, "turned", many, CANDIDATES[0]), Wanted(small, "plain", one)]
+        wanted += [Wanted(small, "turned", one, settings, 110.0) for settings in CANDIDATES[2:]]
         for start in range(0, len(wanted), bench.parallel):  # what is measured early is safe
             part = wanted[start : start + bench.parallel]
             engine_half.build_all(bench, part)
@@ -91,27 +92,27 @@ def run_engine(bench: Bench, stages: list[str]) -> None:
             layers(bench, item)
         verify(bench, [Wanted(small, "turned", prefill), Wanted(small, "turned", many)])
         verify(bench, [Wanted(small, "turned", prefill), Wanted(small, "turned", one)])
-    layout, settings = best_layout(bench), best_settings(bench)
+    layout = best_layout(bench)
     for depth in middle if "small" in stages else ():
         if bench.wait_for(depth, layout):
-            wanted = deep(bench, depth, layout, settings)[:2]
+            wanted = deep(bench, depth, layout)[:2]
             engine_half.build_all(bench, wanted)
             for item in wanted:
                 measure(bench, item)
     if {"large", "serve"} & set(stages) and bench.wait_for(large, layout):
-        run_large(bench, large, layout, settings, stages)
+        run_large(bench, large, layout, stages)
     if "int8" in stages:
         import llm_h200_int8
 
-        llm_h200_int8.run(bench, layout, settings)
+        llm_h200_int8.run(bench, layout, *best_one(bench))
     print(f"{bench.left:.0f} s were left.")
-    results.put("ended", {"left_seconds": bench.left, "stages": stages, "layout": layout, "settings": settings.name})
+    results.put("ended", {"left_seconds": bench.left, "stages": stages, "layout": layout, "one": best_one(bench)[0]})
 
 
-def run_large(bench: Bench, depth: int, layout: str, settings: Settings, stages: list[str]) -> None:
+def run_large(bench: Bench, depth: int, layout: str, stages: list[str]) -> None:
     """Build the whole model and measure steps, prefill and traffic."""
     case, results = bench.case, bench.results
-    wanted = deep(bench, depth, layout, settings)
+    wanted = deep(bench, depth, layout)
     engine_half.build_all(bench, wanted)
     many, one, prompt, long, several = wanted
     for item in (many, one):
@@ -130,12 +131,13 @@ def run_large(bench: Bench, depth: int, layout: str, settings: Settings, stages:
         layers(bench, item)
 
 
-def deep(bench: Bench, depth: int, layout: str, settings: Settings) -> list[Wanted]:
+def deep(bench: Bench, depth: int, layout: str) -> list[Wanted]:
     """Return the engines of a deep model: steps of many slots and of one, and prefills."""
     case = bench.case
     limit = 40.0 + 20.0 * depth
-    found = [Wanted(depth, layout, f"step-{case.slots}x{case.columns}", PLAIN, limit)]
-    found += [Wanted(depth, layout, f"step-1x{case.columns}", settings, limit)]
+    many = f"step-{case.slots}x{case.columns}"
+    found = [Wanted(depth, layout, many, best_settings(bench, many), limit)]
+    found += [Wanted(depth, layout, *best_one(bench), limit)]
     prompts = [(1, case.prompt), (1, case.long_prompt), (case.prompts_at_once, case.prompt)]
     # Keys of one layout need prefills of the same; the long prompt is measured by itself.
     return found + [Wanted(depth, layout, f"prefill-{batch}x{tokens}", PLAIN, limit) for batch, tokens in prompts]
@@ -172,15 +174,24 @@ def best_layout(bench: Bench) -> str:
     return min(times, key=lambda layout: times[layout])
 
 
-def best_settings(bench: Bench) -> Settings:
-    """Return the settings whose step of one slot was the fastest at the smallest depth."""
-    graph = f"step-1x{bench.case.columns}"
+def best_settings(bench: Bench, graph: str) -> Settings:
+    """Return the settings whose step was the fastest at the smallest depth; the level that builds faster within 3 %."""
 
     def seconds(settings: Settings) -> float:
         return step_seconds(bench, Wanted(bench.case.depths[0], "turned", graph, settings))
 
     found = min(CANDIDATES, key=seconds)
-    return found if seconds(found) < float("inf") else PLAIN
+    if seconds(found) == float("inf"):
+        return PLAIN
+    return next(item for item in CANDIDATES if seconds(item) <= 1.03 * seconds(found))
+
+
+def best_one(bench: Bench) -> tuple[str, Settings]:
+    """Return the graph for one sequence: of one slot, or of eight where that was faster or the other did not build."""
+    graphs = [f"step-{slots}x{bench.case.columns}" for slots in (1, 8)]
+    choices = [(graph, best_settings(bench, graph)) for graph in graphs]
+    small = bench.case.depths[0]
+    return min(choices, key=lambda choice: step_seconds(bench, Wanted(small, "turned", *choice)))
 
 
 def step_seconds(bench: Bench, item: Wanted) -> float:
@@ -236,7 +247,7 @@ def main() -> None:
     if options.half in ("export", "torch"):
         torch_half.export_all(options.folder, case, results.put)
     if options.half == "torch":
-        torch_half.measure_torch(case, results.put, lambda key: results.get(key) is not None)
+        torch_half.measure_torch(case, results.put, lambda key: results.get(key) is not None, options.seconds)
     if options.half == "engine":
         backend = "onnxruntime-cpu" if options.rehearse else "tensorrt"
         deadline = time.monotonic() + options.seconds

@@ -57,9 +57,8 @@ class Case:
             GraphSize("prefill", 1, self.prompt),
             GraphSize("step", self.slots, self.columns),
             GraphSize("step", 1, self.columns),
+            GraphSize("step", 8, self.columns),
         ]
-        if layout == "turned" and depth == self.depths[0]:
-            found.append(GraphSize("step", 8, self.columns))
         if depth == self.depths[-1]:
             found += [
                 GraphSize("prefill", 1, self.long_prompt),
@@ -101,4 +100,4 @@ class Case:
 
 
 FULL = Case(TINYLLAMA, (2, 8, 22), 64, 256, 128, 2048, 8, 32, 662)
-REHEARSAL = Case(TINY, (1, 2), 4, 32, 8, 64, 2, 8, 662)
+REHEARSAL = Case(TINY, (1, 2, 3), 4, 32, 8, 64, 2, 8, 662)

@@ -22,10 +22,9 @@ from workbench.graph.qdq import SIGNED, WeightWriter, scale_of_weight, write_pai
 ACTIVATION_SCALE = 0.04
 
 
-def run(bench: Bench, layout: str, settings: Settings) -> None:
+def run(bench: Bench, layout: str, graph: str, settings: Settings) -> None:
     """Build and measure at the smallest and the largest depth."""
     for depth in (bench.case.depths[0], bench.case.depths[-1]):
-        graph = f"step-1x{bench.case.columns}"
         model = (bench.models(depth, layout) or {}).get(graph)
         if model is None or bench.left < 60:
             continue

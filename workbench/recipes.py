@@ -47,13 +47,19 @@ class Fuse:
 
     `basic` folds in the graph and asks the engine for its portable fusions; `all` adds what the engine knows
     for this device (layouts, fused activations). `off` leaves the graph as exported, the engine's optimizer off.
+
+    Attributes:
+        products: also merge products with weights that read one activation (query, key and value; gate and up).
     """
 
     level: Literal["off", "basic", "all"] = "all"
+    products: bool = False
     kind: Literal["fuse"] = "fuse"
 
     def __post_init__(self) -> None:
         _one_of("Fuse", "level", self.level, FUSION_LEVELS)
+        if self.products and self.level == "off":
+            raise ValueError("Fuse.products is True with the level 'off'; take 'basic' or 'all', or leave products out")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import onnx.inliner
 
 from workbench.graph.constant_folding import fold_constants
 from workbench.graph.editing import Context, Graph, attribute, subgraphs
+from workbench.graph.products import merge_products
 from workbench.graph.tensor_types import TensorTypes, tensor_types
 from workbench.recipes import Fuse
 from workbench.records import Skipped, StepReport
@@ -49,8 +50,8 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
 
     Returns:
         A report whose details count what was done (`functions_inlined`, `constants_lifted`, `batchnorms_folded`,
-        `constants_folded`, `identities_removed`, `duplicates_removed`, `nodes_before`, `nodes_after`); `skipped` names
-        every BatchNormalization that stays.
+        `constants_folded`, `identities_removed`, `duplicates_removed`, `products_merged`, `nodes_before`, `nodes_after`);
+        `skipped` names every BatchNormalization that stays.
     """
     started = time.perf_counter()
     before = len(model.graph.node)
@@ -75,6 +76,8 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
         _remove_duplicates(graph, log)
         if len(log.changed) == done:
             break
+    for name in merge_products(graph) if step.products else ():
+        log.count("products_merged", name)
     graph.finish()
     present = {node.name for node in graph.nodes}
     return StepReport(

@@ -16,7 +16,7 @@ import numpy as np
 from workbench import codec
 from workbench.engines.base import Feeds
 from workbench.engines.decoding import Decoder, open_decoder
-from workbench.engines.slot_decoding import SlotDecoder
+from workbench.engines.slot_decoding import SlotDecoder, open_slots
 from workbench.errors import DataError
 from workbench.judging.intervals import required_samples
 from workbench.llm.loading import LanguageModel
@@ -118,7 +118,7 @@ class HighestRate:
 
 def serve_traffic(
     language: LanguageModel,
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     policies: Sequence[Policy],
     rates: Sequence[float],
     text: np.ndarray,
@@ -130,6 +130,7 @@ def serve_traffic(
     """Serve the same requests under every policy at every rate, in a fresh process each policy.
 
     Args:
+        engine: of a decoder whose cache grows; or a prefill's and a step's, for one with slots (see `open_slots`).
         text: token ids (L,) that prompts are cut from, such as evaluation windows, flattened.
         traffic: None takes the defaults of `Traffic`.
 
@@ -150,7 +151,7 @@ def serve_traffic(
 
 def highest_rate(
     language: LanguageModel,
-    engine: Engine,
+    engine: Engine | Sequence[Engine],
     policy: Policy,
     text: np.ndarray,
     traffic: Traffic | None = None,
@@ -205,7 +206,7 @@ def table(runs: Sequence[ServingRun], limit_seconds: float = LIMIT_SECONDS) -> p
 class _Sent:
     """What every job of this module sends; a policy as its kind and its fields."""
 
-    engine: Engine
+    engines: tuple[Engine, ...]
     policy: dict[str, Any]
     traffic: Traffic
     threads: int | None
@@ -240,9 +241,9 @@ class SearchJob:
 def serve_job(job: ServeJob, arrays: Feeds) -> tuple[ServedRuns, dict[str, np.ndarray]]:
     """Be the child of `serve_traffic`."""
     sent, policy, text = job.sent, _policy(job.sent.policy), arrays["text"]
-    with open_decoder(sent.engine, sent.threads) as decoder:
+    with _opened(sent, policy) as decoder:
         _warm_up(decoder, sent.traffic, policy, text)
-        runs = [run_once(decoder, sent.engine, policy, rate, draw(sent.traffic, rate, text)) for rate in job.rates]
+        runs = [run_once(decoder, sent.engines[-1], policy, rate, draw(sent.traffic, rate, text)) for rate in job.rates]
     return ServedRuns(tuple(runs)), {}
 
 
@@ -250,11 +251,11 @@ def search_job(job: SearchJob, arrays: Feeds) -> tuple[HighestRate, dict[str, np
     """Be the child of `highest_rate`."""
     sent, policy, text = job.sent, _policy(job.sent.policy), arrays["text"]
     late = (job.limit_seconds, job.quantile, job.of)
-    with open_decoder(sent.engine, sent.threads) as decoder:
+    with _opened(sent, policy) as decoder:
         _warm_up(decoder, sent.traffic, policy, text)
 
         def probe(rate: float) -> ServingRun:
-            return run_once(decoder, sent.engine, policy, rate, draw(sent.traffic, rate, text), late=late)
+            return run_once(decoder, sent.engines[-1], policy, rate, draw(sent.traffic, rate, text), late=late)
 
         passed, failed, probes = search(probe, lambda run: _keeps(run, *late), job.first_rate)
     return HighestRate(policy.label, job.quantile, job.limit_seconds, job.of, passed, failed, tuple(probes)), {}
@@ -336,9 +337,16 @@ def _warm_up(decoder: Decoder | SlotDecoder, traffic: Traffic, policy: Policy, t
     serve(decoder, draw(few, 1e6, text), policy)
 
 
-def _sent(engine: Engine, policy: Policy, traffic: Traffic, threads: int | None) -> _Sent:
+def _sent(engine: Engine | Sequence[Engine], policy: Policy, traffic: Traffic, threads: int | None) -> _Sent:
     plain = {"kind": type(policy).__name__, **codec.to_plain(policy)}
-    return _Sent(replace(engine, log=""), plain, traffic, threads)
+    engines = (engine,) if isinstance(engine, Engine) else tuple(engine)
+    return _Sent(tuple(replace(item, log="") for item in engines), plain, traffic, threads)
+
+
+def _opened(sent: _Sent, policy: Policy) -> Decoder | SlotDecoder:
+    if len(sent.engines) == 1:
+        return open_decoder(sent.engines[0], sent.threads)
+    return open_slots(sent.engines, slots=policy.most, threads=sent.threads)
 
 
 def _policy(plain: dict[str, Any]) -> Policy:

@@ -26,6 +26,11 @@ class NoBatching:
     """One request at a time, in order of arrival."""
 
     @property
+    def most(self) -> int:
+        """Requests that run at once, at most."""
+        return 1
+
+    @property
     def label(self) -> str:
         """Name in tables."""
         return "no batching"
@@ -59,6 +64,11 @@ class DynamicBatching:
             )
 
     @property
+    def most(self) -> int:
+        """Requests that run at once, at most."""
+        return self.largest
+
+    @property
     def label(self) -> str:
         """Name in tables."""
         return f"dynamic, {self.largest} or {self.longest_wait_seconds * 1e3:g} ms"
@@ -88,6 +98,11 @@ class ContinuousBatching:
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ValueError(f"ContinuousBatching.slots is {self.slots}; it must be at least 1")
+
+    @property
+    def most(self) -> int:
+        """Requests that run at once, at most."""
+        return self.slots
 
     @property
     def label(self) -> str:

@@ -85,13 +85,16 @@ class WeightsFile:
         A weight that is only read turned (a Transpose before a MatMul) is stored turned; one that is read both ways, as
         embeddings tied to the head are, is stored twice: engines and recipes want constants.
         """
+        turned: dict[str, str] = {}
         for node in [node for node in proto.graph.node if node.op_type == "Transpose"]:
             name = node.input[0]
             if name in tensors and tensors[name].ndim == 2:
                 self._store(name + _TRANSPOSED, tensors[name].t())
-                for reader in proto.graph.node:
-                    reader.input[:] = [name + _TRANSPOSED if item == node.output[0] else item for item in reader.input]
+                turned[node.output[0]] = name + _TRANSPOSED
                 proto.graph.node.remove(node)
+        for node in proto.graph.node:
+            if any(name in turned for name in node.input):
+                node.input[:] = [turned.get(name, name) for name in node.input]
         read = {name for node in proto.graph.node for name in node.input}
         kept = [value for value in proto.graph.input if value.name not in tensors]
         del proto.graph.input[:]

@@ -212,35 +212,41 @@ class _Job:
 
 
 def _traced(job: _Job, scratch: Path) -> onnx.ModelProto:
+    failure: Exception | None = None
+    for folded in (True, False):  # folding meets constants on two devices where the network is on a GPU
+        try:
+            return _exported(job, scratch, folded)
+        except ExportError:
+            raise
+        except Exception as error:  # noqa: BLE001 - exporters raise whatever the traced code and its tracers raise
+            failure = error
+        finally:
+            scratch.unlink(missing_ok=True)
+    raise ExportError(
+        f"The torchscript exporter cannot write the {job.size.kind} of {type(job.network).__name__}: "
+        f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}. Export it with workbench.llm.load."
+    ) from failure
+
+
+def _exported(job: _Job, scratch: Path, folded: bool) -> onnx.ModelProto:
     import torch
 
     module, inputs = (_prefill if job.size.kind == "prefill" else _step)(job)
-    outputs = [LOGITS, NEXT, *(NEW + name for name in job.cache)]
-    try:
-        with torch.no_grad(), warnings.catch_warnings(), job.weights.out():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                module,
-                (*inputs.values(), *job.tensors.values()),
-                str(scratch),
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=[*inputs, *job.tensors],
-                output_names=outputs,
-                dynamic_axes=_free_axes(job, list(inputs)),
-                do_constant_folding=True,
-                verbose=False,
-            )
-        proto = onnx.load(str(scratch))
-    except ExportError:
-        raise
-    except Exception as error:
-        raise ExportError(
-            f"The torchscript exporter cannot write the {job.size.kind} of {type(job.network).__name__}: "
-            f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Export it with workbench.llm.load."
-        ) from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    with torch.no_grad(), warnings.catch_warnings(), job.weights.out():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module,
+            (*inputs.values(), *job.tensors.values()),
+            str(scratch),
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[*inputs, *job.tensors],
+            output_names=[LOGITS, NEXT, *(NEW + name for name in job.cache)],
+            dynamic_axes=_free_axes(job, list(inputs)),
+            do_constant_folding=folded,
+            verbose=False,
+        )
+    proto = onnx.load(str(scratch))
     naming.unwrap(proto)
     return proto
 
@@ -289,9 +295,9 @@ def _prefill(job: _Job) -> tuple[nn.Module, dict[str, Tensor]]:
 
             def last_of_each(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
                 hidden = inputs[0]  # (N, S, E)
-                count, tokens_each = hidden.shape[0], hidden.shape[1]
-                rows = torch.arange(count, device=tokens.device) * tokens_each + lengths - 1
-                return (hidden.reshape(-1, hidden.shape[2]).index_select(0, rows)[:, None],)
+                count, each = job.size.batch or tokens.shape[0], job.size.columns or tokens.shape[1]
+                rows = torch.arange(count, device=tokens.device) * each + lengths - 1
+                return (hidden.reshape(-1, int(hidden.shape[2])).index_select(0, rows)[:, None],)
 
             hook = network.get_output_embeddings().register_forward_pre_hook(last_of_each)
             try:

@@ -129,7 +129,7 @@ def _over_the_prompt(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # the prompt's own keys are small beside the scores
         # Not expand: exporters write shape arithmetic for that.
-        key, value = (torch.cat([item[:, :, None]] * groups, dim=2).flatten(1, 2) for item in (key, value))
+        key, value = (torch.cat([item[:, :, None]] * groups, dim=2).reshape(query.shape) for item in (key, value))
     scores = _capped(torch.matmul(query, key.transpose(2, 3)), softcap)
     if mask is not None:
         scores = scores + mask
