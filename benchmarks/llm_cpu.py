@@ -78,7 +78,12 @@ def fidelity(
 
 
 def speed(language: llm.LanguageModel, engines: dict, folder: Path):
-    contestants = [*engines.values(), llm.transformers_eager(language, threads=1)]
+    slots = llm.load_slots("stdlib_llama")
+    built = [wb.build(wb.transform(model, "fp32"), "onnxruntime-cpu") for model in (*slots.prefills, *slots.steps)]
+    merged = wb.Recipe("merged", (wb.Fuse("all", products=True),))
+    wide = [wb.build(wb.transform(model, merged), "onnxruntime-cpu") for model in (*slots.prefills, *slots.steps)]
+    contestants = [*engines.values(), llm.slots_contestant(built, "fp32, slots")]
+    contestants += [llm.slots_contestant(wide, "fp32, slots, merged"), llm.transformers_eager(language, threads=1)]
     measured = llm.measure_generation(language, contestants, WORKLOADS, PROTOCOL, threads=1)
     (folder / "generation.json").write_text(json.dumps([codec.to_plain(item) for item in measured]))
     return llm.speed_table(measured, baseline="transformers eager")

@@ -25,7 +25,7 @@ from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatchin
 from workbench.llm.shaping import profiles
 from workbench.llm.slot_export import GraphSize
 from workbench.llm.slot_loading import SlotModel, load_slots, open_slot_folder, write_slots
-from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation
+from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation, slots_contestant
 from workbench.llm.towers import TowerStudies, TwoTowers, digits_captions, run_towers
 from workbench.llm.verification import Verification, verify
 
@@ -69,6 +69,7 @@ __all__ = [
     "run_towers",
     "serve_traffic",
     "serving_table",
+    "slots_contestant",
     "speed",
     "speed_table",
     "transformers_eager",

@@ -17,7 +17,8 @@ import numpy as np
 from workbench import codec
 from workbench.engines.base import Feeds
 from workbench.engines.decoding import Decoder, open_decoder
-from workbench.engines.slot_decoding import SlotDecoder
+from workbench.engines.slot_decoding import SlotDecoder, check_engines, open_slots
+from workbench.engines.slots import slot_layout
 from workbench.errors import Cancelled, DataError
 from workbench.llm.generation import sequences_of
 from workbench.llm.loading import LanguageModel
@@ -160,12 +161,13 @@ def measure_generation(
 
 def round_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Be the child of `measure_generation` for an engine: open it, run every workload."""
-    engine = codec.from_plain(Engine, job["engine"])
+    engines = [codec.from_plain(Engine, plain) for plain in job["engines"]]
     started = time.perf_counter()
-    with open_decoder(engine, job["threads"], job["cuda_graph"]) as decoder:
+    with _opened(engines, job) as decoder:
         open_seconds = time.perf_counter() - started
-        open_memory = decoder.memory()
-        weights = weights_read_bytes(engine)
+        machine = decoder.device if isinstance(decoder, SlotDecoder) else decoder
+        open_memory = machine.memory()
+        weights = weights_read_bytes(engines[-1])
 
         def repeat(prompts: np.ndarray, new_tokens: int) -> tuple[float, list[float]]:
             return generate_timed(decoder, prompts, new_tokens)
@@ -177,10 +179,17 @@ def round_job(job: dict[str, Any], arrays: Feeds) -> tuple[dict[str, Any], dict[
             item = run_workload(repeat, workload, job, extra)
             middle = workload.input_tokens + workload.output_tokens // 2
             step_bytes = weights + workload.batch * middle * decoder.layout.token_bytes
-            item["conditions"]["read_bandwidth_bytes_per_second"] = decoder.read_bandwidth(step_bytes)
-            item["conditions"]["memory_after"] = decoder.memory()
+            item["conditions"]["read_bandwidth_bytes_per_second"] = machine.read_bandwidth(step_bytes)
+            item["conditions"]["memory_after"] = machine.memory()
             found.append(item)
     return {"workloads": found}, {}
+
+
+def _opened(engines: Sequence[Engine], job: dict[str, Any]) -> Decoder | SlotDecoder:
+    if len(engines) == 1:
+        return open_decoder(engines[0], job["threads"], job["cuda_graph"])
+    batches = [codec.from_plain(Workload, plain).batch for plain in job["workloads"]]
+    return open_slots(engines, slots=max(batches), threads=job["threads"])
 
 
 def run_workload(
@@ -230,10 +239,32 @@ def engine_contestant(engine: Engine, threads: int | None = None, cuda_graph: bo
         backend=engine.backend,
         device=engine.device,
         target=_JOB,
-        job={"engine": codec.to_plain(replace(engine, log="")), "threads": threads, "cuda_graph": cuda_graph},
+        job={"engines": [codec.to_plain(replace(engine, log=""))], "threads": threads, "cuda_graph": cuda_graph},
         weights_bytes=weights_read_bytes(engine),
         token_bytes=cache_layout(engine.inputs, engine.outputs).token_bytes,
         file_bytes=engine.size_bytes,
+    )
+
+
+def slots_contestant(engines: Sequence[Engine], name: str, threads: int | None = None) -> Contestant:
+    """Return a prefill and a step with slots as one contestant; the step comes last.
+
+    Raises:
+        EngineError: the engines do not belong together.
+    """
+    prefills, steps = check_engines(engines)
+    step = steps[0]
+    ordered = [codec.to_plain(replace(engine, log="")) for engine in (*prefills, *steps)]
+    return Contestant(
+        name=name,
+        sha256=step.variant_sha256,
+        backend=step.backend,
+        device=step.device,
+        target=_JOB,
+        job={"engines": ordered, "threads": threads, "cuda_graph": True},
+        weights_bytes=weights_read_bytes(step),
+        token_bytes=slot_layout(step.inputs, step.outputs).token_bytes,
+        file_bytes=sum(engine.size_bytes for engine in engines),
     )
 
 

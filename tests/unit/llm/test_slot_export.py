@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from workbench import engines, llm
 from workbench.engines.slot_decoding import SlotDecoder, open_slots
 from workbench.errors import DataError, ExportError, LoadError
 from workbench.llm import GraphSize, two_pieces
-from workbench.llm.slot_export import export_graphs
+from workbench.llm.slot_export import cache_shape, export_graphs
 from workbench.llm.slot_loading import MANIFEST, SlotModel, load_slots, open_slot_folder, write_slots
 from workbench.machine.store import Store
 from workbench.recipes import named
@@ -245,3 +246,25 @@ def test_a_manifest_that_does_not_fit_is_refused(
 def test_a_folder_without_a_manifest_is_no_export(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"There is no slots.json"):
         open_slot_folder(tmp_path)
+
+
+def test_weights_and_configurations_that_cannot_be_written_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [GraphSize("prefill", 1, 4), GraphSize("step", 1, 8)]
+    with pytest.raises(ExportError, match=r"is torch.float64; load the model in float32"):
+        export_graphs(network("Llama").double(), sizes, tmp_path, largest_length=64)
+    headless = torch.nn.Linear(1, 1)
+    headless.config = SimpleNamespace()  # type: ignore[assignment]
+    with pytest.raises(DataError, match="The configuration of Linear names no attention heads"):
+        cache_shape(headless)
+
+    def fails(*arguments: object, **options: object) -> None:
+        raise RuntimeError("no symbolic for aten::dreams")
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    net = network("Llama")
+    before = net.model.embed_tokens.weight
+    with pytest.raises(ExportError, match="cannot write the prefill of LlamaForCausalLM: RuntimeError: no symbolic"):
+        export_graphs(net, sizes, tmp_path, largest_length=64)
+    assert net.model.embed_tokens.weight is before  # given back all the same

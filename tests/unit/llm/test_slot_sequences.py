@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import workbench as wb
 from workbench import llm
 from workbench.engines.decoding import Decoder
 from workbench.engines.slot_decoding import open_slots
@@ -81,3 +82,20 @@ def test_timing_counts_a_prefill_and_steps(slot_engines: list[Engine]) -> None:
         assert len(steps) == 4
         assert slots.device.memory()["process_bytes"] > 0
         assert slots.device.read_bandwidth(1 << 20) > 0
+
+
+def test_a_decoder_with_slots_is_measured_beside_one_whose_cache_grows(
+    slot_model: llm.SlotModel, slot_engines: list[Engine], engine: Engine
+) -> None:
+    protocol = wb.Protocol("end_to_end", rounds=1, min_seconds=0.0, min_runs=1, warmup_seconds=0.0, warmup_runs=1)
+    contestants = [engine, llm.slots_contestant(slot_engines, "slots")]
+    workloads = [llm.Workload(5, 4), llm.Workload(5, 4, 3)]
+    measured = llm.measure_generation(slot_model, contestants, workloads, protocol, threads=1)
+    assert [(item.variant, item.workload.batch) for item in measured] == [
+        ("fp32", 1),
+        ("fp32", 3),
+        ("slots", 1),
+        ("slots", 3),
+    ]
+    assert measured[0].token_bytes == measured[2].token_bytes
+    assert all(len(item.step.rounds[0].latencies_seconds) == 3 for item in measured)
