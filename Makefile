@@ -40,7 +40,7 @@ lab: $(VENV)/.lab
 	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/jupyter lab notebooks
 
 app: $(VENV)/.lab
-	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/voila notebooks/app.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True
+	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/python -m workbench app
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; try make PYTHON=python3.11")'

@@ -1,4 +1,4 @@
-"""The command line: `python -m workbench doctor | run | confirm | preview | report | explain | studies | demo`."""
+"""The command line: `python -m workbench app | doctor | run | confirm | preview | report | explain | studies | demo`."""
 
 from __future__ import annotations
 
@@ -171,6 +171,13 @@ def studies(options: argparse.Namespace) -> int:
     return 0
 
 
+def app(options: argparse.Namespace) -> int:
+    """Open the app in a browser, as a page of its own."""
+    from workbench.ui import alone
+
+    return alone.serve(wb.Store(), port=options.port, browser=not options.no_browser, dark=options.dark)
+
+
 def serve(options: argparse.Namespace) -> int:
     """Serve variants of a language model's study on this machine, in OpenAI's format, until interrupted."""
     study = wb.Study.open(options.study)
@@ -266,6 +273,12 @@ def _positive(text: str) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("app", help="open the app in a browser, as a page of its own (extra lab)")
+    command.add_argument("--port", type=int, help="default: any that is free")
+    command.add_argument("--no-browser", action="store_true", help="only print the address")
+    command.add_argument("--dark", action="store_true", help="on a dark ground")
+    command.set_defaults(command=app)
 
     command = commands.add_parser("doctor", help="say what this machine has and lacks, and what mends it")
     command.add_argument(

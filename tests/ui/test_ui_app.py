@@ -56,16 +56,20 @@ def test_a_real_study_from_click_to_table(app: Workbench) -> None:
     assert plot.count('src="data:image/png;base64,iVBORw0KGgo') == 2, "a PNG for each theme, each with words"
     assert plot.count("alt=") == 2 and "Numbers: view Table." in plot
     assert "fp32 (baseline)" in shown(app)
-    control(app, widgets.Button, "Show layers").click()
+    app.state.results.view = "Layers"
+    (fusion,) = [box for box in controls(app, widgets.Accordion) if box.titles[0].startswith("What became")]
+    assert "layers of the runtime" not in shown(app), "nothing is read before somebody looks"
+    fusion.selected_index = 0
     settle()
     assert app.error == ""
-    assert "layers of the runtime" in shown(app)
+    assert f"{app.state.layers.second}: " in shown(app) and "layers of the runtime" in shown(app)
+    assert "<b>Before:</b>" in shown(app) and "<b>After:</b>" in shown(app)
     assert wb.Study.open(study.name).record == study.record
 
 
 def test_every_control_has_a_description(app: Workbench) -> None:
     kinds = (widgets.Text, widgets.Textarea, widgets.Dropdown, widgets.SelectMultiple, widgets.Checkbox, widgets.Button,
-             widgets.BoundedIntText, widgets.ToggleButtons, widgets.FloatProgress)  # fmt: skip
+             widgets.BoundedIntText, widgets.Select, widgets.FloatProgress)  # fmt: skip
     found = controls(app, kinds)  # type: ignore[arg-type]
     assert len(found) > 40
     assert [widget for widget in found if not widget.description] == []
@@ -109,11 +113,11 @@ def test_an_error_of_a_command_is_shown_as_an_alert_and_goes_away(app: Workbench
 
 
 def test_choosing_a_page_by_keyboard_or_command_is_the_same(app: Workbench) -> None:
-    pages = control(app, widgets.ToggleButtons, "Page")
-    pages.value = "Run"
+    *_, pages = controls(app, widgets.Tab)
+    pages.selected_index = pages.titles.index("Run")
     assert app.state.session.page == "Run"
     app.state.session.page = "History"
-    assert pages.value == "History"
+    assert pages.titles[pages.selected_index] == "History"
 
 
 def test_the_table_is_sorted_by_the_column_that_was_chosen(app: Workbench) -> None:

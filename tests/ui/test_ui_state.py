@@ -457,3 +457,18 @@ def test_a_plan_refuses_what_the_backend_does_not_do_and_says_why(state: State) 
     assert "before the recipe" in state.plan.refusal(named("fp16").excluding("head"))
     with pytest.raises(RecipeError, match="No layer can be left out"):
         state.plan.exclude(("/head/Gemm",))
+
+
+def test_what_was_made_of_one_study_is_gone_when_another_one_is_shown(own_store: Path, tmp_path: Path) -> None:
+    state = State(store=Store(own_store))
+    export = state.export
+    first = dataclasses.replace(synthetic_study.study(), name="first study")
+    attempt(state, state.results.show, first)
+    assert export.study == "first study" and export.report_path == "report-first-study"
+    export.report_path = str(tmp_path / "mine")
+    attempt(state, export.show_study_code)
+    attempt(state, export.export)
+    assert export.written and "wb.run(" in export.code
+    attempt(state, state.results.show, dataclasses.replace(first, name="second"))
+    assert (export.code, export.written, export.report_page) == ("", "", "")
+    assert export.report_path == str(tmp_path / "mine"), "a path that was typed stays"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
-from traitlets import HasTraits, Instance, Tuple, Unicode
+from traitlets import Bool, HasTraits, Instance, Tuple, Unicode
 
 from workbench.errors import CompareError, StoreError
 from workbench.judging.comparison import Comparison, compare_studies
@@ -18,6 +19,7 @@ from workbench.ui.state.results import Results
 from workbench.ui.state.selection import FOLDER, GIVEN, IMAGES, NPZ, ONNX_FILE, RANDOM, SHIPPED, ModelSelection
 from workbench.ui.state.session import Session
 
+_FIRST_PATH = "report"
 FORMATS = {"HTML page": ".html", "Markdown": ".md", "CSV": ".csv", "JSON": ".json", "folder with all four": ""}
 
 
@@ -25,16 +27,19 @@ class Export(HasTraits):
     """Code and reports.
 
     Attributes:
-        code: the cell that does what the app is set to do.
+        code: the cell that does what the app is set to do, or that runs the study that is shown again.
+        study: name of the study that is shown, which the report is of; what was made of another one is gone with it.
         report_path, report_format: where the report goes; `written` is where the last one went.
         report_page: the last report, where it is one HTML page, for a link that opens it.
     """
 
     code = Unicode()
-    report_path = Unicode("report")
+    study = Unicode()
+    report_path = Unicode(_FIRST_PATH)
     report_format = Unicode("HTML page")
     written = Unicode()
     report_page = Unicode()
+    is_writing = Bool(False)
 
     def __init__(
         self, session: Session, selection: ModelSelection, plan: Plan, results: Results, name: str | None = None
@@ -42,6 +47,18 @@ class Export(HasTraits):
         super().__init__()
         self.session, self.selection, self.plan, self.results = session, selection, plan, results
         self._name = name
+        self._proposed = _FIRST_PATH
+        results.observe(lambda change: self._follow(), "record")
+
+    def show_study_code(self) -> None:
+        """Write the cell that runs the study that is shown again.
+
+        Raises:
+            StoreError: there is none.
+        """
+        if self.results.record is None:
+            raise StoreError("There is no study to write as code yet. Run one, or open an earlier one.")
+        self.code = code.reproduce(self.results.record)
 
     def show_code(self) -> None:
         """Write the cell for what is chosen now.
@@ -81,17 +98,31 @@ class Export(HasTraits):
             written = Study(record).report(path)
             return written, written.read_text(encoding="utf-8") if suffix == ".html" else ""
 
-        self.written, self.report_page = "Writing …", ""
-        self.session.start(DRAWING, Job("report", work, key=("report", id(self))), self._take)
+        self.written, self.report_page, self.is_writing = "", "", True
+        job = Job("report", work, key=("report", id(self)))
+        self.session.start(DRAWING, job, lambda job: self._take(job, record.name))
 
-    def _take(self, job: Job[tuple[Path, str]]) -> None:
+    def _take(self, job: Job[tuple[Path, str]], study: str) -> None:
         snapshot = job.snapshot
+        if not snapshot.is_final:
+            return
+        self.is_writing = False
         if snapshot.state == "failed":
-            self.written = ""
             job.raise_failure()
-        elif snapshot.state == "done" and job.outcome is not None:
+        elif snapshot.state == "done" and job.outcome is not None and study == self.study:
             path, self.report_page = job.outcome
             self.written = str(path.resolve())
+
+    def _follow(self) -> None:
+        """Forget what was made of another study; a path that nobody typed follows the study's name."""
+        record = self.results.record
+        name = "" if record is None else record.name
+        if name == self.study:
+            return
+        self.study, self.code, self.written, self.report_page = name, "", "", ""
+        if self.report_path == self._proposed:
+            words = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
+            self._proposed = self.report_path = f"{_FIRST_PATH}-{words}" if words else _FIRST_PATH
 
     def _model(self) -> str:
         selection = self.selection

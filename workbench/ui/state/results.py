@@ -23,7 +23,7 @@ from workbench.ui.state.session import Session
 # From here on finding the front (every pair is compared) takes seconds: it comes after the rest.
 MANY_VARIANTS = 30
 NO_ORDER = "order of the recipes"
-VIEWS = ("Plot", "Table", "Layers", "Disagreements", "Calibration", "Fusion")
+VIEWS = ("Plot", "Table", "Layers", "Disagreements", "Calibration")
 THEMES: tuple[ThemeName, ...] = ("light", "dark")
 
 

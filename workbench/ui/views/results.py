@@ -1,4 +1,4 @@
-"""The page of results: plot and budgets, table, layers, disagreements, calibration, fusion."""
+"""The page of results: plot and budgets, table, layers, disagreements, calibration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ipywidgets as widgets
 from workbench.ui.state import State
 from workbench.ui.state.results import VIEWS
 from workbench.ui.views import controls, markup
-from workbench.ui.views.inspection import calibration_view, fusion_view
+from workbench.ui.views.inspection import calibration_view
 from workbench.ui.views.layers import layers_view
 from workbench.ui.views.markup import escape
 
@@ -31,7 +31,6 @@ def results_page(state: State) -> widgets.Widget:
         "Layers": layers_view,
         "Disagreements": _disagreements,
         "Calibration": calibration_view,
-        "Fusion": fusion_view,
     }
     views = controls.tabs(session, results, "view", "View", {name: makers[name](state) for name in VIEWS})
     return controls.page(controls.html("<h2>Results</h2>"), words, views)

@@ -6,7 +6,9 @@ CSS = """
 .workbench { container-type: inline-size; max-width: 1180px; color: var(--jp-ui-font-color1, #1b1f24);
   font-family: var(--jp-ui-font-family, system-ui, sans-serif); overflow: visible; }
 .workbench .widget-html-content, .workbench .jupyter-widgets { line-height: 1.5; }
-.workbench .widget-html-content { font-size: 13px; }
+.workbench .widget-html-content { font-size: 13px; min-width: 0; max-width: 100%; flex: 1 1 auto; }
+.workbench .widget-html { min-width: 0; max-width: 100%; }
+.workbench .wb-page > * { max-width: calc(100% - 4px); }
 .workbench h2 { font-size: 17px; margin: 14px 0 4px; font-weight: 600; }
 .workbench h3 { font-size: 14px; margin: 14px 0 2px; font-weight: 600; }
 .workbench p { margin: 4px 0; max-width: 75ch; }
@@ -43,12 +45,24 @@ CSS = """
 .workbench .widget-checkbox { width: auto; }
 .workbench .widget-checkbox label { cursor: pointer; }
 .workbench .widget-checkbox input:disabled + span, .workbench .wb-off span { opacity: .55; }
-.workbench .wb-tabs .widget-toggle-button, .workbench .wb-tabs .jupyter-button { width: auto; padding: 0 14px; }
-.workbench .wb-tabs .mod-active { font-weight: 700; text-decoration: underline; text-underline-offset: 4px; }
-.workbench .wb-tabs .widget-label { display: none; }
-.workbench .wb-tabs { margin: 6px 0; }
+.workbench .wb-tabs { width: 100%; min-width: 0; margin: 0; overflow: visible; display: block; }
+.workbench .wb-tabs > .lm-TabBar { overflow: visible; border: none; max-width: 100%; margin: 4px 0 0; }
+.workbench .wb-tabs > .lm-TabBar > .lm-TabBar-content { flex-wrap: wrap; align-items: flex-end; width: 100%; margin: 0;
+  border-bottom: 1px solid var(--jp-border-color2, #d0d7de); }
+.workbench .wb-tabs > .lm-TabBar .lm-TabBar-tab { flex: 0 0 auto; min-width: 0; min-height: 0; max-width: none; margin: 0;
+  padding: 5px 14px; border: none; background: none; transform: none; line-height: 1.5; font-size: 13px;
+  color: var(--jp-ui-font-color1, #1b1f24); }
+.workbench .wb-tabs > .lm-TabBar .lm-TabBar-tab::before { display: none; }
+.workbench .wb-tabs > .lm-TabBar .lm-TabBar-tab:hover { background: var(--jp-layout-color2, #f0f2f4); }
+.workbench .wb-tabs > .lm-TabBar .lm-TabBar-tab.lm-mod-current { font-weight: 700;
+  box-shadow: inset 0 -3px 0 var(--jp-brand-color1, #1976d2); }
+.workbench .wb-tabs > .lm-TabBar .lm-TabBar-addButton { display: none; }
+.workbench .wb-tabs > .widget-tab-contents { border: none; padding: 0; overflow: visible; background: none; display: block;
+  width: 100%; min-width: 0; }
+.workbench .wb-tabs > .widget-tab-contents > * { min-width: 0; }
 .workbench .jupyter-button:focus-visible, .workbench input:focus-visible, .workbench select:focus-visible,
-.workbench textarea:focus-visible, .workbench summary:focus-visible, .workbench a:focus-visible {
+.workbench textarea:focus-visible, .workbench .lm-TabBar-tab:focus-visible, .workbench summary:focus-visible,
+.workbench a:focus-visible {
   outline: 3px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
 .workbench img { max-width: min(100%, 780px); height: auto; }
 .workbench .wb-dark { display: none; }
@@ -80,7 +94,7 @@ CSS = """
   .workbench .wb-bar { grid-template-columns: minmax(0, 1fr); gap: 0; }
   .workbench .wb-layer .wb-name, .workbench .wb-heads b:first-child { grid-column: 1 / -1; }
   .workbench .wb-field .widget-label, .workbench .wb-field > .widget-label { width: 100% !important; text-align: left; }
-  .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: 100% !important; }
+  .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: calc(100% - 4px) !important; }
   .workbench .wb-field > select, .workbench .wb-field > input, .workbench .wb-field > .progress {
     flex: 1 1 100%; min-height: 28px; }
   .workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
