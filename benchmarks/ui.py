@@ -62,8 +62,7 @@ def display(app: Workbench, record: StudyRecord) -> None:
             print(f"  {words:<22} after {wall:.2f} s ({processor:.2f} s of processor time)")
 
     results.observe(lambda change: tell("table"), "summary")
-    results.observe(lambda change: tell("plot (light)"), "plot_light")
-    results.observe(lambda change: tell("plot (dark)"), "plot_dark")
+    results.observe(lambda change: tell("front's figure"), "figure")
     app.state.session.attempt(results.show, record)
     while not any(row.on_front for row in results.summary.comparison.rows) if results.summary else True:
         time.sleep(0.05)
@@ -79,7 +78,7 @@ def reactions(app: Workbench) -> None:
     clicks = [
         lambda: state.plan.set_toggle("quantization", ("none", "int8")),
         lambda: state.plan.search("conv"),
-        lambda: state.results.sort(state.results.columns[-1], True),
+        lambda: state.results.select(state.results.variants[-1]),
         lambda: state.export.show_code(),
         lambda: state.plan.set_toggle("quantization", ("none",)),
         lambda: state.results.set_budget("5", "1"),

@@ -144,7 +144,7 @@ def test_a_study_runs_and_its_results_are_shown(state: State, fake: FakeRun) -> 
     assert {item.state for item in running.variants} == {"done"} and running.fraction == 1.0
     assert "finished" in running.words and "built int8-kl" in running.log
     assert results.record == record and "too few to tell" in results.words
-    assert results.plot_light.startswith(b"\x89PNG") and results.plot_dark.startswith(b"\x89PNG")
+    assert results.figure["data"] and results.figure["layout"]["height"]
     assert state.error == ""
 
 
@@ -231,19 +231,42 @@ def test_a_budget_marks_the_best_and_nonsense_is_refused(state: State) -> None:
     assert attempt(state, state.results.set_budget, "", "100") == ""
     # So few rounds tell no speed apart: the most accurate of the equals is best, and the others are named.
     assert state.results.best == "fp32" and "cannot be told apart from" in state.results.budget_words
-    before = state.results.plot_light
+    before = state.results.figure
     attempt(state, state.results.set_budget, "2,0", "")
     assert state.results.budget.latency_seconds == pytest.approx(0.002)
-    assert state.results.plot_light != before
+    assert state.results.figure != before
     assert "no number" in attempt(state, state.results.set_budget, "fast", "")
     assert "0 or more" in attempt(state, state.results.set_budget, "", "-1")
 
 
-def test_sorting_by_what_is_no_column_is_refused(state: State) -> None:
-    assert "no column 'Latency'" in attempt(state, state.results.sort, "Latency", False), "nothing is shown yet"
+def test_a_variant_that_is_selected_is_selected_everywhere(state: State, fake: FakeRun) -> None:
+    assert "no variant 'fp16'" in attempt(state, state.results.select, "fp16"), "nothing is shown yet"
     finished(state)
-    assert attempt(state, state.results.sort, "Latency", False) == ""
-    assert "no column 'Beauty'" in attempt(state, state.results.sort, "Beauty", False)
+    before = state.results.figure
+    assert attempt(state, state.results.select, "fp16") == ""
+    assert state.results.second == "fp16" and state.layers.second == "fp16"
+    assert state.results.figure != before and state.results.figure["data"][-1]["name"] == "selected"
+    assert "no variant 'Beauty'" in attempt(state, state.results.select, "Beauty")
+
+
+def test_another_study_of_the_model_is_drawn_beside_and_marked_as_unlike(state: State) -> None:
+    first = synthetic_study.study()
+    measured = tuple(
+        item
+        if item.measurement is None
+        else dataclasses.replace(item, measurement=dataclasses.replace(item.measurement, device="another CPU"))
+        for item in first.results
+    )
+    other = dataclasses.replace(first, name="elsewhere", results=measured)
+    state.session.store.put("study", other.name, codec.to_json(other))
+    attempt(state, state.results.show, first)
+    attempt(state, state.results.look_for_others)
+    assert state.results.others == ("elsewhere",)
+    assert attempt(state, state.results.draw_beside, ("elsewhere",)) == ""
+    names = [trace["name"] for trace in state.results.figure["data"]]
+    assert any("elsewhere" in name and "unlike conditions" in name for name in names)
+    hover = next(trace for trace in state.results.figure["data"] if "elsewhere" in trace["name"])["hovertext"][0]
+    assert "another CPU" in hover and state.results.figure["layout"]["showlegend"]
 
 
 def test_with_many_variants_the_front_comes_after_table_and_plot(state: State) -> None:

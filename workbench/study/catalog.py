@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import StoreError, WorkbenchError, expect
 from workbench.machine.store import Store
+from workbench.records import StudyRecord
 from workbench.study.study import Study
 
 if TYPE_CHECKING:
@@ -37,6 +39,15 @@ def studies(store: Store | str | Path | None = None) -> pandas.DataFrame:
     store = Store(store) if store is None or isinstance(store, (str, Path)) else store
     expect(store, Store, "studies", "Pass workbench.Store(folder), its folder, or nothing.", StoreError)
     return pandas.DataFrame([_row(name, store) for name in store.keys("study")], columns=list(COLUMNS))
+
+
+def stored(store: Store) -> list[tuple[str, StudyRecord]]:
+    """Return name and record of every study in a store that can be read, the latest first."""
+    found = []
+    for name in store.keys("study"):
+        with contextlib.suppress(StoreError):
+            found.append((name, Study.open(name, store).record))
+    return found
 
 
 def _row(name: str, store: Store) -> dict[str, Any]:

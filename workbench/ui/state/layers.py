@@ -71,6 +71,7 @@ class Layers(HasTraits):
         self._of = ""
         results.observe(lambda change: self._settle(), "variants")
         results.observe(lambda change: self._forget_others(), "record")
+        results.observe(lambda change: self._follow(change["new"]), "selected")
 
     def profile(self) -> None:
         """Profile both variants, layer by layer, and say why the second differs from the baseline.
@@ -172,6 +173,11 @@ class Layers(HasTraits):
             self.words = "Cancelled. Nothing of it was kept."
         else:
             self.words, self.error = "Not profiled.", snapshot.error
+
+    def _follow(self, selected: str) -> None:
+        """What is selected elsewhere stands on the second side here."""
+        if selected and selected != self.first:
+            self.second = selected
 
     def _settle(self) -> None:
         names = self.variants = self.results.variants

@@ -88,6 +88,37 @@ CSS = """
 .workbench .wb-legend i { width: 14px; height: 12px; }
 .workbench i.wb-added { background-image:
   repeating-linear-gradient(45deg, transparent 0 3px, var(--jp-layout-color0, #fff) 3px 5px); }
+.workbench .wb-table-tools { display: flex; flex-flow: row wrap; gap: 6px 14px; align-items: flex-start; margin: 4px 0; }
+.workbench .wb-table-tools input[type="search"] { width: 240px; max-width: 100%; padding: 4px 6px; font-size: 13px;
+  border: 1px solid var(--jp-border-color1, #8c959f); background: var(--jp-layout-color0, #fff);
+  color: var(--jp-ui-font-color1, #1b1f24); }
+.workbench .wb-columns div { display: flex; flex-flow: row wrap; gap: 2px 14px; max-width: 75ch; }
+.workbench .wb-sticky { max-height: 520px; overflow: auto; outline-offset: -2px; }
+.workbench .wb-sticky table { border-collapse: separate; border-spacing: 0; }
+.workbench .wb-sticky th, .workbench .wb-sticky td { padding: 4px 12px 4px 6px; }
+.workbench .wb-sticky thead th { position: sticky; top: 0; z-index: 2; background: var(--jp-layout-color0, #fff); }
+.workbench .wb-sticky tr > :first-child { position: sticky; left: 0; z-index: 1; background: var(--jp-layout-color0, #fff);
+  border-right: 1px solid var(--jp-border-color2, #d0d7de); max-width: 44vw; }
+.workbench .wb-sticky thead tr > :first-child { z-index: 3; }
+.workbench .wb-sticky tbody tr { cursor: pointer; }
+.workbench .wb-sticky tbody tr:hover > *, .workbench .wb-sticky tbody tr.wb-chosen > * {
+  background: var(--jp-layout-color2, #f0f2f4); }
+.workbench .wb-sticky tbody tr.wb-chosen > :first-child { box-shadow: inset 3px 0 0 var(--jp-brand-color1, #1976d2); }
+.workbench .wb-sticky button { font: inherit; color: inherit; background: none; border: none; padding: 0; cursor: pointer;
+  text-align: inherit; }
+.workbench .wb-sticky .wb-cell, .workbench .wb-sticky .wb-pick { display: inline-block; max-width: 240px; overflow: hidden;
+  text-overflow: ellipsis; white-space: nowrap; vertical-align: top; }
+.workbench .wb-sticky .wb-pick { font-weight: 600; color: var(--jp-ui-font-color1, #1b1f24); }
+.workbench .wb-sticky button:focus-visible, .workbench .wb-sticky:focus-visible, .workbench input[type="search"]:focus-visible {
+  outline: 3px solid var(--jp-brand-color1, #1976d2); }
+.workbench .wb-front { width: 100%; min-height: 430px; }
+.workbench .wb-front text { fill: var(--jp-ui-font-color1, #1b1f24) !important; font-family: inherit !important; }
+.workbench .wb-front .gridlayer path { stroke: var(--jp-border-color2, #d0d7de) !important; }
+.workbench .wb-front .xlines-above, .workbench .wb-front .ylines-above { stroke: var(--jp-border-color1, #8c959f) !important; }
+.workbench .wb-front .hovertext path { fill: var(--jp-layout-color0, #fff) !important;
+  stroke: var(--jp-border-color1, #8c959f) !important; }
+.workbench .wb-front .modebar-btn path { fill: var(--jp-ui-font-color2, #57606a) !important; }
+.workbench .wb-front .modebar-group { background: none !important; }
 .workbench a { color: var(--jp-content-link-color, #0b63c4); }
 @container (max-width: 560px) {
   .workbench .wb-layer { grid-template-columns: 1fr 1fr; }
