@@ -142,7 +142,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     picture(opened, "report")
     opened.close()
 
-    go_to(page, "History")
+    go_to(page, "Studies")
     expect(app.get_by_text("1 study of 1")).to_be_visible()
     picture(page, "history")
     expect(app.locator("[role=alert]")).to_have_count(0)
@@ -155,7 +155,7 @@ app = wb.Workbench(wb.load("digits_resnet"), wb.datasets.digits(), protocol=prot
 app.start()
 study = app.result(120)
 """
-VIEWS = ("Model", "Recipes", "Run", "Results", "Export", "History")
+VIEWS = ("Model", "Recipes", "Run", "Results", "Export", "Studies")
 
 
 def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) -> None:

@@ -121,8 +121,8 @@ def test_choosing_a_page_by_keyboard_or_command_is_the_same(app: Workbench) -> N
     *_, pages = controls(app, widgets.Tab)
     pages.selected_index = pages.titles.index("Run")
     assert app.state.session.page == "Run"
-    app.state.session.page = "History"
-    assert pages.titles[pages.selected_index] == "History"
+    app.state.session.page = "Studies"
+    assert pages.titles[pages.selected_index] == "Studies"
 
 
 def test_a_row_or_a_point_that_is_clicked_selects_its_variant_in_both(app: Workbench) -> None:

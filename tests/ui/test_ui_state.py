@@ -307,27 +307,64 @@ def test_earlier_studies_are_found_opened_and_compared(state: State) -> None:
     second = dataclasses.replace(first, name="beta", created_at=2.0)
     for record in (first, second):
         store.put("study", record.name, codec.to_json(record))
-    history = state.history
-    attempt(state, history.search, "BET")
-    assert history.names == ("beta",)
-    attempt(state, history.search, "")
-    assert set(history.names) == {"alpha", "beta"}
-    assert "select one" in attempt(state, history.open)
-    attempt(state, history.choose, ("alpha",))
-    assert "variants fp32, int8-kl" in history.words
-    attempt(state, history.open)
+    studies = state.studies
+    attempt(state, studies.refresh)
+    assert [row["name"] for row in studies.rows] == ["beta", "alpha"]
+    assert "select one" in attempt(state, studies.open)
+    attempt(state, studies.choose, ("alpha",))
+    attempt(state, studies.open)
     assert state.results.record.name == "alpha" and state.session.page == "Results"
-    assert "select two" in attempt(state, history.compare)
-    attempt(state, history.choose, ("beta", "alpha"))
-    assert attempt(state, history.compare) == ""
-    assert history.comparison.baseline == "alpha", "the later is compared with the earlier"
-    assert {row.ratio.verdict for row in history.comparison.rows} == {"not distinguishable"}
+    assert "select two" in attempt(state, studies.compare)
+    attempt(state, studies.choose, ("beta", "alpha"))
+    assert attempt(state, studies.compare) == ""
+    found = studies.compared.found
+    assert (found.before, found.after) == ("alpha", "beta"), "the later is compared with the earlier"
+    assert {row.ratio.verdict for row in found.comparison.rows} == {"not distinguishable"} and not found.findings
+    assert "has not regressed" in studies.words
 
 
-def test_a_damaged_study_is_an_error_that_is_shown(state: State) -> None:
+def test_a_pinned_study_is_what_a_single_one_is_compared_with(state: State) -> None:
+    for name in ("alpha", "beta"):
+        record = dataclasses.replace(synthetic_study.study(("fp32", "int8-kl")), name=name)
+        state.session.store.put("study", name, codec.to_json(record))
+    studies = state.studies
+    attempt(state, studies.refresh)
+    attempt(state, studies.choose, ("beta",))
+    attempt(state, studies.pin)
+    assert studies.pinned == "beta"
+    attempt(state, studies.choose, ("alpha",))
+    assert attempt(state, studies.compare) == "" and studies.compared.found.before == "beta"
+    attempt(state, studies.choose, ("beta",))
+    attempt(state, studies.pin)
+    assert studies.pinned == ""
+
+
+def test_tags_and_a_note_are_kept_and_a_deleted_study_comes_back(state: State) -> None:
+    record = dataclasses.replace(synthetic_study.study(("fp32", "int8-kl")), name="alpha")
+    state.session.store.put("study", "alpha", codec.to_json(record))
+    studies = state.studies
+    attempt(state, studies.refresh)
+    assert "select one" in attempt(state, studies.remark, "a", "b")
+    attempt(state, studies.choose, ("alpha",))
+    attempt(state, studies.remark, "paper, a100 , paper", "before the change")
+    assert (studies.rows[0]["tags"], studies.rows[0]["note"]) == ("paper, a100", "before the change")
+    attempt(state, studies.delete)
+    assert studies.rows == () and studies.deleted == ("alpha",) and "Undo brings it back" in studies.words
+    assert attempt(state, studies.undo) == ""
+    assert studies.rows[0]["name"] == "alpha" and studies.rows[0]["tags"] == "paper, a100"
+    assert wb.Study.open("alpha", state.session.store).record == record
+    assert "nothing can be brought back" in attempt(state, studies.undo)
+    assert "No study is selected" in attempt(state, studies.delete)
+
+
+def test_a_damaged_study_is_listed_and_an_error_that_is_shown(state: State) -> None:
     state.session.store.put("study", "broken", "{not json")
-    attempt(state, state.history.search, "")
-    assert "StoreError" in attempt(state, state.history.choose, ("broken",))
+    attempt(state, state.studies.refresh)
+    assert state.studies.rows[0]["state"] == "damaged"
+    attempt(state, state.studies.choose, ("broken",))
+    assert "StoreError" in attempt(state, state.studies.open)
+    attempt(state, state.studies.delete)
+    assert state.studies.rows == ()
 
 
 def test_calibration_shows_what_each_calibrator_would_clip(state: State) -> None:

@@ -55,7 +55,7 @@ def serve(store: Store, *, port: int | None = None, browser: bool = True, dark: 
 
 
 def _notebook() -> dict[str, object]:
-    cells = [
+    cells: list[dict[str, object]] = [
         {
             "cell_type": "code",
             "execution_count": None,

@@ -1,17 +1,14 @@
-"""What leaves the app: the cell that does the same, the report, earlier studies and two of them compared."""
+"""What leaves the app: the cell that does the same, and the report."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-from traitlets import Bool, HasTraits, Instance, Tuple, Unicode
+from traitlets import Bool, HasTraits, Unicode
 
-from workbench.errors import CompareError, StoreError
-from workbench.judging.comparison import Comparison, compare_studies
-from workbench.records import StudyRecord
-from workbench.reports import code, formats
+from workbench.errors import StoreError
+from workbench.reports import code
 from workbench.study import Study
 from workbench.ui.jobs import DRAWING, Job
 from workbench.ui.state.plan import Plan
@@ -143,85 +140,3 @@ class Export(HasTraits):
             reader = "npz" if selection.data_source == NPZ else "image_folder"
             return f"wb.datasets.{reader}({selection.data_path.strip()!r})"
         return f"wb.datasets.{selection.data_source}()"
-
-
-class History(HasTraits):
-    """Earlier studies in the store.
-
-    Attributes:
-        query, names: the search, and the studies whose name holds its words, latest first.
-        chosen: names that are selected.
-        comparison: of two chosen ones.
-    """
-
-    query = Unicode()
-    names = Tuple()
-    chosen = Tuple()
-    words = Unicode()
-    comparison = Instance(Comparison, allow_none=True)
-
-    def __init__(self, session: Session, results: Results) -> None:
-        super().__init__()
-        self.session, self.results = session, results
-
-    def search(self, query: str) -> None:
-        """List the studies whose name holds all words of the query."""
-        self.query = query
-        words = query.lower().split()
-        names = self.session.store.keys("study")
-        self.names = tuple(name for name in names if all(word in name.lower() for word in words))
-        found = "study" if len(self.names) == 1 else "studies"
-        self.words = f"{len(self.names)} {found} of {len(names)} in {self.session.store.root}."
-        self.chosen = tuple(name for name in self.chosen if name in self.names)
-
-    def choose(self, names: tuple[str, ...]) -> None:
-        """Select studies, and say what they are."""
-        self.chosen = tuple(names)
-        self.words = " ".join(_summary(self._record(name)) for name in self.chosen[:2])
-
-    def open(self) -> None:
-        """Show the selected study on the page of results.
-
-        Raises:
-            StoreError: not exactly one is selected, or it cannot be read.
-        """
-        if len(self.chosen) != 1:
-            raise StoreError(f"{len(self.chosen)} studies are selected; select one to open it.")
-        self.results.show(self._record(self.chosen[0]))
-        self.session.page = "Results"
-
-    def compare(self) -> None:
-        """Compare two selected studies, the later one against the earlier; unlike conditions are let pass and named.
-
-        Raises:
-            CompareError: not exactly two are selected, or they share nothing.
-        """
-        if len(self.chosen) != 2:
-            raise CompareError(f"{len(self.chosen)} studies are selected; select two to compare them.")
-        before, after = sorted((self._record(name) for name in self.chosen), key=lambda record: record.created_at)
-
-        def work(job: Job[Comparison]) -> Comparison:
-            return compare_studies(before, after, allow_unlike=True)
-
-        self.words = f"Comparing {after.name} with {before.name} …"
-        job = Job("comparison", work, key=("comparison", id(self)))
-        self.session.start(DRAWING, job, lambda job: self._take(job, before, after))
-
-    def _take(self, job: Job[Any], before: StudyRecord, after: StudyRecord) -> None:
-        snapshot = job.snapshot
-        if snapshot.state == "failed":
-            self.words = ""
-            job.raise_failure()
-        elif snapshot.state == "done" and job.outcome is not None:
-            self.comparison = job.outcome
-            self.words = f"{after.name} (later) against {before.name} (earlier)."
-
-    def _record(self, name: str) -> StudyRecord:
-        return Study.open(name, self.session.store).record
-
-
-def _summary(record: StudyRecord) -> str:
-    variants = ", ".join(result.recipe.name for result in record.results)
-    data = record.data.get("name", "unknown data")
-    when = formats.moment(record.created_at)
-    return f"{record.name}: {when}, {record.model.name} on {record.backend}, {data}, variants {variants}."

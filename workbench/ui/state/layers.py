@@ -82,7 +82,7 @@ class Layers(HasTraits):
         """
         record, first, second = self.results.record, self.first, self.second
         if record is None:
-            raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `History`.")
+            raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `Studies`.")
         for name in (first, second):
             if name not in self.results.variants:
                 raise RecipeError(f"There is no variant {name!r} in the study that is shown. Choose one of its.")
@@ -115,7 +115,7 @@ class Layers(HasTraits):
             DataError: there is no study to look at.
         """
         if self.results.record is None:
-            raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `History`.")
+            raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `Studies`.")
         chosen = [self.rows[place] for place in self.selected if place < len(self.rows)]
         nodes = list(dict.fromkeys(node for row in chosen for node in row.nodes))
         if not nodes:

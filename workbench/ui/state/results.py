@@ -48,7 +48,7 @@ class Results(HasTraits):
     record = Instance(StudyRecord, allow_none=True)
     summary = Instance(Summary, allow_none=True)
     view = Unicode(VIEWS[0])
-    words = Unicode("No results yet: start a study on the page `Run`, or open one on the page `History`.")
+    words = Unicode("No results yet: start a study on the page `Run`, or open one on the page `Studies`.")
     selected = Unicode()
     latency_text = Unicode()
     loss_text = Unicode()

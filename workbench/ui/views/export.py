@@ -1,4 +1,4 @@
-"""The pages that hand on: code and report; and the history of studies."""
+"""The page that hands on: code and report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import ipywidgets as widgets
 
 from workbench.ui.state import State
 from workbench.ui.state.export import FORMATS
-from workbench.ui.views import controls, markup
+from workbench.ui.views import controls
 from workbench.ui.views.markup import escape
 
 
@@ -58,38 +58,6 @@ def export_page(state: State) -> widgets.Widget:
         controls.actions(write),
         link,
     )
-
-
-def history_page(state: State) -> widgets.Widget:
-    """Return the page of earlier studies."""
-    session, history = state.session, state.history
-    query = controls.field(widgets.Text(description="Search", placeholder="words of a study's name"))
-    controls.bind(session, history, "query", query, history.search)
-    names = controls.field(widgets.SelectMultiple(description="Studies", rows=8), "700px")
-    open_ = controls.button(session, "Open", history.open, "Show the selected study on the page Results")
-    compare = controls.button(
-        session, "Compare two", history.compare, "Compare the later of two selected with the earlier"
-    )
-    words, table = controls.html(), controls.html()
-
-    def show_names() -> None:
-        if tuple(names.options) != history.names:
-            names.options = history.names
-
-    controls.follow(history, "names", show_names)
-    controls.bind(session, history, "chosen", names, history.choose)
-    controls.follow(history, "words", lambda: controls.write(words, f'<p role="status">{escape(history.words)}</p>'))
-    controls.follow(history, "comparison", lambda: controls.write(table, markup.comparison(history.comparison)))
-    controls.follow(session, "page", lambda: list_again(state))
-    return controls.page(
-        controls.html("<h2>Earlier studies</h2>"), query, names, controls.actions(open_, compare), words, table
-    )
-
-
-def list_again(state: State) -> None:
-    """Look for studies anew when the page of them is opened."""
-    if state.session.page == "History":
-        state.history.search(state.history.query)
 
 
 def _link(state: State) -> str:

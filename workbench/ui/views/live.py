@@ -29,12 +29,12 @@ class Table(anywidget.AnyWidget):
 
     label = Unicode().tag(sync=True)
     search_label = Unicode("Search in the table").tag(sync=True)
-    columns = List().tag(sync=True)
-    rows = List().tag(sync=True)
-    hidden = List().tag(sync=True)
+    columns: Any = List().tag(sync=True)
+    rows: Any = List().tag(sync=True)
+    hidden: Any = List().tag(sync=True)
     sort = Dict({"heading": "", "descending": False}).tag(sync=True)
     multiple = Bool(False).tag(sync=True)
-    selected = List().tag(sync=True)
+    selected: Any = List().tag(sync=True)
 
 
 class Front(anywidget.AnyWidget):

@@ -34,6 +34,11 @@ def table(
     return f'<div class="wb-scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
+def wrapped(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of escaped cells whose long entries take several lines."""
+    return table(headings, rows).replace("<td>", '<td class="wb-wrap">')
+
+
 def error(text: str) -> str:
     """Return the error line; empty where there is none."""
     return f'<div class="wb-error" role="alert"><b>Error.</b> {escape(text)}</div>' if text else ""

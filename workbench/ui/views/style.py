@@ -34,6 +34,7 @@ CSS = """
   background: var(--jp-layout-color2, #f0f2f4); color: var(--jp-ui-font-color1, #1b1f24); }
 .workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px;
   box-sizing: border-box; }
+.workbench .wb-short textarea { min-height: 48px; font-family: inherit; }
 .workbench .wb-row { flex-flow: row wrap; align-items: center; gap: 4px 10px; overflow: visible; }
 .workbench .wb-beside { flex: 1 1 100%; }
 .workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
