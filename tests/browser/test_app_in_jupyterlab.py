@@ -90,12 +90,20 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     picture(page, "run_finished")
 
     go_to(page, "Results")
-    expect(app.locator("img.wb-light:visible")).to_be_visible(timeout=LONG)
+    point = app.locator(".wb-front .points path").nth(1)
+    expect(point).to_be_visible(timeout=LONG)
+    point.hover(force=True)
+    expect(app.locator(".hoverlayer .hovertext")).to_contain_text("99% interval")
     picture(page, "results_plot")
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.get_by_label("Selected", exact=True)).not_to_have_value("")
+    selected = page.get_by_label("Selected", exact=True).input_value()
     page.get_by_label("Latency (ms)", exact=True).fill("1000")
     page.get_by_label("Loss (points)", exact=True).fill("50")
     page.keyboard.press("Enter")
     expect(app.get_by_text(re.compile("^Best: "))).to_be_visible()
+    expect(app.locator(".wb-front .shapelayer path").first).to_be_attached()
     for view in ("Table", "Layers", "Disagreements", "Calibration"):
         go_to(page, view)
         if view == "Calibration":
@@ -118,7 +126,15 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
                 "bars of equal times are equally long, whatever stands beside"
             )
         if view == "Table":
-            expect(app.locator("tbody th[scope=row]:visible")).to_have_count(3)
+            rows = app.locator("tbody th[scope=row]:visible")
+            expect(rows).to_have_count(3)
+            expect(app.locator("tr.wb-chosen:visible")).to_contain_text(selected)
+            app.get_by_role("button", name="Latency (ms)").click()
+            expect(app.get_by_role("columnheader", name="Latency (ms)")).to_have_attribute("aria-sort", "ascending")
+            page.get_by_label("Search variants").fill("int8-kl")
+            expect(rows).to_have_count(1)
+            page.get_by_label("Search variants").fill("")
+            expect(rows).to_have_count(3)
         if view == "Disagreements":
             expect(app.get_by_text(re.compile("differ on|same answer"))).to_be_visible()
         picture(page, f"results_{view.lower()}")
@@ -143,8 +159,18 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     opened.close()
 
     go_to(page, "Studies")
-    expect(app.get_by_text("1 study of 1")).to_be_visible()
-    picture(page, "history")
+    row = app.locator("tbody tr:visible", has_text="digits_resnet")
+    expect(row).to_have_count(1)
+    row.click()
+    page.get_by_label("Tags", exact=True).fill("first, mine")
+    page.keyboard.press("Tab")
+    press(page, "Keep tags and note")
+    expect(row).to_contain_text("first, mine")
+    picture(page, "studies")
+    press(page, "Delete")
+    expect(row).to_have_count(0)
+    press(page, "Undo delete")
+    expect(row).to_have_count(1)
     expect(app.locator("[role=alert]")).to_have_count(0)
 
 
@@ -155,7 +181,7 @@ app = wb.Workbench(wb.load("digits_resnet"), wb.datasets.digits(), protocol=prot
 app.start()
 study = app.result(120)
 """
-VIEWS = ("Model", "Recipes", "Run", "Results", "Export", "Studies")
+VIEWS = ("Model", "Recipes", "Run", "Results", "Tune", "Export", "Studies")
 
 
 def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) -> None:
@@ -166,13 +192,14 @@ def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) ->
     page.keyboard.press("ControlOrMeta+B")
     app = page.locator(".workbench").first
     go_to(page, "Results")
-    expect(app.locator("img.wb-dark:visible")).to_be_visible()
-    expect(app.locator("img.wb-light:visible")).to_have_count(0)
+    expect(app.locator(".wb-front .points path").first).to_be_visible(timeout=LONG)
+    colour = app.locator(".wb-front .xtitle").evaluate("element => getComputedStyle(element).fill")
+    assert all(int(part) > 150 for part in re.findall(r"\d+", colour)[:3]), f"{colour}: text follows the dark theme"
     for name in VIEWS:
         go_to(page, name)
         app.locator(".wb-tabs").first.scroll_into_view_if_needed()
         picture(page, f"dark_{name.lower()}")
-    page.set_viewport_size({"width": 560, "height": 900})
+    page.set_viewport_size({"width": 420, "height": 900})
     for name in VIEWS:
         go_to(page, name)
         app.locator(".wb-tabs").first.scroll_into_view_if_needed()

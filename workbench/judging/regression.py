@@ -13,6 +13,10 @@ from workbench.errors import CompareError
 from workbench.judging.comparison import Comparison, Row, compare_studies
 from workbench.records import StudyRecord
 
+_DOUBTS = {
+    "Unlike conditions": "measured under unlike conditions",
+    "not measured in turns": "not measured in turns, so that what the machine did between the two looks like a difference",
+}
 Kind = Literal["slower", "worse", "failed", "gone"]
 
 
@@ -36,6 +40,7 @@ class Regression:
     Attributes:
         findings: what is distinguishably worse; empty where nothing is.
         unknown: variants of which too little was measured to say.
+        doubts: why a difference may come from something else than a change of the code, a clause each.
     """
 
     before: str
@@ -43,13 +48,15 @@ class Regression:
     comparison: Comparison
     findings: tuple[Finding, ...]
     unknown: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
         """The verdict in one sentence."""
         if self.findings:
             listed = "; ".join(finding.words for finding in self.findings)
-            return f"{self.after} has regressed against {self.before}: {listed}."
+            doubt = f" But they were {' and '.join(self.doubts)}." if self.doubts else ""
+            return f"{self.after} has regressed against {self.before}: {listed}.{doubt}"
         told = (
             f"{self.after} has not regressed against {self.before}: nothing is distinguishably slower or less accurate."
         )
@@ -87,7 +94,9 @@ def regression(
             unknown.append(row.variant)
     present = {item.recipe.name for item in after.results}
     findings += [Finding(name, "gone", f"{name} is gone") for name in sorted(earlier - present)]
-    return Regression(before.name, after.name, comparison, tuple(findings), tuple(unknown))
+    notes = " ".join(note for row in comparison.rows for note in row.notes)
+    doubts = [words for mark, words in _DOUBTS.items() if mark in notes]
+    return Regression(before.name, after.name, comparison, tuple(findings), tuple(unknown), tuple(doubts))
 
 
 def _findings(row: Row, tolerance: float) -> Sequence[Finding]:

@@ -18,6 +18,7 @@ from workbench.ui.state.running import Running
 from workbench.ui.state.selection import ModelSelection
 from workbench.ui.state.session import PAGES, Session
 from workbench.ui.state.studies import Studies
+from workbench.ui.state.tuning import Tuning
 
 __all__ = ["PAGES", "State"]
 
@@ -49,6 +50,7 @@ class State:
         self.previewing = Previewing(self.session, self.selection, self.plan)
         self.inspection = Inspection(self.session, self.selection, self.plan)
         self.layers = Layers(self.session, self.selection, self.plan, self.results)
+        self.tuning = Tuning(self.session, self.selection, self.plan, self.results)
         self.export = Export(self.session, self.selection, self.plan, self.results, name)
         self.studies = Studies(self.session, self.results)
         self.running.observe(lambda change: self.results.show(change["new"], self.running.is_settled), "drawn")

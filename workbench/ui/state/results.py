@@ -155,8 +155,8 @@ class Results(HasTraits):
         Raises:
             RecipeError: what was typed is no number.
         """
-        latency = _number("latency budget", self.latency_text)
-        return Budget(None if latency is None else latency / 1e3, _number("accuracy budget", self.loss_text))
+        latency = as_number("latency budget", self.latency_text)
+        return Budget(None if latency is None else latency / 1e3, as_number("accuracy budget", self.loss_text))
 
     def _take_summary(self, job: Job[Summary]) -> None:
         summary = _outcome(job)
@@ -248,7 +248,12 @@ def _outcome(job: Job[Any]) -> Any:
     return job.outcome if snapshot.state == "done" else None
 
 
-def _number(what: str, text: str) -> float | None:
+def as_number(what: str, text: str) -> float | None:
+    """Return what was typed as a number of 0 or more; None where nothing was.
+
+    Raises:
+        RecipeError: it is none.
+    """
     if not text.strip():
         return None
     try:

@@ -13,13 +13,14 @@ from workbench.ui.views.results import results_page
 from workbench.ui.views.run import run_page
 from workbench.ui.views.studies import studies_page
 from workbench.ui.views.style import CSS
+from workbench.ui.views.tuning import tuning_page
 
 
 def frame(state: State) -> widgets.VBox:
     """Return the whole app: navigation, the line that says where the study stands, errors, and the page."""
     session = state.session
     status, error = controls.html("", "wb-status"), controls.html()
-    makers = (model_page, recipes_page, run_page, results_page, export_page, studies_page)
+    makers = (model_page, recipes_page, run_page, results_page, tuning_page, export_page, studies_page)
     pages = controls.tabs(
         session, session, "page", "Page", {name: make(state) for name, make in zip(PAGES, makers, strict=True)}
     )

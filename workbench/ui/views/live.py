@@ -36,6 +36,14 @@ class Table(anywidget.AnyWidget):
     multiple = Bool(False).tag(sync=True)
     selected: Any = List().tag(sync=True)
 
+    def show(self, columns: list[dict[str, Any]], rows: list[dict[str, Any]]) -> None:
+        """Show other columns and rows, both at once."""
+        with self.hold_sync():
+            if self.columns != columns:
+                self.columns = columns
+            if self.rows != rows:
+                self.rows = rows
+
 
 class Front(anywidget.AnyWidget):
     """Accuracy against latency, drawn in the browser.

@@ -122,8 +122,7 @@ def _table(state: State) -> widgets.Widget:
         if results.summary is None:
             return
         shown = results.summary.table
-        controls.write(table, live_rows.columns(shown), "columns")
-        controls.write(table, live_rows.rows(shown, results.best), "rows")
+        table.show(live_rows.columns(shown), live_rows.rows(shown, results.best))
         controls.write(notes, "".join(f'<p class="wb-quiet">{escape(note)}</p>' for note in shown.footnotes))
 
     def choose(change: Any) -> None:

@@ -141,7 +141,8 @@ def comparison(compared: Compared | None) -> str:
     """Return two studies side by side: the verdict stands in the line above."""
     if compared is None:
         return ""
-    found, kinds = compared.found, {}
+    found = compared.found
+    kinds: dict[str, list[str]] = {}
     for finding in compared.found.findings:
         kinds.setdefault(finding.variant, []).append(finding.kind)
     marks = [(escape(name), "▼ " + escape(", ".join(kind))) for name, kind in kinds.items()]

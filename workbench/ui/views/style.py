@@ -97,7 +97,9 @@ CSS = """
 .workbench .wb-sticky { max-height: 520px; overflow: auto; outline-offset: -2px; }
 .workbench .wb-sticky table { border-collapse: separate; border-spacing: 0; }
 .workbench .wb-sticky th, .workbench .wb-sticky td { padding: 4px 12px 4px 6px; }
-.workbench .wb-sticky thead th { position: sticky; top: 0; z-index: 2; background: var(--jp-layout-color0, #fff); }
+.workbench .wb-sticky thead th button { white-space: normal; min-width: 56px; max-width: 150px; }
+.workbench .wb-sticky thead th { vertical-align: bottom; position: sticky; top: 0; z-index: 2;
+  background: var(--jp-layout-color0, #fff); }
 .workbench .wb-sticky tr > :first-child { position: sticky; left: 0; z-index: 1; background: var(--jp-layout-color0, #fff);
   border-right: 1px solid var(--jp-border-color2, #d0d7de); max-width: 44vw; }
 .workbench .wb-sticky thead tr > :first-child { z-index: 3; }

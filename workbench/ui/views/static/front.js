@@ -19,6 +19,7 @@ function render({ model, el }) {
   place.setAttribute("role", "img");
   el.appendChild(place);
   let drawn = false;
+  let before = "";
 
   async function draw() {
     const bytes = model.get("library");
@@ -29,12 +30,16 @@ function render({ model, el }) {
     const Plotly = await plotly(bytes);
     if (!place.isConnected) return;
     const buttons = [["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]];
-    const config = { responsive: true, displaylogo: false, modeBarButtons: buttons };
+    const config = { displaylogo: false, modeBarButtons: buttons };
     const narrow = place.clientWidth > 0 && place.clientWidth < 520;
     // Names would cover each other in a narrow panel: there a legend holds them.
     const data = narrow ? figure.data.map((trace) => ({ ...trace, mode: trace.mode.replace("+text", "") })) : figure.data;
-    const layout = { ...figure.layout, showlegend: narrow || figure.layout.showlegend,
+    const layout = { ...figure.layout, width: place.clientWidth || undefined, showlegend: narrow || figure.layout.showlegend,
       legend: narrow ? { orientation: "h", y: -0.25 } : figure.layout.legend, margin: { ...figure.layout.margin, l: narrow ? 48 : 64, r: narrow ? 8 : 24 } };
+    // A change of what is drawn moves smoothly; one of how many, or of the room that it has, is drawn at once.
+    const shape = `${data.length} ${layout.showlegend} ${place.clientWidth}`;
+    if (shape !== before) delete layout.transition;
+    before = shape;
     await Plotly.react(place, data, layout, config);
     if (!drawn) {
       drawn = true;

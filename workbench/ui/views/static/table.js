@@ -32,10 +32,10 @@ function render({ model, el }) {
     const place = model.get("columns").findIndex((one) => one.heading === heading);
     if (place < 0) return rows;
     const sign = descending ? -1 : 1;
-    const isNumber = rows.some((row) => typeof row.cells[place].order === "number");
+    const isNumber = rows.some((row) => typeof row.cells[place]?.order === "number");
     const isEmpty = (cell) => isNumber ? typeof cell.order !== "number" : !cell.text || cell.text === "–";
     return [...rows].sort((one, other) => {
-      const [a, b] = [one.cells[place], other.cells[place]];
+      const [a, b] = [one.cells[place] ?? {}, other.cells[place] ?? {}];
       if (isEmpty(a) !== isEmpty(b)) return isEmpty(a) ? 1 : -1;
       return sign * (isNumber ? (a.order ?? 0) - (b.order ?? 0) : a.text.localeCompare(b.text));
     });
@@ -68,7 +68,7 @@ function render({ model, el }) {
   function line(row) {
     const isChosen = model.get("selected").includes(row.key);
     const cells = visible().map((column) => {
-      const cell = row.cells[column.place];
+      const cell = row.cells[column.place] ?? { text: "" };
       const full = cell.title || [cell.text, cell.detail].filter(Boolean).join(" ");
       const inner = node("span", { class: "wb-cell", title: full }, cell.text);
       const detail = cell.detail ? [node("small", {}, cell.detail)] : [];
