@@ -162,7 +162,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     row = app.locator("tbody tr:visible", has_text="digits_resnet")
     expect(row).to_have_count(1)
     row.click()
-    page.get_by_label("Tags", exact=True).fill("first, mine")
+    page.get_by_role("textbox", name="Tags", exact=True).fill("first, mine")
     page.keyboard.press("Tab")
     press(page, "Keep tags and note")
     expect(row).to_contain_text("first, mine")
@@ -206,6 +206,28 @@ def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) ->
         picture(page, f"narrow_{name.lower()}")
         overflow = app.evaluate("element => element.scrollWidth - element.clientWidth")
         assert overflow <= 2, f"the page {name} is {overflow} pixels too wide for a narrow panel"
+
+
+def test_axe_finds_no_serious_fault_on_any_page(page: Any, lab: Lab) -> None:
+    package = pytest.importorskip("axe_playwright_python", reason="axe-core comes with axe-playwright-python")
+    run_all(page, lab.notebook("axe.ipynb", FINISHED, "app"))
+    page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = []
+
+    def look(name: str) -> None:
+        go_to(page, name)
+        page.wait_for_timeout(500)  # what is drawn in the background is drawn
+        result = page.evaluate("async () => await axe.run('.workbench', { resultTypes: ['violations'] })")
+        for fault in result["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                found.append(f"{name}: {fault['id']}: {fault['nodes'][0]['html'][:120]}")
+
+    for name in VIEWS:
+        look(name)
+    go_to(page, "Results")
+    for name in ("Table", "Layers", "Disagreements", "Calibration"):
+        look(name)
+    assert not found, "\n".join(found)
 
 
 def test_the_keyboard_alone_reaches_toggles_and_starts_a_study(page: Any, lab: Lab) -> None:

@@ -43,6 +43,8 @@ CSS = """
 .workbench .wb-page, .workbench .jupyter-widget-stack, .workbench .widget-stack { overflow: visible; width: 100%; }
 .workbench .wb-group { min-width: 130px; }
 .workbench .jupyter-widget-Accordion, .workbench .widget-accordion { margin: 6px 0; }
+.workbench .jupyter-widget-Collapse-header span, .workbench .wb-sticky tr.wb-chosen small, .workbench .wb-sticky tr:hover small,
+.workbench .wb-chosen small { color: var(--jp-ui-font-color1, #1b1f24) !important; }
 .workbench .widget-checkbox { width: auto; }
 .workbench .widget-checkbox label { cursor: pointer; }
 .workbench .widget-checkbox input:disabled + span, .workbench .wb-off span { opacity: .55; }

@@ -16,7 +16,7 @@ function plotly(bytes) {
 function render({ model, el }) {
   const place = document.createElement("div");
   place.className = "wb-front";
-  place.setAttribute("role", "img");
+  place.setAttribute("role", "group");
   el.appendChild(place);
   let drawn = false;
   let before = "";
