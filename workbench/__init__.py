@@ -46,6 +46,7 @@ _HOMES = {
     "report": "workbench.reports",
     "convert": "workbench.conversion",
     "Workbench": "workbench.ui",
+    "explore": "workbench.ui",
     "Store": "workbench.machine.store",
     "Fuse": "workbench.recipes",
     "Precision": "workbench.recipes",
@@ -101,7 +102,7 @@ if TYPE_CHECKING:
     from workbench.tuning.layers import layer_times
     from workbench.tuning.machine_ceilings import ceilings
     from workbench.tuning.sensitivity import layer_costs
-    from workbench.ui import Workbench
+    from workbench.ui import Workbench, explore
 
 
 def __getattr__(name: str) -> Any:

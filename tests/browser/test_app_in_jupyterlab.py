@@ -111,6 +111,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
             expect(app.locator("img.wb-light:visible").nth(1)).to_be_visible(timeout=LONG)
         if view == "Layers":
             expect(app.get_by_text("Not profiled yet")).to_be_visible()
+            choose(page, "Second", "int8-kl")
             press(page, "Profile")
             expect(app.get_by_text(re.compile("ms in layers"))).to_be_visible(timeout=LONG)
             expect(app.locator(".wb-bar i.wb-t-int8:visible").first).to_be_visible()
@@ -135,6 +136,16 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
             expect(rows).to_have_count(1)
             page.get_by_label("Search variants").fill("")
             expect(rows).to_have_count(3)
+        if view == "Graph":
+            choose(page, "Variant", "int8-kl")
+            box = app.locator(".wb-graph g.node", has_text="layer1.0")
+            box.first.click(timeout=LONG)
+            expect(app.get_by_text("Chosen: layer1.0")).to_be_visible()
+            choose(page, "Colour by", "time")
+            expect(app.get_by_text("by the profiled time of int8-kl")).to_be_visible()
+            expect(box.first.locator("path").first).to_have_attribute("fill", re.compile("^#(?!ffffff)"))
+            press(page, "Keep in floating point")
+            expect(app.get_by_text(re.compile("^Added int8-kl"))).to_be_visible()
         if view == "Disagreements":
             expect(app.get_by_text(re.compile("differ on|same answer"))).to_be_visible()
         picture(page, f"results_{view.lower()}")
@@ -225,7 +236,7 @@ def test_axe_finds_no_serious_fault_on_any_page(page: Any, lab: Lab) -> None:
     for name in VIEWS:
         look(name)
     go_to(page, "Results")
-    for name in ("Table", "Layers", "Disagreements", "Calibration"):
+    for name in ("Table", "Layers", "Graph", "Disagreements", "Calibration"):
         look(name)
     assert not found, "\n".join(found)
 

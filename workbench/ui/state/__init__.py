@@ -9,6 +9,7 @@ from workbench.machine.store import Store
 from workbench.records import Model, Protocol
 from workbench.study import Study, run
 from workbench.ui.state.export import Export
+from workbench.ui.state.graph import Graph
 from workbench.ui.state.inspection import Inspection
 from workbench.ui.state.layers import Layers
 from workbench.ui.state.plan import Plan
@@ -51,6 +52,7 @@ class State:
         self.inspection = Inspection(self.session, self.selection, self.plan)
         self.layers = Layers(self.session, self.selection, self.plan, self.results)
         self.tuning = Tuning(self.session, self.selection, self.plan, self.results)
+        self.graph = Graph(self.session, self.plan, self.results, self.layers, self.tuning)
         self.export = Export(self.session, self.selection, self.plan, self.results, name)
         self.studies = Studies(self.session, self.results)
         self.running.observe(lambda change: self.results.show(change["new"], self.running.is_settled), "drawn")

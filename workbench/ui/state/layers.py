@@ -123,8 +123,7 @@ class Layers(HasTraits):
                 "No layer with nodes of the file is chosen, so there is nothing to keep. Click layers in the list first."
             )
         name = self.names[1]
-        recipe = Study(self.results.record).keeping(name, nodes)
-        self.plan.add_recipe(recipe)
+        recipe = self.plan.add_recipe(Study(self.results.record).keeping(name, nodes))
         self.words = (
             f"Added {recipe.name}: {name} with {len(chosen)} of its layers as they were. Start it on page `Run`."
         )

@@ -27,7 +27,7 @@ from workbench.ui.state.session import Session
 
 # From here on finding the front (every pair is compared) takes seconds: it comes after the rest.
 MANY_VARIANTS = 30
-VIEWS = ("Plot", "Table", "Layers", "Disagreements", "Calibration")
+VIEWS = ("Plot", "Table", "Layers", "Graph", "Disagreements", "Calibration")
 THEMES: tuple[ThemeName, ...] = ("light", "dark")
 
 

@@ -99,8 +99,7 @@ class Tuning(HasTraits):
             raise RecipeError(
                 "No layer is chosen. Rank the layers first, and select those that shall stay as they are."
             )
-        recipe = self.costs.keeping(self.chosen)
-        self.plan.add_recipe(recipe)
+        recipe = self.plan.add_recipe(self.costs.keeping(self.chosen))
         self.words = (
             f"Added {recipe.name}: {self.costs.recipe.name} without {len(self.chosen)} layers. Start it on page `Run`."
         )

@@ -1,4 +1,4 @@
-"""The page of results: plot and budgets, table, layers, disagreements, calibration."""
+"""The page of results: plot and budgets, table, layers, graph, disagreements, calibration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from workbench.ui import live_rows
 from workbench.ui.state import State
 from workbench.ui.state.results import VIEWS
 from workbench.ui.views import controls, markup
+from workbench.ui.views.graph import graph_view
 from workbench.ui.views.inspection import calibration_view
 from workbench.ui.views.layers import layers_view
 from workbench.ui.views.live import Front, Table
@@ -31,6 +32,7 @@ def results_page(state: State) -> widgets.Widget:
         "Plot": _plot,
         "Table": _table,
         "Layers": layers_view,
+        "Graph": graph_view,
         "Disagreements": _disagreements,
         "Calibration": calibration_view,
     }

@@ -124,6 +124,11 @@ CSS = """
   stroke: var(--jp-border-color1, #8c959f) !important; }
 .workbench .wb-front .modebar-btn path { fill: var(--jp-ui-font-color2, #57606a) !important; }
 .workbench .wb-front .modebar-group { background: none !important; }
+.workbench .wb-graph-place { width: 100%; max-height: 640px; overflow: auto; border: 1px solid var(--jp-border-color2, #d0d7de); }
+.workbench .wb-graph-place:empty { display: none; }
+.workbench .wb-graph, .workbench .wb-graph-place > * { width: 100%; }
+.workbench .wb-graph svg { display: block; margin: 8px auto; max-width: none; }
+.workbench .wb-graph g.node { cursor: pointer; }
 .workbench a { color: var(--jp-content-link-color, #0b63c4); }
 @container (max-width: 560px) {
   .workbench .wb-layer { grid-template-columns: 1fr 1fr; }
