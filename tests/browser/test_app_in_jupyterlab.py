@@ -104,7 +104,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     page.keyboard.press("Enter")
     expect(app.get_by_text(re.compile("^Best: "))).to_be_visible()
     expect(app.locator(".wb-front .shapelayer path").first).to_be_attached()
-    for view in ("Table", "Layers", "Disagreements", "Calibration"):
+    for view in ("Table", "Layers", "Graph", "Disagreements", "Calibration"):
         go_to(page, view)
         if view == "Calibration":
             press(page, "Collect")
@@ -148,9 +148,17 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
             expect(app.get_by_text(re.compile("^Added int8-kl"))).to_be_visible()
         if view == "Disagreements":
             expect(app.get_by_text(re.compile("differ on|same answer"))).to_be_visible()
+        app.get_by_role("tab", name=view, exact=True).scroll_into_view_if_needed()
         picture(page, f"results_{view.lower()}")
     go_to(page, "Table")
     expect(app.locator("tbody th[scope=row]:visible")).to_have_count(3)
+
+    go_to(page, "Tune")
+    press(page, "Rank layers")
+    expect(app.get_by_text("the noisiest first")).to_be_visible(timeout=LONG)
+    app.locator("tbody tr:visible").first.click()
+    expect(app.get_by_role("button", name="Add recipe that keeps 1 layer", exact=True)).to_be_enabled()
+    picture(page, "tune")
 
     go_to(page, "Export")
     press(page, "Show as code")
