@@ -38,6 +38,7 @@ _HOMES = {
     "compare_calibrators": "workbench.tuning.calibrators",
     "confirm": "workbench.study.confirming",
     "combinations": "workbench.study.sweep",
+    "matrix": "workbench.study.batches",
     "refusals": "workbench.study.offers",
     "study_seconds": "workbench.study.estimate",
     "preview": "workbench.study.previews",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from workbench.records import BuildOptions, Protocol, ShapeProfile
     from workbench.reports import report
     from workbench.study import Study, run
+    from workbench.study.batches import matrix
     from workbench.study.catalog import studies
     from workbench.study.confirming import confirm
     from workbench.study.estimate import study_seconds

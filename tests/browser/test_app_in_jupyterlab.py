@@ -200,7 +200,7 @@ app = wb.Workbench(wb.load("digits_resnet"), wb.datasets.digits(), protocol=prot
 app.start()
 study = app.result(120)
 """
-VIEWS = ("Model", "Recipes", "Run", "Results", "Tune", "Export", "Studies")
+VIEWS = ("Model", "Recipes", "Run", "Results", "Tune", "Batches", "Export", "Studies")
 
 
 def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) -> None:

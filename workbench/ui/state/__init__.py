@@ -8,6 +8,7 @@ from workbench.datasets import Dataset
 from workbench.machine.store import Store
 from workbench.records import Model, Protocol
 from workbench.study import Study, run
+from workbench.ui.state.batches import Batches
 from workbench.ui.state.export import Export
 from workbench.ui.state.graph import Graph
 from workbench.ui.state.inspection import Inspection
@@ -52,6 +53,7 @@ class State:
         self.inspection = Inspection(self.session, self.selection, self.plan)
         self.layers = Layers(self.session, self.selection, self.plan, self.results)
         self.tuning = Tuning(self.session, self.selection, self.plan, self.results)
+        self.batches = Batches(self.session, self.selection, self.plan)
         self.graph = Graph(self.session, self.plan, self.results, self.layers, self.tuning)
         self.export = Export(self.session, self.selection, self.plan, self.results, name)
         self.studies = Studies(self.session, self.results)

@@ -129,6 +129,12 @@ CSS = """
 .workbench .wb-graph, .workbench .wb-graph-place > * { width: 100%; }
 .workbench .wb-graph svg { display: block; margin: 8px auto; max-width: none; }
 .workbench .wb-graph g.node { cursor: pointer; }
+.workbench { --wb-heat: #f0a24b; }
+[data-jp-theme-light="false"] .workbench { --wb-heat: #8a4b08; }
+.workbench .wb-heat td, .workbench .wb-heat th { padding: 6px 12px; text-align: right; }
+.workbench .wb-heat caption { text-align: left; padding: 4px 0; }
+.workbench .wb-heat td small { color: var(--jp-ui-font-color1, #1b1f24); }
+.workbench .wb-heat .wb-spot { outline: 3px solid var(--jp-brand-color1, #1976d2); outline-offset: -3px; }
 .workbench a { color: var(--jp-content-link-color, #0b63c4); }
 @container (max-width: 560px) {
   .workbench .wb-layer { grid-template-columns: 1fr 1fr; }
