@@ -80,7 +80,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
 
     go_to(page, "Run")
     press(page, "Start")
-    expect(app.locator(".wb-status", has_text=re.compile(r"\d+%: "))).to_be_visible()
+    expect(app.locator(".wb-status", has_text=re.compile(r"\d+%: measuring"))).to_be_visible(timeout=LONG)
     picture(page, "run")
     press(page, "Cancel")
     expect(app.locator(".wb-status", has_text="cancelled")).to_be_visible(timeout=LONG)
@@ -155,7 +155,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
 
     go_to(page, "Tune")
     press(page, "Rank layers")
-    expect(app.get_by_text("the noisiest first")).to_be_visible(timeout=LONG)
+    expect(app.get_by_text("the noisiest first")).to_be_visible(timeout=2 * LONG)
     app.locator("tbody tr:visible").first.click()
     expect(app.get_by_role("button", name="Add recipe that keeps 1 layer", exact=True)).to_be_enabled()
     picture(page, "tune")

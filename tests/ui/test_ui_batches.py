@@ -34,7 +34,7 @@ def test_places_are_measured_shown_and_judged_by_a_budget(state: State) -> None:
     assert [(place.batch, place.workers) for place in batches.found.places] == [(1, 1), (4, 1)]
     assert batches.spot in ((1, 1), (4, 1)) and "Most samples a second: batch" in batches.words
     shown = heat_map(batches.found, batches.spot)
-    assert shown.count("★") == 2 and "batch 4" in shown and "1 threads" in shown
+    assert shown.count("★") == 2 and "batch 4" in shown and "1 thread<" in shown
     assert attempt(state, batches.set_budget, "0.000001") == ""
     assert batches.spot == () and "fast enough" in batches.words
     assert heat_map(batches.found, (), 1e-9).count("over budget") == 2

@@ -30,6 +30,10 @@ def state(tmp_path: Path, own_store: Path) -> Iterator[State]:
 def test_layers_are_ranked_chosen_and_kept_in_a_new_recipe(state: State) -> None:
     tuning = state.tuning
     assert tuning.recipes == ("fp16", "int8-kl") and tuning.recipe == "int8-kl"
+    state.plan.remove(("int8-kl",))
+    assert tuning.recipe == "fp16"
+    attempt(state, state.plan.add_named, "int8-kl")
+    assert tuning.recipe == "int8-kl", "nobody chose FP16"
     assert "No layer is chosen" in attempt(state, tuning.add)
     state.session.attempt(tuning.rank)
     tuning._job.result(120)

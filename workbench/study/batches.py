@@ -88,7 +88,7 @@ class Matrix(cards.Card):
         if found is None or found.summary is None:
             return f"No batch and number of {self.over} that was measured is fast enough{within}."
         return (
-            f"Most samples a second{within}: batch {found.batch} with {found.workers} {self.over}, "
+            f"Most samples a second{within}: batch {found.batch} with {counted(found.workers, self.over)}, "
             f"{found.samples_per_second:,.0f} samples/s at {formats.milliseconds(found.summary.median)} ms a call."
         )
 
@@ -119,7 +119,7 @@ class Matrix(cards.Card):
             told = place.failure
             if place.summary is not None:
                 told = f"{formats.milliseconds(place.summary.median)} ms, {place.samples_per_second:,.0f} samples/s"
-            yield f"batch {place.batch}, {place.workers} {self.over}", told
+            yield f"batch {place.batch}, {counted(place.workers, self.over)}", told
         yield "notes", " ".join(self.notes)
 
 
@@ -166,7 +166,7 @@ def matrix(
         )
     tell, places = bars.listener(progress), []
     for number, (count, batch) in enumerate(wanted):
-        tell(Progress("matrix", one.name, number / len(wanted), f"batch {batch}, {count} {over}"))
+        tell(Progress("matrix", one.name, number / len(wanted), f"batch {batch}, {counted(count, over)}"))
         changed = replace(protocol, batch=batch)
         built = options
         if over == "streams":
@@ -191,6 +191,11 @@ def matrix(
         watch(Matrix(model.name, one.name, backend, over, tuple(places)))
     tell(Progress("finished", "", 1.0))
     return Matrix(model.name, one.name, backend, over, tuple(places))
+
+
+def counted(count: int, over: Over) -> str:
+    """Return `1 thread`, `2 threads`."""
+    return f"{count} {over if count != 1 else over.removesuffix('s')}"
 
 
 def _upper(found: Summary) -> float:

@@ -49,7 +49,7 @@ def test_the_sweet_spot_keeps_surely_to_the_budget() -> None:
     assert found.sweet_spot().batch == 8, "2000 samples a second"
     assert found.sweet_spot(0.005).batch == 1, "the interval of batch 8 reaches beyond the budget"
     assert found.sweet_spot(0.0001) is None and "fast enough within 0.1" in found.words(0.0001)
-    assert "batch 8 with 1 threads, 2,000 samples/s" in found.words() and "no" in repr(found) + found._repr_html_()
+    assert "batch 8 with 1 thread, 2,000 samples/s" in found.words() and "no" in repr(found) + found._repr_html_()
 
 
 def test_what_makes_no_matrix_is_refused_and_a_place_that_fails_is_told(model, data, store, made_up_rounds) -> None:

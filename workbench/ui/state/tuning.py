@@ -12,6 +12,7 @@ from workbench.errors import DataError, RecipeError
 from workbench.machine.handle import Handle
 from workbench.recipes import Recipe
 from workbench.records import Model
+from workbench.study import estimate
 from workbench.study.search import Found, optimize
 from workbench.tuning.sensitivity import LayerCosts, layer_costs
 from workbench.ui.jobs import STUDIES, Job
@@ -65,9 +66,14 @@ class Tuning(HasTraits):
         self.session, self.selection, self.plan, self.results = session, selection, plan, results
         self._rank, self._search = rank, search
         self._job: Job[Any] | None = None
+        self._is_chosen = False
         plan.observe(lambda change: self._settle(), "recipes")
         selection.observe(lambda change: self._forget(), ["model", "data"])
         self._settle()
+
+    def choose(self, recipe: str) -> None:
+        """Take a recipe; until somebody does, the first one that quantizes is taken."""
+        self.recipe, self._is_chosen = recipe, True
 
     def rank(self) -> None:
         """Measure what lowering each layer of the chosen recipe costs alone, and what it saves.
@@ -87,7 +93,7 @@ class Tuning(HasTraits):
             )
 
         self.costs, self.chosen = None, ()
-        self._start(Job(f"layers of {recipe.name}", work, key=("tuning", id(self))), self._take_costs)
+        self._start(Job(f"Ranking the layers of {recipe.name}", work, key=("tuning", id(self))), self._take_costs)
 
     def add(self) -> None:
         """Add the recipe with the chosen layers kept in floating point to the study.
@@ -128,7 +134,7 @@ class Tuning(HasTraits):
             )
 
         self.found = None
-        self._start(Job(f"search from {recipe.name}", work, key=("tuning", id(self))), self._take_found)
+        self._start(Job(f"Searching from {recipe.name}", work, key=("tuning", id(self))), self._take_found)
 
     def cancel(self) -> None:
         """Stop what runs; what was measured is kept."""
@@ -176,6 +182,8 @@ class Tuning(HasTraits):
             step = snapshot.progress
             self.fraction = step.fraction
             self.words = " ".join(filter(None, (f"{job.name}:", step.stage, step.variant, step.message))) + " …"
+        elif snapshot.state == "running":
+            self.words = f"{job.name}: {estimate.words(snapshot.elapsed_seconds)} so far …"
         if not snapshot.is_final:
             return
         self.is_running = False
@@ -205,8 +213,9 @@ class Tuning(HasTraits):
     def _settle(self) -> None:
         lowering = [one.name for one in self.plan.recipes if any(step.kind in _LOWERS for step in one.steps)]
         self.recipes = tuple(lowering)
-        if self.recipe not in lowering:
-            self.recipe = next((name for name in lowering if name.startswith("int8")), next(iter(lowering), ""))
+        quantizing = [one.name for one in self.plan.recipes if one.step("quantize") is not None]
+        if self.recipe not in lowering or not self._is_chosen:
+            self.recipe = next(iter(quantizing), next(iter(lowering), ""))
 
     def _forget(self) -> None:
         self.costs, self.found, self.chosen, self.words, self.error = None, None, (), FIRST_WORDS, ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipywidgets as widgets
 
 from workbench.records.formats import milliseconds
-from workbench.study.batches import Matrix, Place
+from workbench.study.batches import Matrix, Place, counted
 from workbench.ui.state import State
 from workbench.ui.state.batches import OVER
 from workbench.ui.state.results import as_number
@@ -22,7 +22,7 @@ def batches_page(state: State) -> widgets.Widget:
         for trait, words, hint in (
             ("batches_text", "Batches", "1, 2, 4, 8"),
             ("workers_text", "Threads or streams", "1, 2, 4"),
-            ("budget_text", "Latency budget (ms)", "none"),
+            ("budget_text", "Budget (ms)", "none: a latency to keep to"),
         )
     }
     controls.bind(session, batches, "batches_text", texts["batches_text"])
@@ -79,7 +79,7 @@ def heat_map(found: Matrix | None, spot: tuple[int, ...], at_most_seconds: float
     rows = []
     for count in workers:
         cells = "".join(_cell(known.get((batch, count)), most, spot, at_most_seconds) for batch in batches)
-        rows.append(f'<tr><th scope="row">{count} {found.over}</th>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{counted(count, found.over)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">batch {batch}</th>' for batch in batches)
     return (
         f'<div class="wb-scroll" tabindex="0" role="region" aria-label="Heat map"><table class="wb-heat"><caption>Samples a '

@@ -21,7 +21,7 @@ from workbench.ui.views.markup import escape
 def tuning_page(state: State) -> widgets.Widget:
     """Return the page."""
     session, tuning = state.session, state.tuning
-    recipe = controls.menu(session, tuning, "Recipe", "recipes", "recipe")
+    recipe = controls.menu(session, tuning, "Recipe", "recipes", "recipe", command=tuning.choose)
     by = controls.field(widgets.Dropdown(description="Rank by", options=BY), "260px")
     controls.bind(session, tuning, "by", by)
     rank = controls.button(
