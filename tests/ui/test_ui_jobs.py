@@ -200,6 +200,7 @@ def test_the_remaining_time_is_what_the_work_said_less_the_time_since_then(queue
     assert job.snapshot.remaining_seconds is None
 
 
+@pytest.mark.expects_callback_error
 def test_a_listener_that_fails_is_logged_and_the_job_goes_on(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
     def broken() -> None:
         raise KeyError("no such trait")
