@@ -72,6 +72,11 @@ def test_a_real_study_from_click_to_table(app: Workbench) -> None:
     assert wb.Study.open(study.name).record == study.record
 
 
+def test_plotly_is_sent_ahead_once_a_model_was_examined(app: Workbench) -> None:
+    (front,) = controls(app, Front)
+    assert front.figure == {} and len(front.library) > 1_000_000
+
+
 def test_every_control_has_a_description(app: Workbench) -> None:
     kinds = (widgets.Text, widgets.Textarea, widgets.Dropdown, widgets.SelectMultiple, widgets.Checkbox, widgets.Button,
              widgets.BoundedIntText, widgets.Select, widgets.FloatProgress)  # fmt: skip

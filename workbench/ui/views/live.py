@@ -49,7 +49,7 @@ class Front(anywidget.AnyWidget):
     """Accuracy against latency, drawn in the browser.
 
     Attributes:
-        library: the code of plotly.js, sent with the first figure.
+        library: the code of plotly.js, sent once, before the first figure or with it.
         figure: {data, layout}, see `workbench.ui.live_front`; empty shows nothing.
         words: what it shows, for who cannot see it.
         selected: the variant that was clicked.
@@ -64,10 +64,14 @@ class Front(anywidget.AnyWidget):
 
     def draw(self, figure: dict[str, Any], words: str) -> None:
         """Show a figure."""
-        if not self.library:
-            self.library = _plotly()
+        self.preload()
         self.words = words
         self.figure = figure
+
+    def preload(self) -> None:
+        """Send plotly.js ahead, so that the first figure does not wait for it."""
+        if not self.library:
+            self.library = _plotly()
 
 
 @functools.cache

@@ -56,13 +56,18 @@ function render({ model, el }) {
   const seen = new ResizeObserver(() => { if (place.clientWidth) draw(); });
   seen.observe(el);
   const again = () => draw();
+  const prepare = () => {
+    const bytes = model.get("library");
+    if (bytes?.byteLength) (window.requestIdleCallback ?? setTimeout)(() => plotly(bytes).then(again));
+  };
   model.on("change:figure", again);
-  model.on("change:library", again);
+  model.on("change:library", prepare);
+  prepare();
   draw();
   return () => {
     seen.disconnect();
     model.off("change:figure", again);
-    model.off("change:library", again);
+    model.off("change:library", prepare);
     library?.then((Plotly) => Plotly.purge(place));
   };
 }
