@@ -31,7 +31,7 @@ def test_the_app_opens_without_code_and_asks_who_comes_and_fetches_nothing(page:
         assert token, log.read_text()
         page.goto(f"{url}/?token={token[1]}", timeout=60_000)
         app = page.locator(".workbench").first
-        expect(app.get_by_role("tab", name="Model", exact=True)).to_be_visible(timeout=60_000)
+        expect(app.get_by_role("tab", name="Model", exact=True)).to_be_visible(timeout=120_000)
         app.locator("button:visible", has_text=re.compile("^Load$")).click()
         expect(app.get_by_text("onnxruntime-cpu can run every operator")).to_be_visible(timeout=60_000)
         picture(page, "voila")
