@@ -115,12 +115,10 @@ def button(words, command):
     made.on_click(lambda clicked: app.state.session.attempt(command))
     return made
 record, rows = large_study({variants}), many_layers()
-small = dataclasses.replace(record, name="small", results=record.results[:3])
 def layers():
     app.state.layers.names, app.state.layers.rows = ("fp32", "int8"), rows
     app.state.layers.search("")
-ipywidgets.VBox([app.widget, button("show study", lambda: app.state.results.show(record)),
-                 button("show a small one", lambda: app.state.results.show(small)), button("show layers", layers),
+ipywidgets.VBox([app.widget, button("show study", lambda: app.state.results.show(record)), button("show layers", layers),
                  button("start study", app.start), button("stop study", app.cancel)])
 """
 # From a click to the moment at which what it brings is painted: the second frame after it is there.
@@ -177,10 +175,6 @@ def measured(screen: Screen, variants: int) -> dict[str, float]:
     screen.tab("Results")()
     shown = screen.paint(screen.press("show study"), ".wb-front .points path")
     found[f"{variants} variants, the first study that is shown (plotly.js is loaded)"] = shown
-    screen.press("show a small one")()
-    screen.page.wait_for_timeout(15_000)  # its front, and the large one's, were found
-    again = screen.paint(screen.press("show study"), ".wb-front .text text", f"-{variants - 1}")
-    found[f"{variants} variants, another study"] = again
     screen.tab("Layers")()
     found["500 layers"] = screen.paint(screen.press("show layers"), ".wb-layer", "conv499")
     screen.tab("Run")()

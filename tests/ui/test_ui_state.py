@@ -525,7 +525,7 @@ def test_what_was_made_of_one_study_is_gone_when_another_one_is_shown(own_store:
     first = dataclasses.replace(synthetic_study.study(), name="first study")
     attempt(state, state.results.show, first)
     assert export.study == "first study" and export.report_path == "report-first-study"
-    export.report_path = str(tmp_path / "mine")
+    export.report_path, export.report_format = str(tmp_path / "mine"), "CSV"
     attempt(state, export.show_study_code)
     attempt(state, export.export)
     assert export.written and "wb.run(" in export.code
