@@ -13,7 +13,7 @@ TRITON := nvidia-pytriton tritonclient grpcio geventhttpclient gevent greenlet p
 # An experiment tracker that keeps runs on this machine; it wants an older pillow.
 TRACKIO := trackio gradio_client orjson httptools python-dotenv python-multipart uvloop watchfiles
 
-.PHONY: demo test check unit rtx notebooks lab app clean
+.PHONY: demo test check unit rtx notebooks gallery lab app clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m workbench demo
@@ -36,11 +36,16 @@ rtx: $(VENV)/.test
 notebooks: $(VENV)/.test
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --override-ini testpaths=notebooks notebooks
 
+# The pictures of docs/gallery.md, taken by the browser tests: a view that changed looks so there too. Needs Chromium.
+gallery: $(VENV)/.test
+	rm -rf .gallery && WORKBENCH_SCREENSHOTS=.gallery $(BIN)/python -m pytest -q tests/browser
+	for name in $$(grep -o 'gallery/[a-z_]*' docs/gallery.md | cut -d/ -f2 | sort -u); do cp .gallery/$$name.png docs/gallery/; done
+
 lab: $(VENV)/.lab
 	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/jupyter lab notebooks
 
 app: $(VENV)/.lab
-	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/voila notebooks/app.ipynb --Voila.ip=127.0.0.1 --Voila.auto_token=True
+	WORKBENCH_HOME=$(CURDIR)/.workbench $(BIN)/python -m workbench app
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; try make PYTHON=python3.11")'

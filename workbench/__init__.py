@@ -38,6 +38,7 @@ _HOMES = {
     "compare_calibrators": "workbench.tuning.calibrators",
     "confirm": "workbench.study.confirming",
     "combinations": "workbench.study.sweep",
+    "matrix": "workbench.study.batches",
     "refusals": "workbench.study.offers",
     "study_seconds": "workbench.study.estimate",
     "preview": "workbench.study.previews",
@@ -46,6 +47,7 @@ _HOMES = {
     "report": "workbench.reports",
     "convert": "workbench.conversion",
     "Workbench": "workbench.ui",
+    "explore": "workbench.ui",
     "Store": "workbench.machine.store",
     "Fuse": "workbench.recipes",
     "Precision": "workbench.recipes",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from workbench.records import BuildOptions, Protocol, ShapeProfile
     from workbench.reports import report
     from workbench.study import Study, run
+    from workbench.study.batches import matrix
     from workbench.study.catalog import studies
     from workbench.study.confirming import confirm
     from workbench.study.estimate import study_seconds
@@ -101,7 +104,7 @@ if TYPE_CHECKING:
     from workbench.tuning.layers import layer_times
     from workbench.tuning.machine_ceilings import ceilings
     from workbench.tuning.sensitivity import layer_costs
-    from workbench.ui import Workbench
+    from workbench.ui import Workbench, explore
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,5 @@
-"""The command line: `python -m workbench doctor | run | confirm | preview | report | explain | studies | demo`."""
+"""The command line: `python -m workbench app | doctor | run | confirm | preview | report | explain | studies | compare |
+demo`."""
 
 from __future__ import annotations
 
@@ -19,11 +20,13 @@ from workbench.records import Model, VariantResult
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
 _WIDE_COLUMNS = ("p9", "SQNR", "Agreement", "Memory", "Build", "Calibration", "Status")
+REGRESSED = 3
 _MARKS = {"ok": "ok   ", "note": "note ", "wrong": "WRONG"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit status (0 good, 1 the command found or met a problem, 130 interrupted)."""
+    """Run one command; return its exit status: 0 good, 1 it found or met a problem, 2 unknown options, 3 a study has regressed
+    (`compare --fail-on regression`), 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
         with _ended_gently():
@@ -171,6 +174,38 @@ def studies(options: argparse.Namespace) -> int:
     return 0
 
 
+def app(options: argparse.Namespace) -> int:
+    """Open the app in a browser, as a page of its own."""
+    from workbench.ui import alone
+
+    return alone.serve(wb.Store(), port=options.port, browser=not options.no_browser, dark=options.dark)
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Judge a study against an earlier one, or against the pinned one."""
+    from workbench.judging.regression import regression
+    from workbench.reports.difference import differences
+    from workbench.study.catalog import pinned
+
+    before = options.before if options.after else pinned(wb.Store())
+    if before is None:
+        raise StoreError(
+            "No study is pinned as the reference. Name two studies, or pin one on the app's page `Studies`."
+        )
+    earlier, later = wb.Study.open(before).record, wb.Study.open(options.after or options.before).record
+    found = regression(earlier, later, tolerance=options.tolerance, allow_unlike=options.allow_unlike)
+    for row in found.comparison.rows:
+        told = [] if row.ratio is None else [row.ratio.words]
+        told += [] if row.change is None else [f"score {row.change.words}"]
+        print(f"{row.variant}: {'; '.join(told) or 'nothing to compare'}", *row.notes, sep="\n  ")
+    for note in found.comparison.notes:
+        print(note)
+    for what, ours, theirs in differences(earlier, later):
+        print(f"not the same: {what}: {ours} -> {theirs}")
+    print(f"\n{found.words}")
+    return REGRESSED if found.findings and options.fail_on == "regression" else 0
+
+
 def serve(options: argparse.Namespace) -> int:
     """Serve variants of a language model's study on this machine, in OpenAI's format, until interrupted."""
     study = wb.Study.open(options.study)
@@ -267,6 +302,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
+    command = commands.add_parser("app", help="open the app in a browser, as a page of its own (extra lab)")
+    command.add_argument("--port", type=int, help="default: any that is free")
+    command.add_argument("--no-browser", action="store_true", help="only print the address")
+    command.add_argument("--dark", action="store_true", help="on a dark ground")
+    command.set_defaults(command=app)
+
     command = commands.add_parser("doctor", help="say what this machine has and lacks, and what mends it")
     command.add_argument(
         "--measure", action="store_true", help="measure what the machine can do at most, where that is not known yet"
@@ -302,6 +343,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_preview(commands)
     _add_confirm(commands)
+    _add_compare(commands)
 
     command = commands.add_parser("report", help="write the report of a study")
     command.add_argument("study", help="its name (see `studies`) or a saved .json")
@@ -342,6 +384,26 @@ def _add_confirm(commands: Any) -> None:
     command.add_argument("--store", metavar="FOLDER", help="default: $WORKBENCH_HOME, or .workbench here")
     command.add_argument("--report", help="where to write both side by side: .html or .md")
     command.set_defaults(command=confirm)
+
+
+def _add_compare(commands: Any) -> None:
+    command = commands.add_parser(
+        "compare",
+        help="judge a study against an earlier one; for CI",
+        epilog="Exit status: 0 not regressed, or nothing to fail on; 1 they cannot be compared; 3 regressed, with --fail-on.",
+    )
+    command.add_argument(
+        "before", help="the earlier study: its name (see `studies`) or a saved .json; alone: the later one"
+    )
+    command.add_argument(
+        "after", nargs="?", help="the later study; absent: the one named is judged against the pinned one"
+    )
+    command.add_argument("--fail-on", choices=["regression", "nothing"], default="nothing", help="default: %(default)s")
+    command.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="SHARE", help="that a variant may be slower, such as 0.02"
+    )
+    command.add_argument("--allow-unlike", action="store_true", help="other devices, backends, shapes, threads too")
+    command.set_defaults(command=compare)
 
 
 def _add_preview(commands: Any) -> None:

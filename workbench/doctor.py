@@ -139,6 +139,9 @@ def _packages() -> list[Finding]:
     optional = {
         "torch": ("load PyTorch modules, convert()", 'pip install "trt-workbench[torch]"'),
         "transformers": ("load transformers folders and ids", 'pip install "trt-workbench[torch]"'),
+        "anywidget": ("show the app's table and front", "pip install anywidget"),
+        "plotly": ("draw the app's front", "pip install plotly"),
+        "graphviz-anywidget": ("draw networks in the app", "pip install graphviz-anywidget"),
         "jupyterlab": ("work in notebooks", 'pip install "trt-workbench[lab]"'),
         "polygraphy": ("inspect TensorRT engines from the shell", "pip install polygraphy"),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import socket
@@ -83,7 +84,11 @@ def free_port() -> int:
 
 
 def picture(page: Page, name: str) -> None:
-    """Keep a screenshot where somebody asked for them with WORKBENCH_SCREENSHOTS."""
-    if SCREENSHOTS is not None:
-        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=str(SCREENSHOTS / f"{name}.png"))
+    """Keep a screenshot, of few colours and so of few bytes, where somebody asked for them with WORKBENCH_SCREENSHOTS."""
+    if SCREENSHOTS is None:
+        return
+    from PIL import Image
+
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    with Image.open(io.BytesIO(page.screenshot())) as taken:
+        taken.convert("RGB").quantize(64).save(SCREENSHOTS / f"{name}.png", optimize=True)

@@ -37,11 +37,11 @@ def run_all(page: Any, address: str) -> None:
             break
         except AssertionError:
             continue
-    page.wait_for_selector(".workbench .wb-tabs button", timeout=LONG)
+    page.wait_for_selector(".workbench .wb-tabs [role=tab]", timeout=LONG)
 
 
 def go_to(page: Any, name: str) -> None:
-    page.locator(".workbench .wb-tabs button", has_text=re.compile(f"^{name}$")).first.click()
+    page.locator(".workbench").get_by_role("tab", name=name, exact=True).first.click()
 
 
 def press(page: Any, name: str) -> None:
@@ -80,7 +80,7 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
 
     go_to(page, "Run")
     press(page, "Start")
-    expect(app.locator(".wb-status", has_text=re.compile(r"\d+%: "))).to_be_visible()
+    expect(app.locator(".wb-status", has_text=re.compile(r"\d+%: measuring"))).to_be_visible(timeout=LONG)
     picture(page, "run")
     press(page, "Cancel")
     expect(app.locator(".wb-status", has_text="cancelled")).to_be_visible(timeout=LONG)
@@ -90,19 +90,28 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     picture(page, "run_finished")
 
     go_to(page, "Results")
-    expect(app.locator("img.wb-light:visible")).to_be_visible(timeout=LONG)
+    point = app.locator(".wb-front .points path").nth(1)
+    expect(point).to_be_visible(timeout=LONG)
+    point.hover(force=True)
+    expect(app.locator(".hoverlayer .hovertext")).to_contain_text("99% interval")
     picture(page, "results_plot")
+    page.mouse.down()
+    page.mouse.up()
+    expect(page.get_by_label("Selected", exact=True)).not_to_have_value("")
+    selected = page.get_by_label("Selected", exact=True).input_value()
     page.get_by_label("Latency (ms)", exact=True).fill("1000")
     page.get_by_label("Loss (points)", exact=True).fill("50")
     page.keyboard.press("Enter")
     expect(app.get_by_text(re.compile("^Best: "))).to_be_visible()
-    for view in ("Table", "Layers", "Disagreements", "Calibration", "Fusion"):
+    expect(app.locator(".wb-front .shapelayer path").first).to_be_attached()
+    for view in ("Table", "Layers", "Graph", "Disagreements", "Calibration"):
         go_to(page, view)
         if view == "Calibration":
             press(page, "Collect")
             expect(app.locator("img.wb-light:visible").nth(1)).to_be_visible(timeout=LONG)
         if view == "Layers":
             expect(app.get_by_text("Not profiled yet")).to_be_visible()
+            choose(page, "Second", "int8-kl")
             press(page, "Profile")
             expect(app.get_by_text(re.compile("ms in layers"))).to_be_visible(timeout=LONG)
             expect(app.locator(".wb-bar i.wb-t-int8:visible").first).to_be_visible()
@@ -112,20 +121,44 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
                 """root => [...root.querySelectorAll('.wb-bar i')].filter(bar => parseFloat(bar.style.width) > 20).map(
                     bar => 100 * bar.getBoundingClientRect().width / parseFloat(bar.style.width))"""
             )
+            app.get_by_text("What became of the nodes").click()
+            expect(app.get_by_text("layers of the runtime")).to_be_visible()
             assert len(full) > 5 and max(full) - min(full) < 1, (
                 "bars of equal times are equally long, whatever stands beside"
             )
-        if view == "Fusion":
-            choose(page, "Variant", "int8-kl")
-            press(page, "Show layers")
-            expect(app.get_by_text("layers of the runtime")).to_be_visible()
         if view == "Table":
-            expect(app.locator("tbody th[scope=row]:visible")).to_have_count(3)
+            rows = app.locator("tbody th[scope=row]:visible")
+            expect(rows).to_have_count(3)
+            expect(app.locator("tr.wb-chosen:visible")).to_contain_text(selected)
+            app.get_by_role("button", name="Latency (ms)").click()
+            expect(app.get_by_role("columnheader", name="Latency (ms)")).to_have_attribute("aria-sort", "ascending")
+            page.get_by_label("Search variants").fill("int8-kl")
+            expect(rows).to_have_count(1)
+            page.get_by_label("Search variants").fill("")
+            expect(rows).to_have_count(3)
+        if view == "Graph":
+            choose(page, "Variant", "int8-kl")
+            box = app.locator(".wb-graph g.node", has_text="layer1.0")
+            box.first.click(timeout=LONG)
+            expect(app.get_by_text("Chosen: layer1.0")).to_be_visible()
+            choose(page, "Colour by", "time")
+            expect(app.get_by_text("by the profiled time of int8-kl")).to_be_visible()
+            expect(box.first.locator("path").first).to_have_attribute("fill", re.compile("^#(?!ffffff)"))
+            press(page, "Keep in floating point")
+            expect(app.get_by_text(re.compile("^Added int8-kl"))).to_be_visible()
         if view == "Disagreements":
             expect(app.get_by_text(re.compile("differ on|same answer"))).to_be_visible()
+        app.get_by_role("tab", name=view, exact=True).scroll_into_view_if_needed()
         picture(page, f"results_{view.lower()}")
     go_to(page, "Table")
     expect(app.locator("tbody th[scope=row]:visible")).to_have_count(3)
+
+    go_to(page, "Tune")
+    press(page, "Rank layers")
+    expect(app.get_by_text("the noisiest first")).to_be_visible(timeout=2 * LONG)
+    app.locator("tbody tr:visible").first.click()
+    expect(app.get_by_role("button", name="Add recipe that keeps 1 layer", exact=True)).to_be_enabled()
+    picture(page, "tune")
 
     go_to(page, "Export")
     press(page, "Show as code")
@@ -144,9 +177,19 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
     picture(opened, "report")
     opened.close()
 
-    go_to(page, "History")
-    expect(app.get_by_text("1 study of 1")).to_be_visible()
-    picture(page, "history")
+    go_to(page, "Studies")
+    row = app.locator("tbody tr:visible", has_text="digits_resnet")
+    expect(row).to_have_count(1)
+    row.click()
+    page.get_by_role("textbox", name="Tags", exact=True).fill("first, mine")
+    page.keyboard.press("Tab")
+    press(page, "Keep tags and note")
+    expect(row).to_contain_text("first, mine")
+    picture(page, "studies")
+    press(page, "Delete")
+    expect(row).to_have_count(0)
+    press(page, "Undo delete")
+    expect(row).to_have_count(1)
     expect(app.locator("[role=alert]")).to_have_count(0)
 
 
@@ -157,7 +200,7 @@ app = wb.Workbench(wb.load("digits_resnet"), wb.datasets.digits(), protocol=prot
 app.start()
 study = app.result(120)
 """
-VIEWS = ("Model", "Recipes", "Run", "Results", "Export", "History")
+VIEWS = ("Model", "Recipes", "Run", "Results", "Tune", "Batches", "Export", "Studies")
 
 
 def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) -> None:
@@ -168,13 +211,14 @@ def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) ->
     page.keyboard.press("ControlOrMeta+B")
     app = page.locator(".workbench").first
     go_to(page, "Results")
-    expect(app.locator("img.wb-dark:visible")).to_be_visible()
-    expect(app.locator("img.wb-light:visible")).to_have_count(0)
+    expect(app.locator(".wb-front .points path").first).to_be_visible(timeout=LONG)
+    colour = app.locator(".wb-front .xtitle").evaluate("element => getComputedStyle(element).fill")
+    assert all(int(part) > 150 for part in re.findall(r"\d+", colour)[:3]), f"{colour}: text follows the dark theme"
     for name in VIEWS:
         go_to(page, name)
         app.locator(".wb-tabs").first.scroll_into_view_if_needed()
         picture(page, f"dark_{name.lower()}")
-    page.set_viewport_size({"width": 560, "height": 900})
+    page.set_viewport_size({"width": 420, "height": 900})
     for name in VIEWS:
         go_to(page, name)
         app.locator(".wb-tabs").first.scroll_into_view_if_needed()
@@ -183,11 +227,37 @@ def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) ->
         assert overflow <= 2, f"the page {name} is {overflow} pixels too wide for a narrow panel"
 
 
+def test_axe_finds_no_serious_fault_on_any_page(page: Any, lab: Lab) -> None:
+    package = pytest.importorskip("axe_playwright_python", reason="axe-core comes with axe-playwright-python")
+    run_all(page, lab.notebook("axe.ipynb", FINISHED, "app"))
+    page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    found = []
+
+    def look(name: str) -> None:
+        go_to(page, name)
+        page.wait_for_timeout(500)  # what is drawn in the background is drawn
+        result = page.evaluate("async () => await axe.run('.workbench', { resultTypes: ['violations'] })")
+        for fault in result["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                found.append(f"{name}: {fault['id']}: {fault['nodes'][0]['html'][:120]}")
+
+    for name in VIEWS:
+        look(name)
+    go_to(page, "Results")
+    for name in ("Table", "Layers", "Graph", "Disagreements", "Calibration"):
+        look(name)
+    assert not found, "\n".join(found)
+
+
 def test_the_keyboard_alone_reaches_toggles_and_starts_a_study(page: Any, lab: Lab) -> None:
     run_all(page, lab.notebook("keyboard.ipynb", FINISHED, "app"))
     app = page.locator(".workbench").first
-    app.locator(".wb-tabs button", has_text="Recipes").first.focus()
+    tab = app.get_by_role("tab", name="Model", exact=True)
+    tab.focus()
+    page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
+    expect(app.get_by_role("tab", name="Recipes", exact=True)).to_have_attribute("aria-selected", "true")
+    expect(tab).to_have_attribute("aria-selected", "false")
     box = page.get_by_role("checkbox", name="int8", exact=True)
     expect(box).to_be_visible()
     for _ in range(40):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 import urllib.request
 from pathlib import Path
@@ -17,17 +16,14 @@ pytestmark = pytest.mark.browser
 expect = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
 ).expect
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "app.ipynb"
 
 
-def test_the_app_opens_without_code_and_asks_who_comes(page: Any, lab: Lab, tmp_path: Path) -> None:
-    shutil.copy(NOTEBOOK, tmp_path / "app.ipynb")
+def test_the_app_opens_without_code_and_asks_who_comes_and_fetches_nothing(page: Any, lab: Lab, tmp_path: Path) -> None:
     url, log = f"http://127.0.0.1:{free_port()}", tmp_path / "voila.log"
     # As `make app` starts it, but for the browser that it would open.
-    command = [
-        sys.executable, "-m", "voila", str(tmp_path / "app.ipynb"), "--Voila.ip=127.0.0.1", "--Voila.auto_token=True",
-        "--no-browser", f"--port={url.rpartition(':')[2]}",
-    ]  # fmt: skip
+    command = [sys.executable, "-m", "workbench", "app", "--no-browser", f"--port={url.rpartition(':')[2]}"]
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     for _ in serve(command, url, lab.environment, tmp_path, log, "/"):
         with urllib.request.urlopen(url, timeout=30) as answer:
             assert "/login" in answer.url, "a stranger is asked for the token and sees nothing else"
@@ -35,7 +31,9 @@ def test_the_app_opens_without_code_and_asks_who_comes(page: Any, lab: Lab, tmp_
         assert token, log.read_text()
         page.goto(f"{url}/?token={token[1]}", timeout=60_000)
         app = page.locator(".workbench").first
-        expect(app.get_by_role("button", name="Model", exact=True)).to_be_visible(timeout=60_000)
+        expect(app.get_by_role("tab", name="Model", exact=True)).to_be_visible(timeout=120_000)
         app.locator("button:visible", has_text=re.compile("^Load$")).click()
         expect(app.get_by_text("onnxruntime-cpu can run every operator")).to_be_visible(timeout=60_000)
         picture(page, "voila")
+        elsewhere = [item for item in asked if not item.startswith((url, "data:", "blob:"))]
+        assert not elsewhere, f"works without a network: {elsewhere}"

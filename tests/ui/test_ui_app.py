@@ -21,6 +21,7 @@ from workbench.ui.app import Workbench, _family
 from workbench.ui.disagreements import Disagreements, Sample
 from workbench.ui.state.running import VariantProgress
 from workbench.ui.views import markup
+from workbench.ui.views.live import Front, Table
 
 
 @pytest.fixture
@@ -50,22 +51,35 @@ def test_a_real_study_from_click_to_table(app: Workbench) -> None:
     assert not study.failures and not app.error
     assert control(app, widgets.FloatProgress, "All variants").value == 1.0
     assert "✓ int8-kl" in shown(app)
-    (plot,) = [
-        widget.value for widget in controls(app, widgets.HTML) if 'alt="Accuracy against latency.' in widget.value
-    ]
-    assert plot.count('src="data:image/png;base64,iVBORw0KGgo') == 2, "a PNG for each theme, each with words"
-    assert plot.count("alt=") == 2 and "Numbers: view Table." in plot
-    assert "fp32 (baseline)" in shown(app)
-    control(app, widgets.Button, "Show layers").click()
+    (front,) = controls(app, Front)
+    assert {name for trace in front.figure["data"] for name in trace.get("customdata", ())} == {
+        "fp32",
+        "fp16",
+        "int8-kl",
+    }
+    assert "Numbers: view Table." in front.words and len(front.library) > 1_000_000, "plotly.js comes from its package"
+    results = table(app, "Variants with their numbers")
+    assert [row["key"] for row in results.rows] == ["fp32", "fp16", "int8-kl"]
+    assert results.rows[0]["cells"][0]["text"] == "fp32 (baseline)"
+    app.state.results.view = "Layers"
+    (fusion,) = [box for box in controls(app, widgets.Accordion) if box.titles[0].startswith("What became")]
+    assert "layers of the runtime" not in shown(app), "nothing is read before somebody looks"
+    fusion.selected_index = 0
     settle()
     assert app.error == ""
-    assert "layers of the runtime" in shown(app)
+    assert f"{app.state.layers.second}: " in shown(app) and "layers of the runtime" in shown(app)
+    assert "<b>Before:</b>" in shown(app) and "<b>After:</b>" in shown(app)
     assert wb.Study.open(study.name).record == study.record
+
+
+def test_plotly_is_sent_ahead_once_a_model_was_examined(app: Workbench) -> None:
+    (front,) = controls(app, Front)
+    assert front.figure == {} and len(front.library) > 1_000_000
 
 
 def test_every_control_has_a_description(app: Workbench) -> None:
     kinds = (widgets.Text, widgets.Textarea, widgets.Dropdown, widgets.SelectMultiple, widgets.Checkbox, widgets.Button,
-             widgets.BoundedIntText, widgets.ToggleButtons, widgets.FloatProgress)  # fmt: skip
+             widgets.BoundedIntText, widgets.Select, widgets.FloatProgress)  # fmt: skip
     found = controls(app, kinds)  # type: ignore[arg-type]
     assert len(found) > 40
     assert [widget for widget in found if not widget.description] == []
@@ -109,27 +123,26 @@ def test_an_error_of_a_command_is_shown_as_an_alert_and_goes_away(app: Workbench
 
 
 def test_choosing_a_page_by_keyboard_or_command_is_the_same(app: Workbench) -> None:
-    pages = control(app, widgets.ToggleButtons, "Page")
-    pages.value = "Run"
+    *_, pages = controls(app, widgets.Tab)
+    pages.selected_index = pages.titles.index("Run")
     assert app.state.session.page == "Run"
-    app.state.session.page = "History"
-    assert pages.value == "History"
+    app.state.session.page = "Studies"
+    assert pages.titles[pages.selected_index] == "Studies"
 
 
-def test_the_table_is_sorted_by_the_column_that_was_chosen(app: Workbench) -> None:
+def test_a_row_or_a_point_that_is_clicked_selects_its_variant_in_both(app: Workbench) -> None:
     app.state.session.attempt(app.state.results.show, synthetic_study.study())
     settle()
-    assert rows(app)[0].startswith("fp32")
-    control(app, widgets.Dropdown, "Sort by").value = "Latency"
-    assert rows(app)[0] == "int8-kl"
-    control(app, widgets.Checkbox, "Largest first").value = True
-    assert rows(app)[0] == "fp16"
-    assert rows(app)[-1] == "int8-smooth", "what has no latency comes last either way"
+    results, (front,) = table(app, "Variants with their numbers"), controls(app, Front)
+    results.selected = ["int8-kl"]
+    assert app.state.results.selected == "int8-kl" == front.selected
+    front.selected = "fp16"
+    assert results.selected == ["fp16"] and app.state.layers.second == "fp16"
 
 
-def rows(app: Workbench) -> list[str]:
-    (table,) = [widget.value for widget in controls(app, widgets.HTML) if 'th scope="row"' in widget.value]
-    return [part.split("<")[0] for part in table.split('<th scope="row">')[1:]]
+def table(app: Workbench, label: str) -> Table:
+    (found,) = [made for made in controls(app, Table) if made.label == label]
+    return found
 
 
 def test_a_budget_typed_into_its_field_marks_the_best_row_in_words(app: Workbench) -> None:
@@ -137,7 +150,8 @@ def test_a_budget_typed_into_its_field_marks_the_best_row_in_words(app: Workbenc
     settle()
     control(app, widgets.Text, "Loss (points)").value = "50"
     settle()
-    assert "★ int8-max" in shown(app) and "best in budget" in shown(app)
+    (best,) = [row for row in table(app, "Variants with their numbers").rows if row["mark"]]
+    assert best["cells"][0] == {"text": "★ int8-max", "detail": "best in budget", "title": "int8-max"}
     assert "Best: int8-max" in shown(app) and "cannot be told apart from" in shown(app), (
         "so few rounds tell no speed apart"
     )

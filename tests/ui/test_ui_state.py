@@ -144,7 +144,7 @@ def test_a_study_runs_and_its_results_are_shown(state: State, fake: FakeRun) -> 
     assert {item.state for item in running.variants} == {"done"} and running.fraction == 1.0
     assert "finished" in running.words and "built int8-kl" in running.log
     assert results.record == record and "too few to tell" in results.words
-    assert results.plot_light.startswith(b"\x89PNG") and results.plot_dark.startswith(b"\x89PNG")
+    assert results.figure["data"] and results.figure["layout"]["height"]
     assert state.error == ""
 
 
@@ -231,19 +231,42 @@ def test_a_budget_marks_the_best_and_nonsense_is_refused(state: State) -> None:
     assert attempt(state, state.results.set_budget, "", "100") == ""
     # So few rounds tell no speed apart: the most accurate of the equals is best, and the others are named.
     assert state.results.best == "fp32" and "cannot be told apart from" in state.results.budget_words
-    before = state.results.plot_light
+    before = state.results.figure
     attempt(state, state.results.set_budget, "2,0", "")
     assert state.results.budget.latency_seconds == pytest.approx(0.002)
-    assert state.results.plot_light != before
+    assert state.results.figure != before
     assert "no number" in attempt(state, state.results.set_budget, "fast", "")
     assert "0 or more" in attempt(state, state.results.set_budget, "", "-1")
 
 
-def test_sorting_by_what_is_no_column_is_refused(state: State) -> None:
-    assert "no column 'Latency'" in attempt(state, state.results.sort, "Latency", False), "nothing is shown yet"
+def test_a_variant_that_is_selected_is_selected_everywhere(state: State, fake: FakeRun) -> None:
+    assert "no variant 'fp16'" in attempt(state, state.results.select, "fp16"), "nothing is shown yet"
     finished(state)
-    assert attempt(state, state.results.sort, "Latency", False) == ""
-    assert "no column 'Beauty'" in attempt(state, state.results.sort, "Beauty", False)
+    before = state.results.figure
+    assert attempt(state, state.results.select, "fp16") == ""
+    assert state.results.second == "fp16" and state.layers.second == "fp16"
+    assert state.results.figure != before and state.results.figure["data"][-1]["name"] == "selected"
+    assert "no variant 'Beauty'" in attempt(state, state.results.select, "Beauty")
+
+
+def test_another_study_of_the_model_is_drawn_beside_and_marked_as_unlike(state: State) -> None:
+    first = synthetic_study.study()
+    measured = tuple(
+        item
+        if item.measurement is None
+        else dataclasses.replace(item, measurement=dataclasses.replace(item.measurement, device="another CPU"))
+        for item in first.results
+    )
+    other = dataclasses.replace(first, name="elsewhere", results=measured)
+    state.session.store.put("study", other.name, codec.to_json(other))
+    attempt(state, state.results.show, first)
+    attempt(state, state.results.look_for_others)
+    assert state.results.others == ("elsewhere",)
+    assert attempt(state, state.results.draw_beside, ("elsewhere",)) == ""
+    names = [trace["name"] for trace in state.results.figure["data"]]
+    assert any("elsewhere" in name and "unlike conditions" in name for name in names)
+    hover = next(trace for trace in state.results.figure["data"] if "elsewhere" in trace["name"])["hovertext"][0]
+    assert "another CPU" in hover and state.results.figure["layout"]["showlegend"]
 
 
 def test_with_many_variants_the_front_comes_after_table_and_plot(state: State) -> None:
@@ -284,27 +307,64 @@ def test_earlier_studies_are_found_opened_and_compared(state: State) -> None:
     second = dataclasses.replace(first, name="beta", created_at=2.0)
     for record in (first, second):
         store.put("study", record.name, codec.to_json(record))
-    history = state.history
-    attempt(state, history.search, "BET")
-    assert history.names == ("beta",)
-    attempt(state, history.search, "")
-    assert set(history.names) == {"alpha", "beta"}
-    assert "select one" in attempt(state, history.open)
-    attempt(state, history.choose, ("alpha",))
-    assert "variants fp32, int8-kl" in history.words
-    attempt(state, history.open)
+    studies = state.studies
+    attempt(state, studies.refresh)
+    assert [row["name"] for row in studies.rows] == ["beta", "alpha"]
+    assert "select one" in attempt(state, studies.open)
+    attempt(state, studies.choose, ("alpha",))
+    attempt(state, studies.open)
     assert state.results.record.name == "alpha" and state.session.page == "Results"
-    assert "select two" in attempt(state, history.compare)
-    attempt(state, history.choose, ("beta", "alpha"))
-    assert attempt(state, history.compare) == ""
-    assert history.comparison.baseline == "alpha", "the later is compared with the earlier"
-    assert {row.ratio.verdict for row in history.comparison.rows} == {"not distinguishable"}
+    assert "select two" in attempt(state, studies.compare)
+    attempt(state, studies.choose, ("beta", "alpha"))
+    assert attempt(state, studies.compare) == ""
+    found = studies.compared.found
+    assert (found.before, found.after) == ("alpha", "beta"), "the later is compared with the earlier"
+    assert {row.ratio.verdict for row in found.comparison.rows} == {"not distinguishable"} and not found.findings
+    assert "has not regressed" in studies.words
 
 
-def test_a_damaged_study_is_an_error_that_is_shown(state: State) -> None:
+def test_a_pinned_study_is_what_a_single_one_is_compared_with(state: State) -> None:
+    for name in ("alpha", "beta"):
+        record = dataclasses.replace(synthetic_study.study(("fp32", "int8-kl")), name=name)
+        state.session.store.put("study", name, codec.to_json(record))
+    studies = state.studies
+    attempt(state, studies.refresh)
+    attempt(state, studies.choose, ("beta",))
+    attempt(state, studies.pin)
+    assert studies.pinned == "beta"
+    attempt(state, studies.choose, ("alpha",))
+    assert attempt(state, studies.compare) == "" and studies.compared.found.before == "beta"
+    attempt(state, studies.choose, ("beta",))
+    attempt(state, studies.pin)
+    assert studies.pinned == ""
+
+
+def test_tags_and_a_note_are_kept_and_a_deleted_study_comes_back(state: State) -> None:
+    record = dataclasses.replace(synthetic_study.study(("fp32", "int8-kl")), name="alpha")
+    state.session.store.put("study", "alpha", codec.to_json(record))
+    studies = state.studies
+    attempt(state, studies.refresh)
+    assert "select one" in attempt(state, studies.remark, "a", "b")
+    attempt(state, studies.choose, ("alpha",))
+    attempt(state, studies.remark, "paper, a100 , paper", "before the change")
+    assert (studies.rows[0]["tags"], studies.rows[0]["note"]) == ("paper, a100", "before the change")
+    attempt(state, studies.delete)
+    assert studies.rows == () and studies.deleted == ("alpha",) and "Undo brings it back" in studies.words
+    assert attempt(state, studies.undo) == ""
+    assert studies.rows[0]["name"] == "alpha" and studies.rows[0]["tags"] == "paper, a100"
+    assert wb.Study.open("alpha", state.session.store).record == record
+    assert "nothing can be brought back" in attempt(state, studies.undo)
+    assert "No study is selected" in attempt(state, studies.delete)
+
+
+def test_a_damaged_study_is_listed_and_an_error_that_is_shown(state: State) -> None:
     state.session.store.put("study", "broken", "{not json")
-    attempt(state, state.history.search, "")
-    assert "StoreError" in attempt(state, state.history.choose, ("broken",))
+    attempt(state, state.studies.refresh)
+    assert state.studies.rows[0]["state"] == "damaged"
+    attempt(state, state.studies.choose, ("broken",))
+    assert "StoreError" in attempt(state, state.studies.open)
+    attempt(state, state.studies.delete)
+    assert state.studies.rows == ()
 
 
 def test_calibration_shows_what_each_calibrator_would_clip(state: State) -> None:
@@ -457,3 +517,18 @@ def test_a_plan_refuses_what_the_backend_does_not_do_and_says_why(state: State) 
     assert "before the recipe" in state.plan.refusal(named("fp16").excluding("head"))
     with pytest.raises(RecipeError, match="No layer can be left out"):
         state.plan.exclude(("/head/Gemm",))
+
+
+def test_what_was_made_of_one_study_is_gone_when_another_one_is_shown(own_store: Path, tmp_path: Path) -> None:
+    state = State(store=Store(own_store))
+    export = state.export
+    first = dataclasses.replace(synthetic_study.study(), name="first study")
+    attempt(state, state.results.show, first)
+    assert export.study == "first study" and export.report_path == "report-first-study"
+    export.report_path, export.report_format = str(tmp_path / "mine"), "CSV"
+    attempt(state, export.show_study_code)
+    attempt(state, export.export)
+    assert export.written and "wb.run(" in export.code
+    attempt(state, state.results.show, dataclasses.replace(first, name="second"))
+    assert (export.code, export.written, export.report_page) == ("", "", "")
+    assert export.report_path == str(tmp_path / "mine"), "a path that was typed stays"

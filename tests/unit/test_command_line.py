@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import nbformat
 import numpy as np
 import pytest
+import synthetic_study
 
-from workbench import doctor, notebook
+from workbench import codec, doctor, notebook
 from workbench.__main__ import main
 from workbench.errors import RunError
 from workbench.machine import device
+from workbench.machine.store import Store
+from workbench.study import catalog
 from workbench.zoo import data_folder
 
 SMALL_STUDY = ["run", "digits_resnet", "--data", "digits", "--recipes", "fp32,int8-max", "--rounds", "1"]
@@ -195,3 +199,24 @@ def test_the_doctor_s_remedies_never_put_one_onnxruntime_over_the_other(monkeypa
     remedies = [finding.remedy for finding in doctor.examine() if "[gpu]" in finding.remedy]
     assert remedies or not sys.platform.startswith("linux")
     assert all(remedy.startswith("pip uninstall -y onnxruntime && ") for remedy in remedies)
+
+
+def test_compare_judges_two_studies_or_one_against_the_pinned_one_and_can_fail(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = Store()
+    before = dataclasses.replace(synthetic_study.study(("fp32", "int8-kl")), name="before")
+    gone = dataclasses.replace(before, name="after", results=before.results[:1])
+    for record in (before, gone):
+        store.put("study", record.name, codec.to_json(record))
+    assert main(["compare", "before", "before", "--fail-on", "regression"]) == 0
+    assert "has not regressed" in capsys.readouterr().out
+    assert main(["compare", "before", "after"]) == 0, "it is told, and nothing fails unless that is asked for"
+    assert "int8-kl is gone" in capsys.readouterr().out
+    assert main(["compare", "before", "after", "--fail-on", "regression"]) == 3
+    assert "not the same: Variants that only one has: int8-kl -> " in capsys.readouterr().out
+    assert main(["compare", "after"]) == 1
+    assert "No study is pinned" in capsys.readouterr().err
+    catalog.pin("before", store)
+    assert main(["compare", "after", "--fail-on", "regression"]) == 3
+    assert main(["compare", "before", "nothing"]) == 1

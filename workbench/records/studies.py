@@ -161,9 +161,14 @@ class StudyRecord(cards.Card):
 
 @dataclass(frozen=True)
 class Progress:
-    """One step forward of long work: what is being done, for which variant, and how much of all is done (0..1)."""
+    """One step forward of long work: what is being done, for which variant, and how much of all is done (0..1).
+
+    Attributes:
+        remaining_seconds: that all of it still takes, where the work has seen enough of itself to say.
+    """
 
     stage: str
     variant: str
     fraction: float
     message: str = ""
+    remaining_seconds: float | None = None

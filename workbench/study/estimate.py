@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from workbench.errors import DataError, expect
 from workbench.records import Progress, Protocol
@@ -12,7 +12,7 @@ from workbench.records import Progress, Protocol
 # Until something was seen here: digits_resnet in ONNX Runtime on two cores of an AMD EPYC (a fresh process for each round,
 # 539 samples to check). The first study replaces both.
 _ROUND_OVERHEAD_SECONDS = 0.3
-_ANSWER_SECONDS = 2.0
+ANSWER_SECONDS = 2.0
 _LEAST_SECONDS = 0.05
 
 
@@ -48,9 +48,14 @@ def study_seconds(variants: int, protocol: Protocol | None = None, pace: Pace | 
     expect(variants, int, "study_seconds", "Pass how many variants there are.", DataError)
     expect(protocol, Protocol, "study_seconds", "Pass workbench.Protocol(...), or nothing.", DataError)
     expect(pace, Pace, "study_seconds", "Pass what workbench.study.estimate.pace(...) gave, or nothing.", DataError)
-    answer = _ANSWER_SECONDS if pace.answer_seconds is None else pace.answer_seconds
+    answer = ANSWER_SECONDS if pace.answer_seconds is None else pace.answer_seconds
+    return variants * (answer + protocol.rounds * round_seconds(protocol, pace))
+
+
+def round_seconds(protocol: Protocol, pace: Pace) -> float:
+    """Return how long one round of one variant takes."""
     overhead = _ROUND_OVERHEAD_SECONDS if pace.round_overhead_seconds is None else pace.round_overhead_seconds
-    return variants * (answer + protocol.rounds * (overhead + _asked_seconds(protocol)))
+    return overhead + _asked_seconds(protocol)
 
 
 def pace(ticks: Iterable[tuple[float, Progress]], protocol: Protocol) -> Pace:
@@ -62,7 +67,9 @@ def pace(ticks: Iterable[tuple[float, Progress]], protocol: Protocol) -> Pace:
     """
     answers: dict[str, float] = {}
     rounds: list[float] = []
-    for (start, before), (end, _) in pairwise(ticks):
+    # A stage, or a round, tells more than once how far it is.
+    steps = [next(group) for _, group in groupby(ticks, lambda tick: _step(tick[1]))]
+    for (start, before), (end, _) in pairwise(steps):
         seconds = end - start
         if seconds < _LEAST_SECONDS or not before.variant:
             continue
@@ -85,6 +92,10 @@ def words(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def _step(progress: Progress) -> tuple[str, str, str]:
+    return progress.stage, progress.variant, progress.message if progress.stage == "measure" else ""
 
 
 def _asked_seconds(protocol: Protocol) -> float:

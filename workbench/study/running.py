@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from workbench.records import (
     VariantResult,
 )
 from workbench.study import progress as bars
+from workbench.study.effort import Effort
 from workbench.study.request import Request, requested, summary_of
 from workbench.study.rounds import Rounds, selected
 from workbench.study.stages import Stages, identity_of
@@ -45,6 +47,9 @@ from workbench.tuning import machine_ceilings
 DEFAULT_RECIPES = ("fp32", "fp16", "int8-kl")
 # Pictures or texts kept in the record, of samples on which variants disagree.
 _MOST_SAMPLES = 24
+# While a stage works, it is told now and then how far all of it is.
+_BEAT_SECONDS = 1.0
+_BUILDING = re.compile(r"progress (\d\.\d+) ?(.*)")
 _DAMAGED = "Records in the store were not what had been written"
 
 
@@ -108,9 +113,13 @@ class _Run:
 
     def __init__(self, request: Request, store: Store, handle: Handle, watch: Callable[[StudyRecord], None]) -> None:
         self.request, self.store, self.handle, self.watch = request, store, handle, watch
+        self.effort = Effort(request.recipes, request.protocol)
+        self._begun = self._told = Progress("starting", "", 0.0)
+        self._beat = 0.0
+        # What a stage says, and how often it asks whether to stop, moves the progress of the whole.
+        self.inner = Handle(self._asked, self._within, self._line)
         self.stages = Stages(
-            store, request.model, request.dataset, request.backend, request.options, request.protocol.batch,
-            replace(handle, progress=self._within),
+            store, request.model, request.dataset, request.backend, request.options, request.protocol.batch, self.inner
         )  # fmt: skip
         self.kept = Rounds(store, request.model.sha256, request.dataset.evaluation.sha256, request.protocol)
         self.earlier = _earlier(store, request)
@@ -129,9 +138,6 @@ class _Run:
             notes=request.notes,
         )
         self.feeds: dict[str, np.ndarray] = {}
-        # For each recipe: transform, build, check; then its share of the rounds.
-        self.units = len(request.recipes) * (3 + request.protocol.rounds)
-        self.done = 0
 
     def go(self) -> Study:
         if self.earlier is None:
@@ -142,7 +148,7 @@ class _Run:
         finally:
             self.stages.forget_parent()
             self._keep()
-        self._tick("finished", "", self.units)
+        self.handle.progress(Progress("finished", "", 1.0))
         return Study(self.record)
 
     def _carried(self) -> list[VariantResult]:
@@ -164,17 +170,17 @@ class _Run:
         for recipe in sorted(self.request.recipes, key=lambda recipe: recipe.name != self.request.baseline):
             stage = "transform"
             try:
-                self._tick(stage, recipe.name)
+                self._begin(stage, recipe.name)
                 variant = self.stages.variant(recipe)
                 stage = "build"
-                self._tick(stage, recipe.name, 1)
+                self._begin(stage, recipe.name)
                 engine = self.stages.engine(variant)
                 parent = parent or engine
                 self._put(recipe.name, variant=variant, engine=engine, failure=None)
                 stage = "check"
-                self._tick(stage, recipe.name, 1)
+                self._begin(stage, recipe.name)
                 self._put(recipe.name, accuracy=self.stages.accuracy(engine, parent, recipe))
-                self._tick(stage, recipe.name, 1)
+                self._end()
             except (Cancelled, StoreError):  # a full disk is no fault of a variant
                 raise
             except WorkbenchError as error:
@@ -191,6 +197,7 @@ class _Run:
         """
         self.feeds = self._feeds()
         self._take_over_rounds()
+        self.effort.rounds(self._rounds_left())
         seed = self.request.protocol.seed
         order = latency.turns(
             self._lacking,
@@ -198,7 +205,7 @@ class _Run:
             seed=seed,
             beside=self.request.baseline,
             handle=self.handle,
-            waiting=lambda words: self._tick("measure", "", message=words),
+            waiting=lambda words: self._tell(Progress("measure", "", 0.0, words)),
         )
         with contextlib.closing(order):  # whatever ends this loop, the turn goes to whoever waits for it
             for index, name in order:
@@ -209,9 +216,9 @@ class _Run:
         engine = self._result(name).engine
         if engine is None or self._result(name).failure is not None:
             return
-        self._tick("measure", name, message=f"round {len(self._rounds(name)) + 1}")
+        self._begin("measure", name, f"round {len(self._rounds(name)) + 1}")
         try:
-            taken = latency.take_round(engine, self.feeds, self.request.protocol, index, handle=self.handle)
+            taken = latency.take_round(engine, self.feeds, self.request.protocol, index, handle=self.inner)
             self.kept.keep(engine, taken)
             self._put_rounds(name, engine, (*self._rounds(name), taken))
         except (Cancelled, StoreError):  # a full disk is no fault of a variant
@@ -220,10 +227,15 @@ class _Run:
             self._failed(name, "measure", error)
             if name == self.request.baseline:
                 raise
-        self._tick("measure", name, 1)
+        self._end()
 
     def _lacking(self) -> list[str]:
         return [name for name, _ in self._usable() if len(self._rounds(name)) < self.request.protocol.rounds]
+
+    def _rounds_left(self) -> int:
+        """Rounds that are still to be measured; the baseline takes part in every turn."""
+        lacks = {name: max(0, self.request.protocol.rounds - len(self._rounds(name))) for name, _ in self._usable()}
+        return max(lacks.values(), default=0) + sum(lacks.values()) - lacks.get(self.request.baseline, 0)
 
     def _usable(self) -> list[tuple[str, Engine]]:
         asked = {recipe.name for recipe in self.request.recipes}
@@ -247,7 +259,6 @@ class _Run:
         for name, rounds in chosen.items():
             if rounds and name in usable:
                 self._put_rounds(name, usable[name], rounds)
-                self.done += min(len(rounds), self.request.protocol.rounds)
 
     def _shown_before(self, name: str, engine: Engine) -> tuple[Round, ...]:
         for item in () if self.earlier is None else self.earlier.results:
@@ -269,6 +280,11 @@ class _Run:
     def _failed(self, name: str, stage: str, error: WorkbenchError) -> None:
         log = str(getattr(error, "log", ""))
         self._put(name, failure=Failure(name, stage, type(error).__name__, str(error), log))
+        if stage == "measure":
+            self._end()
+            self.effort.rounds(self._rounds_left())
+        else:
+            self.effort.drop(name, stage)
 
     def _result(self, name: str) -> VariantResult:
         return next(item for item in self.record.results if item.recipe.name == name)
@@ -307,14 +323,40 @@ class _Run:
             told.append(f"{_DAMAGED} ({listed}): they were left out, and what is missing was made or measured again.")
         return (*self.request.notes, *dict.fromkeys(told))
 
-    def _within(self, step: Progress) -> None:
-        """Tell how far a stage is: of the whole study it is one step."""
-        self.handle.progress(replace(step, fraction=self.done / self.units))
-
-    def _tick(self, stage: str, variant: str, units: int = 0, message: str = "") -> None:
-        self.done = min(self.done + units, self.units)
+    def _begin(self, stage: str, variant: str, message: str = "") -> None:
+        self.effort.begin(stage, variant)
         self.handle.check()
-        self.handle.progress(Progress(stage, variant, self.done / self.units, message))
+        self._begun = Progress(stage, variant, 0.0, message)
+        self._tell(self._begun)
+
+    def _end(self) -> None:
+        self.effort.end()
+        self.handle.check()
+        self._tell(replace(self._begun, message=""))
+
+    def _tell(self, step: Progress) -> None:
+        """Tell what is being done, and how much of all is done."""
+        self._told, self._beat = step, time.monotonic()
+        effort = self.effort
+        self.handle.progress(replace(step, fraction=effort.fraction, remaining_seconds=effort.remaining_seconds))
+
+    def _asked(self) -> bool:
+        """Whether to stop; who asks while it works is also a clock."""
+        if time.monotonic() - self._beat >= _BEAT_SECONDS:
+            self._tell(self._told)
+        return self.handle.cancelled()
+
+    def _within(self, step: Progress) -> None:
+        """Hear how far a stage is."""
+        self.effort.at(step.fraction)
+        self._tell(replace(step, variant=step.variant or self._told.variant))
+
+    def _line(self, line: str) -> None:
+        """Hand on what a builder prints; TensorRT's says how far it is."""
+        if (said := _BUILDING.match(line)) is not None:
+            self.effort.at(float(said[1]))
+            self._tell(replace(self._told, message=f"{float(said[1]):.0%} {said[2]}".strip()))
+        self.handle.on_line(line)
 
 
 def _earlier(store: Store, request: Request) -> StudyRecord | None:

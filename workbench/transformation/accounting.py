@@ -14,7 +14,7 @@ import onnx
 from workbench.graph.cost import node_flops
 from workbench.graph.editing import FLOAT_TYPES, graphs, subgraphs
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
-from workbench.records import Skipped, StepReport
+from workbench.records import Skipped, StepReport, Variant
 
 # What multiplies, whether or not it holds weights.
 MULTIPLIES = (
@@ -105,6 +105,15 @@ def _coverage(before: onnx.ModelProto, lowering: Sequence[StepReport], recipe: R
                 seen.add(tensor.name)
                 kept[stored.get(label, _FORMATS.get(tensor.data_type, "fp32"))] += _size_bytes(tensor)
     return Coverage(_shares(multiplied), _shares(kept), tuple(uncounted))
+
+
+def formats_of(variant: Variant) -> dict[str, str]:
+    """Return node -> the format that a variant's recipe lowers it to: what it multiplies in, or else keeps its weights in."""
+    lowering = [report for report in variant.reports if report.kind in _LOWERING]
+    if len(lowering) != sum(step.kind in _LOWERING for step in variant.recipe.steps):
+        return {}
+    arithmetic, stored = _formats(lowering, variant.recipe)
+    return {**stored, **arithmetic}
 
 
 def _formats(lowering: Sequence[StepReport], recipe: Recipe) -> tuple[dict[str, str], dict[str, str]]:

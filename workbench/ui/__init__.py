@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from workbench.ui.app import Workbench
+from workbench.ui.app import Workbench, explore
 
-__all__ = ["Workbench"]
+__all__ = ["Workbench", "explore"]

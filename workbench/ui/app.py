@@ -11,6 +11,7 @@ import ipywidgets as widgets
 
 from workbench.datasets import Dataset, as_dataset
 from workbench.datasets.split import Array
+from workbench.errors import StoreError, expect
 from workbench.machine.store import Store
 from workbench.models import as_model
 from workbench.records import Model, Protocol
@@ -115,6 +116,25 @@ class Workbench:
 
     def _repr_mimebundle_(self, **options: Any) -> Any:
         return self.widget._repr_mimebundle_(**options)
+
+
+def explore(study: Study | str, store: Store | None = None) -> Workbench:
+    """Open a study in the app, at the drawing of its network.
+
+    Args:
+        study: a Study, or its name in the store.
+        store: where it is; None takes the default store.
+
+    Raises:
+        StoreError: there is no such study.
+    """
+    store = store or Store()
+    study = Study.open(study, store) if isinstance(study, str) else study
+    expect(study, Study, "explore", "Pass what workbench.run returned, or the name of a study.", StoreError)
+    app = Workbench(study.record.model, store=store, backend=study.record.backend, name=study.name)
+    app.state.session.attempt(app.state.results.show, study.record)
+    app.state.session.page, app.state.results.view = "Results", "Graph"
+    return app
 
 
 def _family(widget: widgets.Widget) -> Iterator[widgets.Widget]:

@@ -26,8 +26,6 @@ PULSE_SECONDS = 0.2
 # Without news, clocks still move once a second.
 _CLOCK_SECONDS = 1.0
 _LOG_LINES = 200
-# A rate taken from less than this share of the work says nothing about the rest.
-_LEAST_SHARE = 0.02
 
 logger = logging.getLogger("workbench.ui")
 
@@ -39,7 +37,7 @@ class Snapshot:
     Attributes:
         partial: what the work published last (such as a record that grows), or None.
         elapsed_seconds: since the work began.
-        remaining_seconds: as the rate so far suggests; None while too little is done to say.
+        remaining_seconds: as the work said last, less the time since then; None where it did not say.
         log: the last lines, joined.
         error: message of the exception that ended it; empty where none did.
     """
@@ -82,7 +80,7 @@ class Job(Generic[Result]):
         self._snapshot = Snapshot()
         self._lines: deque[str] = deque(maxlen=_LOG_LINES)
         self._started = 0.0
-        self._first_fraction: float | None = None
+        self._reported = 0.0
         self._fresh = False
         self._stop_pulse = False
         self._outcome: Result | None = None
@@ -91,8 +89,7 @@ class Job(Generic[Result]):
     def report(self, progress: Progress) -> None:
         """Say how far the work is (called by the work)."""
         with self._news:
-            if self._first_fraction is None:
-                self._first_fraction = progress.fraction
+            self._reported = time.monotonic()
             self._change(progress=progress)
 
     def publish(self, partial: Any) -> None:
@@ -228,11 +225,9 @@ class Job(Generic[Result]):
         if not self._started:
             return shown
         elapsed = time.monotonic() - self._started
-        remaining = None
-        if shown.progress is not None and self._first_fraction is not None:
-            done = shown.progress.fraction - self._first_fraction
-            if done > _LEAST_SHARE:
-                remaining = elapsed * (1.0 - shown.progress.fraction) / done
+        remaining = None if shown.progress is None else shown.progress.remaining_seconds
+        if remaining is not None:
+            remaining = max(0.0, remaining - (time.monotonic() - self._reported))
         return replace(shown, elapsed_seconds=elapsed, remaining_seconds=remaining)
 
     def _tell_all(self) -> None:

@@ -13,7 +13,6 @@ from workbench.calibration.thresholds import METHODS, kl_curve, sqnr_db, thresho
 from workbench.judging.comparison import Comparison
 from workbench.judging.standing import Point, Quality, compared, points, quality
 from workbench.plots import theme as look
-from workbench.plots.labels import shorten
 from workbench.plots.theme import ThemeName
 from workbench.records import StudyRecord
 from workbench.reports.rows import Table, main_table
@@ -59,29 +58,6 @@ def summarise(record: StudyRecord, *, front: bool = True) -> Summary:
         return Summary(record, comparison, table, finding)
     found, _ = points(record, comparison, shown)
     return Summary(record, comparison, table, finding, tuple(found), shown)
-
-
-def front(summary: Summary, limits: tuple[float | None, float | None], best: str, theme: ThemeName) -> bytes:
-    """Return the accuracy-latency plot with the budgets (seconds, loss in the record's unit) and the best ringed."""
-    figure = plots.front(summary.record, *limits, comparison=summary.comparison, theme=theme)
-    chosen = next((point for point in summary.points if point.name == best), None)
-    if chosen is not None and figure.axes:
-        ring = look.named(theme).ink
-        place = ([chosen.seconds.value * 1e3], [chosen.quality.value])
-        figure.axes[0].plot(
-            *place, linestyle="none", marker="o", markersize=20, markerfacecolor="none", markeredgecolor=ring, zorder=5
-        )
-        figure.axes[0].text(
-            0.988,
-            0.985,
-            f"ringed: best in budget ({shorten(best)})",
-            transform=figure.axes[0].transAxes,
-            ha="right",
-            va="top",
-            color=ring,
-            fontsize=look.NOTE_POINTS,
-        )
-    return _png(figure)
 
 
 def clips(histogram: Histogram) -> tuple[Clip, ...]:

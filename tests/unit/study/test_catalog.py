@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import synthetic_study
 from small_studies import QUICK
 
 import workbench as wb
-from workbench.errors import Cancelled, DataError
+from workbench import codec
+from workbench.errors import Cancelled, DataError, StoreError
+from workbench.machine.store import Store
+from workbench.study import catalog
 
 
 def test_studies_are_listed_the_latest_first_with_what_they_found(model, data, store, made_up_rounds) -> None:
@@ -71,3 +76,31 @@ def test_a_variant_that_was_not_measured_has_no_latency(model, data, store, made
         wb.Study(record).latency("broken")
     with pytest.raises(KeyError, match="fp32"):
         study.latency("fp23")
+
+
+def test_remarks_pin_and_deletion_are_kept_beside_the_study(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    record = synthetic_study.study()
+    store.put("study", record.name, codec.to_json(record))
+    catalog.remark(record.name, catalog.Remarks(("paper",), "first try"), store)
+    catalog.pin(record.name, store)
+    row = wb.studies(store).iloc[0]
+    assert (row["tags"], row["note"], bool(row["pinned"])) == ("paper", "first try", True)
+    with pytest.raises(StoreError, match="no study 'nothing'"):
+        catalog.pin("nothing", store)
+    catalog.delete(record.name, store)
+    assert catalog.pinned(store) is None and wb.studies(store).empty
+    with pytest.raises(StoreError, match="nothing to delete"):
+        catalog.delete(record.name, store)
+    catalog.undelete(record.name, store)
+    assert catalog.pinned(store) == record.name
+    with pytest.raises(StoreError, match="was deleted"):
+        catalog.undelete(record.name, store)
+    catalog.delete(record.name, store)
+    store.put("study", record.name, codec.to_json(record))
+    with pytest.raises(StoreError, match="cannot take its place"):
+        catalog.undelete(record.name, store)
+    store.put("remarks", record.name, "{damaged")
+    assert catalog.remarks(record.name, store) == catalog.Remarks()
+    catalog.pin(None, store)
+    assert catalog.pinned(store) is None

@@ -8,7 +8,9 @@ from workbench.datasets import Dataset
 from workbench.machine.store import Store
 from workbench.records import Model, Protocol
 from workbench.study import Study, run
-from workbench.ui.state.export import Export, History
+from workbench.ui.state.batches import Batches
+from workbench.ui.state.export import Export
+from workbench.ui.state.graph import Graph
 from workbench.ui.state.inspection import Inspection
 from workbench.ui.state.layers import Layers
 from workbench.ui.state.plan import Plan
@@ -17,6 +19,8 @@ from workbench.ui.state.results import Results
 from workbench.ui.state.running import Running
 from workbench.ui.state.selection import ModelSelection
 from workbench.ui.state.session import PAGES, Session
+from workbench.ui.state.studies import Studies
+from workbench.ui.state.tuning import Tuning
 
 __all__ = ["PAGES", "State"]
 
@@ -48,8 +52,11 @@ class State:
         self.previewing = Previewing(self.session, self.selection, self.plan)
         self.inspection = Inspection(self.session, self.selection, self.plan)
         self.layers = Layers(self.session, self.selection, self.plan, self.results)
+        self.tuning = Tuning(self.session, self.selection, self.plan, self.results)
+        self.batches = Batches(self.session, self.selection, self.plan)
+        self.graph = Graph(self.session, self.plan, self.results, self.layers, self.tuning)
         self.export = Export(self.session, self.selection, self.plan, self.results, name)
-        self.history = History(self.session, self.results)
+        self.studies = Studies(self.session, self.results)
         self.running.observe(lambda change: self.results.show(change["new"], self.running.is_settled), "drawn")
 
     @property

@@ -1,16 +1,14 @@
-"""What leaves the app: the cell that does the same, the report, earlier studies and two of them compared."""
+"""What leaves the app: the cell that does the same, and the report."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
 
-from traitlets import HasTraits, Instance, Tuple, Unicode
+from traitlets import Bool, HasTraits, Unicode
 
-from workbench.errors import CompareError, StoreError
-from workbench.judging.comparison import Comparison, compare_studies
-from workbench.records import StudyRecord
-from workbench.reports import code, formats
+from workbench.errors import StoreError
+from workbench.reports import code
 from workbench.study import Study
 from workbench.ui.jobs import DRAWING, Job
 from workbench.ui.state.plan import Plan
@@ -18,6 +16,7 @@ from workbench.ui.state.results import Results
 from workbench.ui.state.selection import FOLDER, GIVEN, IMAGES, NPZ, ONNX_FILE, RANDOM, SHIPPED, ModelSelection
 from workbench.ui.state.session import Session
 
+_FIRST_PATH = "report"
 FORMATS = {"HTML page": ".html", "Markdown": ".md", "CSV": ".csv", "JSON": ".json", "folder with all four": ""}
 
 
@@ -25,16 +24,19 @@ class Export(HasTraits):
     """Code and reports.
 
     Attributes:
-        code: the cell that does what the app is set to do.
+        code: the cell that does what the app is set to do, or that runs the study that is shown again.
+        study: name of the study that is shown, which the report is of; what was made of another one is gone with it.
         report_path, report_format: where the report goes; `written` is where the last one went.
         report_page: the last report, where it is one HTML page, for a link that opens it.
     """
 
     code = Unicode()
-    report_path = Unicode("report")
+    study = Unicode()
+    report_path = Unicode(_FIRST_PATH)
     report_format = Unicode("HTML page")
     written = Unicode()
     report_page = Unicode()
+    is_writing = Bool(False)
 
     def __init__(
         self, session: Session, selection: ModelSelection, plan: Plan, results: Results, name: str | None = None
@@ -42,6 +44,18 @@ class Export(HasTraits):
         super().__init__()
         self.session, self.selection, self.plan, self.results = session, selection, plan, results
         self._name = name
+        self._proposed = _FIRST_PATH
+        results.observe(lambda change: self._follow(), "record")
+
+    def show_study_code(self) -> None:
+        """Write the cell that runs the study that is shown again.
+
+        Raises:
+            StoreError: there is none.
+        """
+        if self.results.record is None:
+            raise StoreError("There is no study to write as code yet. Run one, or open an earlier one.")
+        self.code = code.reproduce(self.results.record)
 
     def show_code(self) -> None:
         """Write the cell for what is chosen now.
@@ -81,17 +95,31 @@ class Export(HasTraits):
             written = Study(record).report(path)
             return written, written.read_text(encoding="utf-8") if suffix == ".html" else ""
 
-        self.written, self.report_page = "Writing …", ""
-        self.session.start(DRAWING, Job("report", work, key=("report", id(self))), self._take)
+        self.written, self.report_page, self.is_writing = "", "", True
+        job = Job("report", work, key=("report", id(self)))
+        self.session.start(DRAWING, job, lambda job: self._take(job, record.name))
 
-    def _take(self, job: Job[tuple[Path, str]]) -> None:
+    def _take(self, job: Job[tuple[Path, str]], study: str) -> None:
         snapshot = job.snapshot
+        if not snapshot.is_final:
+            return
+        self.is_writing = False
         if snapshot.state == "failed":
-            self.written = ""
             job.raise_failure()
-        elif snapshot.state == "done" and job.outcome is not None:
+        elif snapshot.state == "done" and job.outcome is not None and study == self.study:
             path, self.report_page = job.outcome
             self.written = str(path.resolve())
+
+    def _follow(self) -> None:
+        """Forget what was made of another study; a path that nobody typed follows the study's name."""
+        record = self.results.record
+        name = "" if record is None else record.name
+        if name == self.study:
+            return
+        self.study, self.code, self.written, self.report_page = name, "", "", ""
+        if self.report_path == self._proposed:
+            words = re.sub(r"[^\w.+-]+", "-", name).strip("-.")
+            self._proposed = self.report_path = f"{_FIRST_PATH}-{words}" if words else _FIRST_PATH
 
     def _model(self) -> str:
         selection = self.selection
@@ -112,85 +140,3 @@ class Export(HasTraits):
             reader = "npz" if selection.data_source == NPZ else "image_folder"
             return f"wb.datasets.{reader}({selection.data_path.strip()!r})"
         return f"wb.datasets.{selection.data_source}()"
-
-
-class History(HasTraits):
-    """Earlier studies in the store.
-
-    Attributes:
-        query, names: the search, and the studies whose name holds its words, latest first.
-        chosen: names that are selected.
-        comparison: of two chosen ones.
-    """
-
-    query = Unicode()
-    names = Tuple()
-    chosen = Tuple()
-    words = Unicode()
-    comparison = Instance(Comparison, allow_none=True)
-
-    def __init__(self, session: Session, results: Results) -> None:
-        super().__init__()
-        self.session, self.results = session, results
-
-    def search(self, query: str) -> None:
-        """List the studies whose name holds all words of the query."""
-        self.query = query
-        words = query.lower().split()
-        names = self.session.store.keys("study")
-        self.names = tuple(name for name in names if all(word in name.lower() for word in words))
-        found = "study" if len(self.names) == 1 else "studies"
-        self.words = f"{len(self.names)} {found} of {len(names)} in {self.session.store.root}."
-        self.chosen = tuple(name for name in self.chosen if name in self.names)
-
-    def choose(self, names: tuple[str, ...]) -> None:
-        """Select studies, and say what they are."""
-        self.chosen = tuple(names)
-        self.words = " ".join(_summary(self._record(name)) for name in self.chosen[:2])
-
-    def open(self) -> None:
-        """Show the selected study on the page of results.
-
-        Raises:
-            StoreError: not exactly one is selected, or it cannot be read.
-        """
-        if len(self.chosen) != 1:
-            raise StoreError(f"{len(self.chosen)} studies are selected; select one to open it.")
-        self.results.show(self._record(self.chosen[0]))
-        self.session.page = "Results"
-
-    def compare(self) -> None:
-        """Compare two selected studies, the later one against the earlier; unlike conditions are let pass and named.
-
-        Raises:
-            CompareError: not exactly two are selected, or they share nothing.
-        """
-        if len(self.chosen) != 2:
-            raise CompareError(f"{len(self.chosen)} studies are selected; select two to compare them.")
-        before, after = sorted((self._record(name) for name in self.chosen), key=lambda record: record.created_at)
-
-        def work(job: Job[Comparison]) -> Comparison:
-            return compare_studies(before, after, allow_unlike=True)
-
-        self.words = f"Comparing {after.name} with {before.name} …"
-        job = Job("comparison", work, key=("comparison", id(self)))
-        self.session.start(DRAWING, job, lambda job: self._take(job, before, after))
-
-    def _take(self, job: Job[Any], before: StudyRecord, after: StudyRecord) -> None:
-        snapshot = job.snapshot
-        if snapshot.state == "failed":
-            self.words = ""
-            job.raise_failure()
-        elif snapshot.state == "done" and job.outcome is not None:
-            self.comparison = job.outcome
-            self.words = f"{after.name} (later) against {before.name} (earlier)."
-
-    def _record(self, name: str) -> StudyRecord:
-        return Study.open(name, self.session.store).record
-
-
-def _summary(record: StudyRecord) -> str:
-    variants = ", ".join(result.recipe.name for result in record.results)
-    data = record.data.get("name", "unknown data")
-    when = formats.moment(record.created_at)
-    return f"{record.name}: {when}, {record.model.name} on {record.backend}, {data}, variants {variants}."

@@ -1,4 +1,4 @@
-"""A closer look: what calibration saw of a tensor, and which nodes became which layer of the runtime."""
+"""A closer look: what calibration saw of a tensor, and what became of the nodes of a file in the runtime."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CALIBRATED = NAMED["int8-kl"]
 
 
 class Inspection(HasTraits):
-    """The calibration view and the fusion view.
+    """The calibration view, and the fusion in the view of layers.
 
     Attributes:
         table: what calibration counted; None before it was collected.
@@ -52,7 +52,7 @@ class Inspection(HasTraits):
     variant = Unicode()
     before: Any = Instance(dict, args=())
     fusion = Instance(FusionMap, allow_none=True)
-    fusion_words = Unicode("Choose a variant that was built.")
+    fusion_words = Unicode("No study is shown yet.")
 
     def __init__(self, session: Session, selection: ModelSelection, plan: Plan) -> None:
         super().__init__()

@@ -71,6 +71,7 @@ class Layers(HasTraits):
         self._of = ""
         results.observe(lambda change: self._settle(), "variants")
         results.observe(lambda change: self._forget_others(), "record")
+        results.observe(lambda change: self._follow(change["new"]), "selected")
 
     def profile(self) -> None:
         """Profile both variants, layer by layer, and say why the second differs from the baseline.
@@ -81,7 +82,7 @@ class Layers(HasTraits):
         """
         record, first, second = self.results.record, self.first, self.second
         if record is None:
-            raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `History`.")
+            raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `Studies`.")
         for name in (first, second):
             if name not in self.results.variants:
                 raise RecipeError(f"There is no variant {name!r} in the study that is shown. Choose one of its.")
@@ -114,7 +115,7 @@ class Layers(HasTraits):
             DataError: there is no study to look at.
         """
         if self.results.record is None:
-            raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `History`.")
+            raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `Studies`.")
         chosen = [self.rows[place] for place in self.selected if place < len(self.rows)]
         nodes = list(dict.fromkeys(node for row in chosen for node in row.nodes))
         if not nodes:
@@ -122,8 +123,7 @@ class Layers(HasTraits):
                 "No layer with nodes of the file is chosen, so there is nothing to keep. Click layers in the list first."
             )
         name = self.names[1]
-        recipe = Study(self.results.record).keeping(name, nodes)
-        self.plan.add_recipe(recipe)
+        recipe = self.plan.add_recipe(Study(self.results.record).keeping(name, nodes))
         self.words = (
             f"Added {recipe.name}: {name} with {len(chosen)} of its layers as they were. Start it on page `Run`."
         )
@@ -172,6 +172,11 @@ class Layers(HasTraits):
             self.words = "Cancelled. Nothing of it was kept."
         else:
             self.words, self.error = "Not profiled.", snapshot.error
+
+    def _follow(self, selected: str) -> None:
+        """What is selected elsewhere stands on the second side here."""
+        if selected and selected != self.first:
+            self.second = selected
 
     def _settle(self) -> None:
         names = self.variants = self.results.variants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import replace
 from typing import Any
@@ -171,15 +172,21 @@ class Plan(HasTraits):
         self.trtexec_words = " ".join(read.notes) or "Every flag of the command has its counterpart here."
         self._refresh()
 
-    def add_recipe(self, recipe: Recipe) -> None:
-        """Add a recipe that was made elsewhere, such as from chosen layers.
+    def add_recipe(self, recipe: Recipe) -> Recipe:
+        """Add a recipe that was made elsewhere, such as from chosen layers; return it as it was added.
+
+        One whose name another recipe has gets a mark behind it: two choices of as many layers have the same name.
 
         Raises:
             RecipeError: it is there already, or the backend cannot run it.
         """
         if why := self.refusal(recipe):
             raise RecipeError(f"{recipe.name} cannot be run: {why}.")
+        if any(one.name == recipe.name and one.steps != recipe.steps for one in self.recipes):
+            mark = hashlib.sha256(codec.to_json(recipe).encode()).hexdigest()[:4]
+            recipe = replace(recipe, name=f"{recipe.name}-{mark}")
         self._add((recipe,))
+        return recipe
 
     def add_sweep(self) -> None:
         """Add every recipe that the toggles make and that is not there yet.

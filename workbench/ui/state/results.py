@@ -1,29 +1,33 @@
-"""What a study found: table, plot, budgets, disagreements. Everything slow is computed on the drawing queue."""
+"""What a study found: table, front, budgets, disagreements. Everything slow is computed on the drawing queue."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from traitlets import Bool, Bytes, HasTraits, Instance, Tuple, Unicode
+from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode
 
 from workbench.errors import RecipeError, nearest
 from workbench.judging import best, standing
 from workbench.judging.best import Budget
+from workbench.judging.comparison import Row, unlike
+from workbench.judging.standing import Quality
+from workbench.plots.distributions import batch_words
 from workbench.plots.theme import ThemeName
 from workbench.records import StudyRecord
-from workbench.ui import pictures
+from workbench.study import Study
+from workbench.study.catalog import stored
+from workbench.ui import live_front, pictures
 from workbench.ui.disagreements import Disagreements, disagreements
 from workbench.ui.jobs import DRAWING, Job
+from workbench.ui.live_front import Look, Series, series_of
 from workbench.ui.pictures import Summary
 from workbench.ui.state.selection import ModelSelection
 from workbench.ui.state.session import Session
 
 # From here on finding the front (every pair is compared) takes seconds: it comes after the rest.
 MANY_VARIANTS = 30
-NO_ORDER = "order of the recipes"
-VIEWS = ("Plot", "Table", "Layers", "Disagreements", "Calibration", "Fusion")
+VIEWS = ("Plot", "Table", "Layers", "Graph", "Disagreements", "Calibration")
 THEMES: tuple[ThemeName, ...] = ("light", "dark")
 
 
@@ -32,26 +36,29 @@ class Results(HasTraits):
 
     Attributes:
         view: one of `VIEWS`.
-        columns, sort_column: headings, and the one that the table is sorted by; `NO_ORDER` keeps the recipes' order.
+        selected: the variant that was clicked, wherever: in the front, in the table, in a menu.
         latency_text, loss_text: budgets as typed (ms; points or units of the score); empty is none.
         best, budget_words: the best variant within the budgets, and why.
-        plot_light, plot_dark: PNG.
+        figure: the front, see `workbench.ui.live_front`.
+        is_log, is_whole: its latency axis is logarithmic; its axes hold points far from all others too.
+        others, beside: studies of the same model in the store, and those whose points are drawn too.
         first, second: the two variants whose disagreements are shown.
     """
 
     record = Instance(StudyRecord, allow_none=True)
     summary = Instance(Summary, allow_none=True)
     view = Unicode(VIEWS[0])
-    words = Unicode("No results yet: start a study on the page `Run`, or open one on the page `History`.")
-    columns = Tuple((NO_ORDER,))
-    sort_column = Unicode(NO_ORDER)
-    descending = Bool(False)
+    words = Unicode("No results yet: start a study on the page `Run`, or open one on the page `Studies`.")
+    selected = Unicode()
     latency_text = Unicode()
     loss_text = Unicode()
     best = Unicode()
     budget_words = Unicode()
-    plot_light = Bytes()
-    plot_dark = Bytes()
+    figure: Any = Dict()
+    is_log = Bool(False)
+    is_whole = Bool(False)
+    others = Tuple()
+    beside = Tuple()
     variants = Tuple()
     first = Unicode()
     second = Unicode()
@@ -61,6 +68,8 @@ class Results(HasTraits):
         super().__init__()
         self.session, self.selection = session, selection
         self._front_missing = False
+        self._beside: tuple[Series, ...] = ()
+        self.observe(lambda change: self._draw(), ["is_log", "is_whole", "selected"])
 
     def show(self, record: StudyRecord | None, final: bool = True) -> None:
         """Show a record.
@@ -74,21 +83,55 @@ class Results(HasTraits):
         names = tuple(result.recipe.name for result in record.results)
         if names != self.variants:
             self.variants = names
+            self.selected = self.selected if self.selected in names else ""
             self.first = record.baseline
             self.second = next((name for name in reversed(names) if name != record.baseline), record.baseline)
         many = len(names) > MANY_VARIANTS
         self._start("results", lambda job: pictures.summarise(record, front=not many), self._take_summary)
         self._front_missing = many and final
 
-    def sort(self, column: str, descending: bool) -> None:
-        """Sort the table by a column; `NO_ORDER` keeps the order of the recipes.
+    def select(self, name: str) -> None:
+        """Select a variant everywhere: it is what others are compared with.
 
         Raises:
-            RecipeError: the table has no such column.
+            RecipeError: the study that is shown has no such variant.
         """
-        if column not in self.columns:
-            raise RecipeError(f"The table has no column {column!r}. {nearest(column, self.columns)}")
-        self.sort_column, self.descending = column, descending
+        record = self.record
+        if record is None or name not in self.variants:
+            raise RecipeError(
+                f"There is no variant {name!r} in the study that is shown. {nearest(name, self.variants)}"
+            )
+        self.selected = name
+        if name != self.first:
+            self.compare_answers(self.first, name)
+
+    def look_for_others(self) -> None:
+        """List the studies of the same model in the store."""
+        record = self.record
+        if record is None:
+            self.others = ()
+            return
+        sha256, ours = record.model.sha256, record.name
+        every = stored(self.session.store)
+        found = [name for name, other in every if other.model.sha256 == sha256 and name != ours]
+        self.others = tuple(found)
+
+    def draw_beside(self, names: tuple[str, ...]) -> None:
+        """Draw the points of other studies of the same model too, marked as unlike.
+
+        Raises:
+            StoreError: one cannot be read.
+        """
+        records = [Study.open(name, self.session.store).record for name in names]
+        self.beside = tuple(names)
+        shown, summary = self.record, self.summary
+
+        def work(job: Job[tuple[Series, ...]]) -> tuple[Series, ...]:
+            if shown is None or summary is None or summary.quality is None:
+                return ()
+            return tuple(filter(None, (_beside(shown, summary.quality, other) for other in records)))
+
+        self._start("beside", work, self._take_beside)
 
     def set_budget(self, latency: str, loss: str) -> None:
         """Take budgets as typed and mark the best variant.
@@ -98,7 +141,7 @@ class Results(HasTraits):
         """
         self.latency_text, self.loss_text = latency, loss
         self._choose()
-        self._draw_plot()
+        self._draw()
 
     def compare_answers(self, first: str, second: str) -> None:
         """Show the samples on which two variants differ."""
@@ -112,21 +155,22 @@ class Results(HasTraits):
         Raises:
             RecipeError: what was typed is no number.
         """
-        latency = _number("latency budget", self.latency_text)
-        return Budget(None if latency is None else latency / 1e3, _number("accuracy budget", self.loss_text))
+        latency = as_number("latency budget", self.latency_text)
+        return Budget(None if latency is None else latency / 1e3, as_number("accuracy budget", self.loss_text))
 
     def _take_summary(self, job: Job[Summary]) -> None:
         summary = _outcome(job)
         if summary is None or summary.record is not self.record:
             return
         self.summary = summary
-        self.columns = (NO_ORDER, *(column.heading for column in summary.table.columns))
-        if self.sort_column not in self.columns:
-            self.sort_column = NO_ORDER
         self.words = summary.finding
         self._choose()
-        self._draw_plot()
+        self._draw()
         self._compare()
+        if self._front_missing:
+            self._front_missing = False
+            record = self.record
+            self._start("front", lambda job: pictures.summarise(record), self._take_summary)
 
     def _choose(self) -> None:
         summary, limits = self.summary, self.budget
@@ -138,27 +182,25 @@ class Results(HasTraits):
         choice = best.choose(summary.points, summary.quality, summary.record.baseline, limits, alike, apart=apart)
         self.best, self.budget_words = choice.best or "", choice.words
 
-    def _draw_plot(self) -> None:
-        summary, limits, best = self.summary, self.budget, self.best
-        if summary is None:
+    def _draw(self) -> None:
+        summary, limits = self.summary, self.budget
+        if summary is None or summary.quality is None or summary.comparison is None:
+            self.figure = {}
             return
-        loss = None if limits.loss is None or summary.quality is None else limits.loss / summary.quality.scale
+        shown, base = summary.quality, next((p for p in summary.points if p.name == summary.record.baseline), None)
+        least = None
+        if limits.loss is not None and base is not None:
+            least = base.quality.value + (-limits.loss if shown.higher_is_better else limits.loss)
+        look = Look(self.is_log, self.is_whole, limits.latency_seconds, least, self.best, self.selected)
+        verdicts = {row.variant: _verdict(row) for row in summary.comparison.rows}
+        ours = series_of(summary.record, summary.points, verdicts)
+        self.figure = live_front.figure((ours, *self._beside), shown, batch_words(summary.record), look)
 
-        def work(theme: ThemeName, job: Job[bytes]) -> bytes:
-            return pictures.front(summary, (limits.latency_seconds, loss), best, theme)
-
-        for theme in THEMES:
-            self._start(f"plot {theme}", partial(work, theme), partial(self._take_plot, theme))
-
-    def _take_plot(self, theme: str, job: Job[bytes]) -> None:
-        image = _outcome(job)
-        if image is None:
-            return
-        setattr(self, f"plot_{theme}", image)
-        record = self.record
-        if theme == THEMES[-1] and self._front_missing and record is not None:
-            self._front_missing = False
-            self._start("front", lambda job: pictures.summarise(record), self._take_summary)
+    def _take_beside(self, job: Job[tuple[Series, ...]]) -> None:
+        found = _outcome(job)
+        if found is not None:
+            self._beside = found
+            self._draw()
 
     def _compare(self) -> None:
         record = self.record
@@ -179,6 +221,25 @@ class Results(HasTraits):
         self.session.start(DRAWING, Job(what, work, key=(what, id(self))), news)
 
 
+def _verdict(row: Row) -> str:
+    speed = [] if row.ratio is None else [row.ratio.words]
+    return "; ".join((*speed, *([] if row.change is None else [f"score: {row.change.words}"])))
+
+
+def _beside(shown: StudyRecord, quality: Quality, other: StudyRecord) -> Series | None:
+    """Return another study's points with what is unlike; None where it has none of the same quality."""
+    summary = pictures.summarise(other)
+    if summary.quality is None or (summary.quality.name, summary.quality.unit) != (quality.name, quality.unit):
+        return None
+    measured = [next((one.measurement for one in record.results if one.measurement), None) for record in (shown, other)]
+    told = ["measured in other turns"]
+    if measured[0] is not None and measured[1] is not None:
+        told += [f"{name} {ours} against {theirs}" for name, (theirs, ours) in unlike(measured[0], measured[1]).items()]
+    rows = () if summary.comparison is None else summary.comparison.rows
+    verdicts = {row.variant: f"{_verdict(row)} (against its own baseline)" for row in rows if _verdict(row)}
+    return series_of(other, summary.points, verdicts, "; ".join(told))
+
+
 def _outcome(job: Job[Any]) -> Any:
     """What a job found; None while it goes on or where a newer one took its place."""
     snapshot = job.snapshot
@@ -187,7 +248,12 @@ def _outcome(job: Job[Any]) -> Any:
     return job.outcome if snapshot.state == "done" else None
 
 
-def _number(what: str, text: str) -> float | None:
+def as_number(what: str, text: str) -> float | None:
+    """Return what was typed as a number of 0 or more; None where nothing was.
+
+    Raises:
+        RecipeError: it is none.
+    """
     if not text.strip():
         return None
     try:

@@ -22,7 +22,13 @@ from workbench.ui.state.session import Session
 # Drawing takes at most one part in so many of a study's time.
 _DRAWING_SHARE = 8
 _LONGEST_DRAWING_SECONDS = 5.0
-_STAGES = {"transform": "transforming", "build": "building", "check": "checking answers", "measure": "measuring"}
+_STAGES = {
+    "transform": "transforming",
+    "calibrate": "calibrating",
+    "build": "building",
+    "check": "checking answers",
+    "measure": "measuring",
+}
 _ENDED = {"done": "finished", "failed": "stopped with an error", "cancelled": "cancelled; what was finished is kept"}
 
 

@@ -19,6 +19,7 @@ from workbench.records import Model
 from workbench.study import offers
 from workbench.transformation.steps import load_proto
 from workbench.ui.jobs import STUDIES, Job
+from workbench.ui.state.browsing import Browsing
 from workbench.ui.state.session import Session
 
 SHIPPED, ONNX_FILE, FOLDER, GIVEN = "shipped model", "ONNX file", "transformers folder", "from the notebook"
@@ -53,6 +54,7 @@ class ModelSelection(HasTraits):
         source, shipped, path: what the menu says; `load` acts on them.
         data_source, data_path: likewise; `use_data` acts on them.
         model, data: what is in use; None before anything was loaded.
+        model_files, data_files: the lists from which a path can be chosen.
         backends: every backend -> why it cannot be used here, or None where it can.
         busy: what is being done in the background, or empty.
     """
@@ -77,6 +79,12 @@ class ModelSelection(HasTraits):
         super().__init__()
         self.session = session
         self._given_model, self._given_data = model, data
+        self.model_files = Browsing(
+            lambda: (".onnx",) if self.source == ONNX_FILE else (), lambda path: setattr(self, "path", path)
+        )
+        self.data_files = Browsing(
+            lambda: (".npz",) if self.data_source == NPZ else (), lambda path: setattr(self, "data_path", path)
+        )
         self.shipped_names = tuple(_shipped_names(session))
         first = _FIRST_SHIPPED if _FIRST_SHIPPED in self.shipped_names else ""
         self.shipped = first or (self.shipped_names[0] if self.shipped_names else "")

@@ -18,7 +18,7 @@ from workbench.errors import WorkbenchError
 from workbench.machine.store import Store
 from workbench.ui.jobs import Job, Queue
 
-PAGES = ("Model", "Recipes", "Run", "Results", "Export", "History")
+PAGES = ("Model", "Recipes", "Run", "Results", "Tune", "Batches", "Export", "Studies")
 
 logger = logging.getLogger("workbench.ui")
 

@@ -6,19 +6,22 @@ import ipywidgets as widgets
 
 from workbench.ui.state import PAGES, State
 from workbench.ui.views import controls, markup
-from workbench.ui.views.export import export_page, history_page
+from workbench.ui.views.batches import batches_page
+from workbench.ui.views.export import export_page
 from workbench.ui.views.model import model_page
 from workbench.ui.views.recipes import recipes_page
 from workbench.ui.views.results import results_page
 from workbench.ui.views.run import run_page
+from workbench.ui.views.studies import studies_page
 from workbench.ui.views.style import CSS
+from workbench.ui.views.tuning import tuning_page
 
 
 def frame(state: State) -> widgets.VBox:
     """Return the whole app: navigation, the line that says where the study stands, errors, and the page."""
     session = state.session
     status, error = controls.html("", "wb-status"), controls.html()
-    makers = (model_page, recipes_page, run_page, results_page, export_page, history_page)
+    makers = (model_page, recipes_page, run_page, results_page, tuning_page, batches_page, export_page, studies_page)
     pages = controls.tabs(
         session, session, "page", "Page", {name: make(state) for name, make in zip(PAGES, makers, strict=True)}
     )

@@ -62,20 +62,25 @@ def page(*children: widgets.Widget) -> widgets.VBox:
     return made
 
 
-def tabs(session: Session, part: HasTraits, trait: str, words: str, pages: dict[str, widgets.Widget]) -> widgets.VBox:
-    """Return buttons, one a page, and the page that was chosen.
+def tabs(session: Session, part: HasTraits, trait: str, words: str, pages: dict[str, widgets.Widget]) -> widgets.Tab:
+    """Return tabs, one a page.
 
-    The browser itself changes the page, so that this is instant however busy the kernel is.
+    The browser itself changes the page, so that this is instant however busy the kernel is; it tells screen readers what
+    is a tab and which one is chosen, and arrow keys move between them.
     """
-    buttons = widgets.ToggleButtons(
-        options=list(pages), description=words, tooltips=[f"{words}: {name}" for name in pages]
-    )
-    buttons.add_class("wb-tabs")
-    bind(session, part, trait, buttons)
-    stack = widgets.Stack(list(pages.values()), selected_index=buttons.index)
-    link = widgets.jsdlink((buttons, "index"), (stack, "selected_index"))
-    made = page(buttons, stack)
-    made.link = link  # belongs to it, and is closed with it
+    names = tuple(pages)
+    made = widgets.Tab(children=list(pages.values()), titles=names, selected_index=names.index(getattr(part, trait)))
+    made.add_class("wb-tabs")
+
+    def show(change: Any) -> None:
+        write(made, names.index(getattr(part, trait)), "selected_index")
+
+    def choose(change: Any) -> None:
+        if change["new"] is not None and names[change["new"]] != getattr(part, trait):
+            session.attempt(lambda name: setattr(part, trait, name), names[change["new"]])
+
+    part.observe(show, trait)
+    made.observe(choose, "selected_index")
     return made
 
 
@@ -168,7 +173,7 @@ def follow(part: HasTraits, traits: str | Sequence[str], show: Callable[[], None
     part.observe(lambda change: show(), [traits] if isinstance(traits, str) else list(traits))
 
 
-def write(control: widgets.Widget, text: str, name: str = "value") -> None:
+def write(control: widgets.Widget, text: Any, name: str = "value") -> None:
     """Set an attribute where it differs, so that nothing is sent for nothing."""
     if getattr(control, name) != text:
         setattr(control, name, text)
@@ -203,8 +208,8 @@ class Checks:
         ticked = tuple(chosen)
         self._quiet = True
         for value, box in self.boxes.items():
-            write(box, value in ticked)  # type: ignore[arg-type]
-            write(box, value in greyed, "disabled")  # type: ignore[arg-type]
+            write(box, value in ticked)
+            write(box, value in greyed, "disabled")
         self._quiet = False
         write(self.note, greyed_words({self.boxes[value].description: why for value, why in greyed.items()}))
 

@@ -1,21 +1,38 @@
-"""The pages that hand on: code and report; and the history of studies."""
+"""The page that hands on: code and report."""
 
 from __future__ import annotations
 
 import base64
+from pathlib import Path
 
 import ipywidgets as widgets
 
 from workbench.ui.state import State
 from workbench.ui.state.export import FORMATS
-from workbench.ui.views import controls, markup
+from workbench.ui.views import controls
 from workbench.ui.views.markup import escape
 
 
 def export_page(state: State) -> widgets.Widget:
     """Return the page of code and report."""
     session, export = state.session, state.export
-    show = controls.button(session, "Show as code", export.show_code, "Write the cell that does the same")
+    show = controls.button(
+        session, "Show as code", export.show_code, "Write the cell that does what the app is set to do"
+    )
+    again = controls.button(
+        session,
+        "Code of the study shown",
+        export.show_study_code,
+        "Write the cell that runs the study on Results again",
+    )
+    of = controls.html("", "wb-quiet")
+    controls.follow(
+        export,
+        "study",
+        lambda: controls.write(
+            of, f"<p>Of the study on Results: <b class='wb-name'>{escape(export.study) or 'none yet'}</b></p>"
+        ),
+    )
     code = widgets.Textarea(
         description="Code",
         placeholder="The cell that does the same with the verbs",
@@ -29,12 +46,13 @@ def export_page(state: State) -> widgets.Widget:
     controls.bind(session, export, "report_format", kind)
     write = controls.button(session, "Export report", export.export, "Write the report of the study that is shown")
     link = controls.html()
-    controls.follow(export, ("written", "report_page"), lambda: controls.write(link, _link(state)))
+    controls.follow(export, ("written", "report_page", "is_writing"), lambda: controls.write(link, _link(state)))
     return controls.page(
         controls.html("<h2>Code</h2>"),
-        controls.row(show),
+        controls.row(show, again),
         code,
         controls.html("<h2>Report</h2>"),
+        of,
         path,
         kind,
         controls.actions(write),
@@ -42,44 +60,15 @@ def export_page(state: State) -> widgets.Widget:
     )
 
 
-def history_page(state: State) -> widgets.Widget:
-    """Return the page of earlier studies."""
-    session, history = state.session, state.history
-    query = controls.field(widgets.Text(description="Search", placeholder="words of a study's name"))
-    controls.bind(session, history, "query", query, history.search)
-    names = controls.field(widgets.SelectMultiple(description="Studies", rows=8), "700px")
-    open_ = controls.button(session, "Open", history.open, "Show the selected study on the page Results")
-    compare = controls.button(
-        session, "Compare two", history.compare, "Compare the later of two selected with the earlier"
-    )
-    words, table = controls.html(), controls.html()
-
-    def show_names() -> None:
-        if tuple(names.options) != history.names:
-            names.options = history.names
-
-    controls.follow(history, "names", show_names)
-    controls.bind(session, history, "chosen", names, history.choose)
-    controls.follow(history, "words", lambda: controls.write(words, f'<p role="status">{escape(history.words)}</p>'))
-    controls.follow(history, "comparison", lambda: controls.write(table, markup.comparison(history.comparison)))
-    controls.follow(session, "page", lambda: list_again(state))
-    return controls.page(
-        controls.html("<h2>Earlier studies</h2>"), query, names, controls.actions(open_, compare), words, table
-    )
-
-
-def list_again(state: State) -> None:
-    """Look for studies anew when the page of them is opened."""
-    if state.session.page == "History":
-        state.history.search(state.history.query)
-
-
 def _link(state: State) -> str:
     export = state.export
+    if export.is_writing:
+        return '<p role="status">Writing …</p>'
     if not export.written:
         return ""
     text = f'<p role="status">Written: <span class="wb-name">{escape(export.written)}</span></p>'
     if export.report_page:
         page = base64.b64encode(export.report_page.encode("utf-8")).decode("ascii")
-        text += f'<p><a download="report.html" href="data:text/html;base64,{page}">Download the report</a></p>'
+        name = escape(Path(export.written).name, quote=True)
+        text += f'<p><a download="{name}" href="data:text/html;base64,{page}">Download the report</a></p>'
     return text

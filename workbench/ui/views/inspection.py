@@ -1,4 +1,4 @@
-"""The calibration view and the fusion view."""
+"""The calibration view, and what became of a file's nodes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import ipywidgets as widgets
 from workbench.ui.state import State
 from workbench.ui.views import controls, markup
 from workbench.ui.views.markup import escape
+
+_FUSION_TITLE = "What became of the nodes of the second variant's file (fused, added, folded away)"
 
 
 def calibration_view(state: State) -> widgets.Widget:
@@ -42,24 +44,20 @@ def calibration_view(state: State) -> widgets.Widget:
     )
 
 
-def fusion_view(state: State) -> widgets.Widget:
-    """Return the layers of a variant's runtime and the nodes behind them."""
-    session, inspection, results = state.session, state.inspection, state.results
-    variant = controls.field(widgets.Dropdown(description="Variant"))
-    show_button = controls.button(
-        session,
-        "Show layers",
-        lambda: inspection.show_layers(results.record, str(variant.value)),
-        "Map the runtime's layers to the nodes of the file",
-    )
-    words, layers = controls.html(), controls.html()
+def fusion_box(state: State) -> widgets.Accordion:
+    """Return the folded part of the view of layers: what became of the nodes of the second variant's file, without times."""
+    session, inspection, results, layers = state.session, state.inspection, state.results, state.layers
+    words, shown = controls.html(), controls.html()
+    box = widgets.Accordion([controls.page(words, shown)], titles=(_FUSION_TITLE,))
 
-    def show_variants() -> None:
-        if tuple(variant.options) != results.variants:
-            variant.options = results.variants
-            variant.value = results.variants[-1] if results.variants else None
+    def look() -> None:
+        is_seen = results.view == "Layers" and box.selected_index is not None
+        if is_seen and results.record is not None and layers.second in results.variants:
+            session.deliver(inspection.show_layers, results.record, layers.second)
 
-    controls.follow(results, "variants", show_variants)
+    controls.follow(results, ("view", "record"), look)
+    controls.follow(layers, "second", look)
+    box.observe(lambda change: look(), "selected_index")
     controls.follow(
         inspection,
         "fusion_words",
@@ -68,6 +66,6 @@ def fusion_view(state: State) -> widgets.Widget:
     controls.follow(
         inspection,
         ("fusion", "before"),
-        lambda: controls.write(layers, markup.layers(inspection.before, inspection.fusion)),
+        lambda: controls.write(shown, markup.layers(inspection.before, inspection.fusion)),
     )
-    return controls.page(controls.row(variant, show_button), words, layers)
+    return box

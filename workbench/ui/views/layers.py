@@ -11,6 +11,7 @@ from workbench.records.formats import milliseconds
 from workbench.ui.layer_rows import NO_MODULE, LayerRow, Side, by_module
 from workbench.ui.state import State
 from workbench.ui.views import controls
+from workbench.ui.views.inspection import fusion_box
 from workbench.ui.views.markup import escape
 
 # A browser lays out so many bars at once without a pause; the slowest are shown, and the rest is said.
@@ -36,7 +37,7 @@ def layers_view(state: State) -> widgets.Widget:
     def tell() -> None:
         error = f'<div class="wb-error" role="alert"><b>Error.</b> {escape(layers.error)}</div>' if layers.error else ""
         controls.write(words, f'<p role="status">{escape(layers.words)}</p>{error}')
-        controls.write(profile, layers.is_running, "disabled")  # type: ignore[arg-type]
+        controls.write(profile, layers.is_running, "disabled")
         cancel.layout.display = None if layers.is_running else "none"
 
     def draw() -> None:
@@ -50,7 +51,9 @@ def layers_view(state: State) -> widgets.Widget:
     controls.follow(layers, ("shown", "names", "selected"), draw)
     controls.follow(layers, "sentences", say)
     chosen = _chosen(state)
-    return controls.page(controls.row(first, second), controls.actions(profile, cancel), words, reasons, *chosen, bars)
+    return controls.page(
+        controls.row(first, second), controls.actions(profile, cancel), words, reasons, *chosen, bars, fusion_box(state)
+    )
 
 
 def _chosen(state: State) -> tuple[widgets.Widget, ...]:

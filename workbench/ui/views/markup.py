@@ -10,7 +10,7 @@ from workbench.graph.fused_layers import FusionMap
 from workbench.judging.comparison import Comparison
 from workbench.records import Model, TensorSpec
 from workbench.reports import formats
-from workbench.reports.rows import Table, speed_words
+from workbench.reports.rows import speed_words
 from workbench.ui.disagreements import Disagreements, Sample
 from workbench.ui.pictures import Clip
 from workbench.ui.state.previewing import Line
@@ -32,6 +32,11 @@ def table(
     )
     title = f"<caption>{caption}</caption>" if caption else ""
     return f'<div class="wb-scroll"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def wrapped(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table of escaped cells whose long entries take several lines."""
+    return table(headings, rows).replace("<td>", '<td class="wb-wrap">')
 
 
 def error(text: str) -> str:
@@ -113,34 +118,6 @@ def failures(items: Iterable[VariantProgress]) -> str:
                 f"{log if item.log else ''}</div>"
             )
     return "".join(parts)
-
-
-def results(shown: Table, best: str, sort_column: str, descending: bool) -> str:
-    """Return the main table, sorted, with the best variant of the budget marked in words."""
-    headings = [
-        f"{escape(column.heading)}{f' ({escape(column.unit)})' if column.unit else ''}" for column in shown.columns
-    ]
-    rows = list(shown.rows)
-    place = next((index for index, column in enumerate(shown.columns) if column.heading == sort_column), None)
-    if place is not None:
-        rows.sort(key=lambda row: row.cells[place].text)
-        rows.sort(key=lambda row: row.cells[place].order or 0.0, reverse=descending)
-        rows.sort(key=lambda row: row.cells[place].order is None and row.cells[place].text == formats.ABSENT)
-        headings[place] += " ▼" if descending else " ▲"
-    body = []
-    for row in rows:
-        cells = [f"<td>{escape(cell.text)}<small>{escape(cell.detail)}</small></td>" for cell in row.cells]
-        label = escape(row.variant) + (" (baseline)" if row.is_baseline else "")
-        mark = "★ " if row.variant == best else ""
-        note = "<small>best in budget</small>" if mark else ""
-        kind = ' class="wb-best"' if mark else ""
-        body.append(f'<tr{kind}><th scope="row">{mark}{label}{note}</th>{"".join(cells[1:])}</tr>')
-    head = "".join(f'<th scope="col">{text}</th>' for text in headings)
-    notes = "".join(f'<p class="wb-quiet">{escape(note)}</p>' for note in shown.footnotes)
-    return (
-        f'<div class="wb-scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>{notes}"
-    )
 
 
 def disagreements(found: Disagreements, first: str, second: str) -> str:

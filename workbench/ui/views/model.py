@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import ipywidgets as widgets
 
 from workbench.ui.state import State
-from workbench.ui.state.selection import GIVEN, IMAGES, NPZ, RANDOM, SHIPPED
+from workbench.ui.state.browsing import Browsing
+from workbench.ui.state.selection import FOLDER, GIVEN, IMAGES, NPZ, RANDOM, SHIPPED
+from workbench.ui.state.session import Session
 from workbench.ui.views import controls, markup
 from workbench.ui.views.markup import escape
+
+_NPZ_LAYOUT = (
+    "An .npz holds one array a model input under the input's name (or `input` where there is one), samples on the first axis; "
+    "`labels` for a score; and `calibration_` before an input's name for the samples to calibrate with."
+)
 
 
 def model_page(state: State) -> widgets.Widget:
@@ -23,9 +32,13 @@ def model_page(state: State) -> widgets.Widget:
     busy = controls.html("", "wb-quiet")
     card = controls.html()
 
+    browse = _browser(session, selection.model_files, "Browse", lambda: selection.source == FOLDER)
+
     def show_fields() -> None:
         shipped.layout.display = None if selection.source == SHIPPED else "none"
-        path.layout.display = None if selection.source not in (SHIPPED, GIVEN) else "none"
+        for part in (path, browse):
+            part.layout.display = None if selection.source not in (SHIPPED, GIVEN) else "none"
+        selection.model_files.is_open = False
 
     def show_card() -> None:
         text = "" if selection.model is None else markup.model_card(selection.model, selection.cost, selection.lacks)
@@ -41,7 +54,14 @@ def model_page(state: State) -> widgets.Widget:
     )
     controls.follow(selection, ("model", "cost", "lacks"), show_card)
     return controls.page(
-        controls.html("<h2>Model</h2>"), source, shipped, path, controls.actions(load, busy), *_data(state), card
+        controls.html("<h2>Model</h2>"),
+        source,
+        shipped,
+        path,
+        browse,
+        controls.actions(load, busy),
+        *_data(state),
+        card,
     )
 
 
@@ -61,8 +81,14 @@ def _data(state: State) -> tuple[widgets.Widget, ...]:
     splitting = controls.row(count, split)
     words = controls.html()
 
+    browse = _browser(session, selection.data_files, "Browse data", lambda: selection.data_source == IMAGES)
+    layout = controls.html(f"<p class='wb-quiet'>{escape(_NPZ_LAYOUT)}</p>")
+
     def show_fields() -> None:
-        path.layout.display = None if selection.data_source in (NPZ, IMAGES) else "none"
+        for part in (path, browse):
+            part.layout.display = None if selection.data_source in (NPZ, IMAGES) else "none"
+        layout.layout.display = None if selection.data_source == NPZ else "none"
+        selection.data_files.is_open = False
 
     def show_words() -> None:
         data = selection.data
@@ -71,7 +97,31 @@ def _data(state: State) -> tuple[widgets.Widget, ...]:
 
     controls.follow(selection, "data_source", show_fields)
     controls.follow(selection, "data", show_words)
-    return source, path, controls.actions(use), words, splitting
+    return source, path, layout, browse, controls.actions(use), words, splitting
+
+
+def _browser(session: Session, files: Browsing, words: str, wants_folder: Callable[[], bool]) -> widgets.Widget:
+    """Return a button that opens a list of files and folders, and the list."""
+    toggle = controls.button(session, words, files.toggle, "Choose the path from a list of files and folders")
+    found = controls.field(widgets.Select(description="Files", rows=8), "700px")
+    enter = controls.button(
+        session,
+        "Open folder or take file",
+        lambda: files.choose(found.value),
+        "Go into the selected folder, or take the file",
+    )
+    take = controls.button(session, "Take this folder", files.use_folder, "Take the folder that is listed")
+    where = controls.html("", "wb-quiet")
+    box = controls.page(where, found, controls.actions(enter, take))
+
+    def show() -> None:
+        found.options, found.value = list(files.entries), None
+        controls.write(where, f"<p class='wb-name'>{escape(files.words)}</p>")
+        box.layout.display = None if files.is_open else "none"
+        take.layout.display = None if wants_folder() else "none"
+
+    controls.follow(files, ("is_open", "entries", "words"), show)
+    return controls.page(controls.actions(toggle), box)
 
 
 def _data_words(state: State) -> str:

@@ -29,7 +29,7 @@ def preview_box(state: State) -> widgets.Widget:
         )
         controls.write(lines, preview_lines(previewing.lines))
         for control in (target, show):
-            controls.write(control, bool(previewing.absent), "disabled")  # type: ignore[arg-type]
+            controls.write(control, bool(previewing.absent), "disabled")
 
     controls.follow(previewing, ("absent", "words", "lines"), tell)
     return widgets.Accordion(

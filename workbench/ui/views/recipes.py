@@ -199,7 +199,7 @@ def _protocol(state: State) -> tuple[widgets.Widget, ...]:
     def show() -> None:
         profile, threads = plan.reasons.get(("profile", "shapes")), plan.reasons.get(("threads", "count"))
         for trait, why in (("smallest_batch", profile), ("largest_batch", profile), ("threads", threads)):
-            controls.write(numbers[trait], bool(why), "disabled")  # type: ignore[arg-type]
+            controls.write(numbers[trait], bool(why), "disabled")
         greyed = {"shape profile": profile, "threads": threads, "this model": plan.reasons.get(("backend", "model"))}
         controls.write(notes, controls.greyed_words({name: why for name, why in greyed.items() if why}))
 

@@ -1,4 +1,4 @@
-"""The page of results: plot and budgets, table, layers, disagreements, calibration, fusion."""
+"""The page of results: plot and budgets, table, layers, graph, disagreements, calibration."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from workbench.ui import live_rows
 from workbench.ui.state import State
 from workbench.ui.state.results import VIEWS
 from workbench.ui.views import controls, markup
-from workbench.ui.views.inspection import calibration_view, fusion_view
+from workbench.ui.views.graph import graph_view
+from workbench.ui.views.inspection import calibration_view
 from workbench.ui.views.layers import layers_view
+from workbench.ui.views.live import Front, Table
 from workbench.ui.views.markup import escape
 
 
@@ -29,9 +32,9 @@ def results_page(state: State) -> widgets.Widget:
         "Plot": _plot,
         "Table": _table,
         "Layers": layers_view,
+        "Graph": graph_view,
         "Disagreements": _disagreements,
         "Calibration": calibration_view,
-        "Fusion": fusion_view,
     }
     views = controls.tabs(session, results, "view", "View", {name: makers[name](state) for name in VIEWS})
     return controls.page(controls.html("<h2>Results</h2>"), words, views)
@@ -60,39 +63,85 @@ def _plot(state: State) -> widgets.Widget:
     budgets = controls.row(
         controls.html("Budget", "wb-group"), controls.field(latency, "210px"), controls.field(loss, "210px")
     )
-    return controls.page(
-        budgets,
-        words,
-        controls.picture_pair(
-            results,
-            "plot_light",
-            "plot_dark",
-            lambda: f"Accuracy against latency. {results.words.partition(chr(10))[0]} Numbers: view Table.",
-        ),
+    return controls.page(budgets, words, _view_choices(state), _front(state))
+
+
+def _view_choices(state: State) -> widgets.Widget:
+    """Return what changes the picture: the axes, the variant, and which other studies are drawn."""
+    session, results = state.session, state.results
+    log = widgets.Checkbox(description="Logarithmic latency", indent=False, tooltip="Equal ratios get equal distances")
+    whole = widgets.Checkbox(
+        description="Show far points", indent=False, tooltip="Widen the axes to points that lie far from all others"
     )
+    controls.bind(session, results, "is_log", log)
+    controls.bind(session, results, "is_whole", whole)
+    variant = controls.menu(session, results, "Selected", "variants", "selected", command=results.select)
+    beside = controls.field(
+        widgets.SelectMultiple(description="Studies beside", rows=3, tooltip="Studies of the same model in the store"),
+        "700px",
+    )
+    box = widgets.Accordion([controls.page(beside)], titles=("Other studies of this model in the same plot",))
+
+    def show_others() -> None:
+        if tuple(beside.options) != results.others:
+            beside.options = results.others
+        box.layout.display = None if results.others else "none"
+
+    controls.follow(results, "others", show_others)
+    controls.bind(session, results, "beside", beside, results.draw_beside)
+    results.observe(lambda change: session.deliver(results.look_for_others), "summary")
+    return controls.page(controls.row(variant, log, whole), box)
+
+
+def _front(state: State) -> widgets.Widget:
+    session, results = state.session, state.results
+    front = Front()
+
+    def show() -> None:
+        words = f"Accuracy against latency. {results.words.partition(chr(10))[0]} Numbers: view Table."
+        front.draw(results.figure, words) if results.figure else setattr(front, "figure", {})
+
+    def choose(change: Any) -> None:
+        if change["new"] in results.variants and change["new"] != results.selected:
+            session.attempt(results.select, change["new"])
+
+    # Nobody looks at a front before a model was examined, and by then the app itself is on the screen.
+    controls.follow(state.selection, "cost", lambda: None if state.selection.cost is None else front.preload())
+    controls.follow(results, "figure", show)
+    front.observe(choose, "selected")
+    results.observe(lambda change: controls.write(front, results.selected, "selected"), "selected")
+    note = controls.html(
+        "<p class='wb-quiet'>Click a point to select its variant everywhere; drag to zoom, double-click to see all again. "
+        "Diamond: the baseline. Hollow: not distinguishable from it. Dashed: the Pareto front.</p>"
+    )
+    controls.follow(results, "figure", lambda: setattr(note.layout, "display", None if results.figure else "none"))
+    return controls.page(front, note)
 
 
 def _table(state: State) -> widgets.Widget:
     session, results = state.session, state.results
-    column = controls.menu(
-        session,
-        results,
-        "Sort by",
-        "columns",
-        "sort_column",
-        command=lambda value: results.sort(value, results.descending),
-    )
-    descending = widgets.Checkbox(description="Largest first", indent=False, tooltip="Sort in descending order")
-    controls.bind(session, results, "descending", descending, lambda value: results.sort(results.sort_column, value))
-    shown = controls.html()
+    table, notes = Table(label="Variants with their numbers", search_label="Search variants"), controls.html()
 
     def show() -> None:
-        if results.summary is not None:
-            text = markup.results(results.summary.table, results.best, results.sort_column, results.descending)
-            controls.write(shown, text)
+        if results.summary is None:
+            return
+        shown = results.summary.table
+        table.show(live_rows.columns(shown), live_rows.rows(shown, results.best))
+        controls.write(notes, "".join(f'<p class="wb-quiet">{escape(note)}</p>' for note in shown.footnotes))
 
-    controls.follow(results, ("summary", "best", "sort_column", "descending"), show)
-    return controls.page(controls.row(column, descending), shown)
+    def choose(change: Any) -> None:
+        for name in change["new"]:
+            if name in results.variants and name != results.selected:
+                session.attempt(results.select, name)
+
+    controls.follow(results, ("summary", "best"), show)
+    table.observe(choose, "selected")
+    controls.follow(
+        results,
+        "selected",
+        lambda: controls.write(table, [results.selected] if results.selected else [], "selected"),
+    )
+    return controls.page(table, notes)
 
 
 def _disagreements(state: State) -> widgets.Widget:

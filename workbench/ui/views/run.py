@@ -23,8 +23,8 @@ def run_page(state: State) -> widgets.Widget:
 
     def show_buttons() -> None:
         controls.write(start, running.start_words, "description")
-        controls.write(start, not running.can_start, "disabled")  # type: ignore[arg-type]
-        controls.write(cancel, not running.can_cancel, "disabled")  # type: ignore[arg-type]
+        controls.write(start, not running.can_start, "disabled")
+        controls.write(cancel, not running.can_cancel, "disabled")
 
     def show_plan() -> None:
         names = ", ".join(recipe.name for recipe in plan.recipes)
@@ -32,7 +32,7 @@ def run_page(state: State) -> widgets.Widget:
 
     controls.follow(running, ("start_words", "can_start", "can_cancel"), show_buttons)
     controls.follow(plan, ("recipes", "estimate"), show_plan)
-    controls.follow(running, "fraction", lambda: controls.write(bar, running.fraction))  # type: ignore[arg-type]
+    controls.follow(running, "fraction", lambda: controls.write(bar, running.fraction))
     controls.follow(running, "variants", lambda: controls.write(table, markup.variants(running.variants)))
     controls.follow(running, "variants", lambda: controls.write(failed, markup.failures(running.variants)))
     controls.follow(
