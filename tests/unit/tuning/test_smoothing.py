@@ -71,7 +71,8 @@ def test_auto_and_smoothing_are_chosen_one_after_the_other(tmp_path: Path) -> No
     x = RANDOM.normal(size=(64, 16)).astype(np.float32) * OUTLIERS
     recipe = wb.Recipe("both", (wb.Fuse(), wb.SmoothQuant(), wb.Quantize(calibrator="auto")))
     notes = made(tmp_path, W / OUTLIERS[:, None], x, recipe).reports[-1].notes
-    assert [note.split()[0] for note in notes[:2]] == ["SmoothQuant", "auto"]
+    first = [note.split()[0] for note in notes]  # there are others, such as those on what this CPU adds exactly
+    assert [word for word in first if word in ("SmoothQuant", "auto")] == ["SmoothQuant", "auto"]
 
 
 def test_a_choice_is_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
