@@ -157,7 +157,10 @@ def test_an_engine_that_is_worse_than_its_file_saturates(explain) -> None:
 @pytest.mark.skipif(not device.int8().saturates, reason="this CPU adds products of bytes in 32 bits")
 def test_full_eight_bit_weights_saturate_on_a_cpu_without_vnni(explain) -> None:
     # Sums of two products only leave 16 bits where both factors are large: inputs in the upper third of their codes.
-    parent, high = plain(w0=np.full((16, 16, 3, 3), 0.1, np.float32)), (0.7 + 0.3 * np.abs(np.sin(X))).astype(np.float32)
+    parent, high = (
+        plain(w0=np.full((16, 16, 3, 3), 0.1, np.float32)),
+        (0.7 + 0.3 * np.abs(np.sin(X))).astype(np.float32),
+    )
     variant = copied(quantized(parent, {"x": high}, Pairs("xab")))
     for tensor in variant.graph.initializer:
         if tensor.name == "w0_codes":
