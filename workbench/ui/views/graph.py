@@ -50,7 +50,7 @@ def graph_view(state: State) -> widgets.Widget:
     wheel = widgets.Checkbox(description="Zoom with the wheel", indent=False, tooltip="Else the wheel scrolls the page")
     words, legend, chosen = controls.html(), controls.html(), controls.html()
     box = controls.field(widgets.Dropdown(description="Box", options=[("none", "")]))
-    place = widgets.Box([])
+    place = widgets.Box([], tabbable=True)  # what scrolls must be reached by the keyboard too
     place.add_class("wb-graph-place")
 
     def draw() -> None:
