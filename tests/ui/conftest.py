@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tiny
 from ipywidgets.widgets import widget as ipywidgets_widget
 
+from workbench.machine.store import Store
 from workbench.ui import jobs
+from workbench.ui.state import State
 
 _IGNORED_LOGGERS = ("asyncio", "matplotlib", "PIL")
 
@@ -53,3 +56,13 @@ def own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Each test has a store of its own."""
     monkeypatch.setenv("WORKBENCH_HOME", str(tmp_path / "store"))
     return tmp_path / "store"
+
+
+@pytest.fixture
+def state(tmp_path: Path, own_store: Path) -> Iterator[State]:
+    """The app's state over a tiny network and its samples, in a store of its own."""
+    made = State(tiny.classifier(tmp_path), tiny.samples(), store=Store(own_store), protocol=tiny.QUICK)
+    tiny.settle()
+    yield made
+    made.session.stop()
+    made.session.leave()

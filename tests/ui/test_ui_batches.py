@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from tiny import attempt
 
-import pytest
-import tiny
-from tiny import attempt, settle
-
-from workbench.machine.store import Store
 from workbench.study.batches import Matrix, Place
 from workbench.ui.state import State
 from workbench.ui.views.batches import heat_map
-
-
-@pytest.fixture
-def state(tmp_path: Path, own_store: Path) -> Iterator[State]:
-    made = State(tiny.classifier(tmp_path), tiny.samples(), store=Store(own_store), protocol=tiny.QUICK)
-    settle()
-    yield made
-    made.session.stop()
-    made.session.leave()
 
 
 def test_places_are_measured_shown_and_judged_by_a_budget(state: State) -> None:

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
 import tiny
 from tiny import attempt, settle
 
 from workbench.errors import Cancelled
-from workbench.machine.store import Store
 from workbench.ui.state import State
 from workbench.ui.state.tuning import FIRST_WORDS, Tuning
 from workbench.ui.views.tuning import path_table, rows
-
-
-@pytest.fixture
-def state(tmp_path: Path, own_store: Path) -> Iterator[State]:
-    made = State(tiny.classifier(tmp_path), tiny.samples(), store=Store(own_store), protocol=tiny.QUICK)
-    settle()
-    yield made
-    made.session.stop()
-    made.session.leave()
 
 
 def test_layers_are_ranked_chosen_and_kept_in_a_new_recipe(state: State) -> None:

@@ -19,7 +19,7 @@ from workbench.engines.decoding import LOGITS, MASK, POSITIONS, TOKENS, CacheLay
 from workbench.engines.tensorrt import cuda as cuda_runtime
 from workbench.engines.tensorrt import tensors
 from workbench.engines.tensorrt.capabilities import Capabilities, library
-from workbench.engines.tensorrt.context import Context
+from workbench.engines.tensorrt.context import PlacedContext
 from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Event, Graph, HostMemory, Pool, Stream
 from workbench.records import Engine
 
@@ -79,16 +79,6 @@ class _Block:
     pitch: int
 
 
-class _Context(Context):
-    """An open engine whose outputs go where the decoder says; it keeps no room for them itself.
-
-    Each one loads the plan by itself: contexts of one engine would need an optimization profile each on TensorRT 8.6.
-    """
-
-    def _make_room(self, tensor: tensors.Tensor) -> None:
-        pass
-
-
 class TensorRTDecoder:
     """An open decoder. Use it as a context manager; not for two threads at once."""
 
@@ -97,8 +87,8 @@ class TensorRTDecoder:
         self._cuda = cuda
         self._resources = contextlib.ExitStack()
         try:
-            self._growing = self._opened(_Context(caps, cuda, engine))
-            self._fixed = self._opened(_Context(caps, cuda, engine)) if cuda_graph else None
+            self._growing = self._opened(PlacedContext(caps, cuda, engine))
+            self._fixed = self._opened(PlacedContext(caps, cuda, engine)) if cuda_graph else None
             self._pool = Pool(cuda)
             self._resources.callback(self._pool.close)
             names = (TOKENS, MASK, POSITIONS, LOGITS)
@@ -112,7 +102,7 @@ class TensorRTDecoder:
         self._graph_key: tuple[Any, ...] = ()
         self._scratch: DeviceCache | None = None
 
-    def _opened(self, context: _Context) -> _Context:
+    def _opened(self, context: PlacedContext) -> PlacedContext:
         self._resources.callback(context.close)
         return context
 
@@ -157,7 +147,7 @@ class TensorRTDecoder:
         return grown
 
     def _fixed_step(
-        self, runner: _Context, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: DeviceCache
+        self, runner: PlacedContext, tokens: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: DeviceCache
     ) -> DeviceCache:
         if cache.room <= cache.length:
             cache = self._with_room(cache)
@@ -195,7 +185,7 @@ class TensorRTDecoder:
         """Hidden columns must hold numbers: old memory may hold NaN, and 0 * NaN is NaN."""
         self._cuda.call("cudaMemsetAsync", cache.memory.address, 0, cache.block_bytes, self._growing.stream.raw)
 
-    def _launch(self, runner: _Context, past: DeviceCache, present: DeviceCache) -> None:
+    def _launch(self, runner: PlacedContext, past: DeviceCache, present: DeviceCache) -> None:
         """Launch the captured graph, or run once and capture for the next time."""
         inputs = tuple(self._device[name].address for name in (TOKENS, MASK, POSITIONS, LOGITS))
         key = (past.memory.address, present.memory.address, past.batch, past.room, *inputs)
@@ -209,7 +199,12 @@ class TensorRTDecoder:
         self._graph, self._graph_key = Graph(self._cuda, runner.stream, runner.enqueue), key
 
     def _bind(
-        self, runner: _Context, past: DeviceCache, present: DeviceCache, tokens: tuple[int, ...], mask: tuple[int, ...]
+        self,
+        runner: PlacedContext,
+        past: DeviceCache,
+        present: DeviceCache,
+        tokens: tuple[int, ...],
+        mask: tuple[int, ...],
     ) -> None:
         layout = self.layout
         shape = (past.batch, layout.heads, past.room, layout.width)
@@ -294,7 +289,9 @@ class TensorRTDecoder:
                 source.rows,
             )
 
-    def _copy_2d(self, target: _Block, source: _Block, width: int, rows: int, runner: _Context | None = None) -> None:
+    def _copy_2d(
+        self, target: _Block, source: _Block, width: int, rows: int, runner: PlacedContext | None = None
+    ) -> None:
         if width == 0:
             return
         kind = self._cuda.runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice

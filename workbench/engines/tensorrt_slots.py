@@ -32,7 +32,7 @@ from workbench.engines.slots import (
 from workbench.engines.tensorrt import cuda as cuda_runtime
 from workbench.engines.tensorrt import tensors
 from workbench.engines.tensorrt.capabilities import Capabilities, library
-from workbench.engines.tensorrt.context import Context
+from workbench.engines.tensorrt.context import PlacedContext
 from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Graph, HostMemory, Stream
 from workbench.errors import EngineError
 from workbench.records import Engine
@@ -134,13 +134,6 @@ class _Block:
             memory.free()
 
 
-class _Context(Context):
-    """An open engine whose outputs go where the decoder says; it keeps no room for them itself."""
-
-    def _make_room(self, tensor: tensors.Tensor) -> None:
-        pass
-
-
 class TensorRTSlots:
     """See `slot_decoding.SlotDevice`."""
 
@@ -183,8 +176,8 @@ class TensorRTSlots:
     def _opened_of(self, caps: Capabilities) -> Any:
         return lambda engine: self._opened(caps, engine)
 
-    def _opened(self, caps: Capabilities, engine: Engine) -> tuple[_Context, SlotLayout]:
-        context = _Context(caps, self._cuda, engine)
+    def _opened(self, caps: Capabilities, engine: Engine) -> tuple[PlacedContext, SlotLayout]:
+        context = PlacedContext(caps, self._cuda, engine)
         self._resources.callback(context.close)
         own, context.stream = context.stream, self._stream  # all in one stream: each sees what the one before it did
         own.synchronize()

@@ -216,7 +216,6 @@ def main(place: str) -> None:
         _serve()
     process.end_with_parent()
     _work(Path(place))
-    sys.stdout.flush()
     # Engines' libraries may hang or crash while they are unloaded; the answer is safe on disk, so leave at once.
     os._exit(0)
 

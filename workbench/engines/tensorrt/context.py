@@ -316,6 +316,16 @@ class Context:
         return f"TensorRT said: {'; '.join(errors)}" if errors else ""
 
 
+class PlacedContext(Context):
+    """An open engine whose outputs go where its caller says; it keeps no room for them itself.
+
+    Each one loads the plan by itself: contexts of one engine would need an optimization profile each on TensorRT 8.6.
+    """
+
+    def _make_room(self, tensor: tensors.Tensor) -> None:
+        pass
+
+
 def _within(shape: tuple[int, ...], limits: Any) -> bool:
     low, high = tuple(limits[0]), tuple(limits[-1])
     return len(shape) == len(low) and all(
