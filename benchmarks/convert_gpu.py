@@ -9,9 +9,11 @@ the error is relative to the largest logit, against eager FP32 on the same card.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(ROOT / "data" / "training")]
 
 import h200_cases  # noqa: E402
+from turns import rotated, settled_median  # noqa: E402
 
 import workbench as wb  # noqa: E402
 from workbench.machine import device as hardware  # noqa: E402
@@ -51,7 +54,7 @@ def main() -> None:
         build = wb.BuildOptions(profiles=({"pixel_values": ShapeProfile((1, *shape[1:]), shape, shape)},))
         calls: dict[str, Any] = {"eager fp32": module}
         if options.device == "cuda":
-            half, halved = module_copy(module).half(), x.half()
+            half, halved = copy.deepcopy(module).half(), x.half()
             calls["eager fp16"] = lambda _, half=half, halved=halved: half(halved)
         for precision in options.precisions.split(","):
             given = {name: tensor.to(options.device) for name, tensor in example.items()}
@@ -69,28 +72,24 @@ def main() -> None:
     (options.out / "resnet50-convert.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
-def module_copy(module: torch.nn.Module) -> torch.nn.Module:
-    import copy
-
-    return copy.deepcopy(module)
-
-
 def timed(calls: dict[str, Any], x: torch.Tensor, place: str) -> dict[str, list[float]]:
     """Return the median seconds of each turn of each call, the wait for the device included."""
     found: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(TURNS):
-        for name in list(calls)[turn % len(calls) :] + list(calls)[: turn % len(calls)]:
-            taken = []
-            for _ in range(CALLS if place == "cuda" else 5):
-                if place == "cuda":
-                    torch.cuda.synchronize()
-                started = time.perf_counter()
-                calls[name](x)
-                if place == "cuda":
-                    torch.cuda.synchronize()
-                taken.append(time.perf_counter() - started)
-            found[name].append(median(taken[len(taken) // 4 :]))
+        for name in rotated(calls, turn):
+            found[name].append(settled_median(partial(once, calls[name], x, place), CALLS if place == "cuda" else 5))
     return found
+
+
+def once(call: Any, x: torch.Tensor, place: str) -> float:
+    """Return the seconds of one call from and to a device that has nothing else to do."""
+    if place == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    call(x)
+    if place == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

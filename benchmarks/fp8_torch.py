@@ -13,10 +13,12 @@ it with the product computed in FP32 from the same codes.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,6 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(ROOT / "data" / "training")]
 
 import h200_cases  # noqa: E402
+from turns import rotated, settled_median  # noqa: E402
 
 import workbench as wb  # noqa: E402
 from workbench.datasets import Dataset, Split  # noqa: E402
@@ -120,8 +123,8 @@ def measured(name: str, size: str, place: str, folder: Path) -> dict:
     batch = {key: torch.from_numpy(array[:count]) for key, array in data.evaluation.inputs.items()}
     variants: dict[str, nn.Module] = {}
     for kind in (torch.float32, torch.float16, torch.bfloat16):
-        variants[str(kind).removeprefix("torch.")] = copied(module).to(kind)
-    lowered, left = with_float8(copied(module), largest)
+        variants[str(kind).removeprefix("torch.")] = copy.deepcopy(module).to(kind)
+    lowered, left = with_float8(copy.deepcopy(module), largest)
     variants["float8_e4m3"] = half_between(lowered)
     rows, launch = {}, {}
     exact = run(module.float().cpu(), batch)
@@ -205,12 +208,6 @@ def half_between(module: nn.Module) -> nn.Module:
     return module
 
 
-def copied(module: nn.Module) -> nn.Module:
-    import copy
-
-    return copy.deepcopy(module)
-
-
 def cast(tensor: torch.Tensor, module: nn.Module) -> torch.Tensor:
     kind = next(item.dtype for item in module.parameters() if item.is_floating_point())
     return tensor.to(kind) if tensor.is_floating_point() else tensor
@@ -238,9 +235,8 @@ def timed(launch: dict[str, Any], place: str) -> dict[str, list[float]]:
     """Return the median seconds of each turn of each variant."""
     found: dict[str, list[float]] = {key: [] for key in launch}
     for turn in range(TURNS):
-        for key in list(launch)[turn % len(launch) :] + list(launch)[: turn % len(launch)]:
-            taken = [once(launch[key], place) for _ in range(LAUNCHES if place == "cuda" else 3)]
-            found[key].append(median(taken[len(taken) // 4 :]))
+        for key in rotated(launch, turn):
+            found[key].append(settled_median(partial(once, launch[key], place), LAUNCHES if place == "cuda" else 3))
     return found
 
 

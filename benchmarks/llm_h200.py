@@ -239,7 +239,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for results.json and table.txt")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop in time")
     parser.add_argument("--stages", default=",".join(STAGES))
-    parser.add_argument("--parallel", type=int, default=3, help="builds at once")
+    parser.add_argument("--parallel", type=int, default=1, help="builds at once; each slows the others")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
     options = parser.parse_args()
     case = REHEARSAL if options.rehearse else FULL

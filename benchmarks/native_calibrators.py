@@ -22,7 +22,9 @@ from statistics import median
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from turns import rotated, settled_median  # noqa: E402
 
 import workbench as wb  # noqa: E402
 from workbench import engines  # noqa: E402
@@ -123,10 +125,10 @@ def timed(built: dict, feeds: dict, graph: bool, launches: int) -> dict[str, lis
     """Return the median of each turn of each engine; a turn opens the engine anew."""
     found: dict[str, list[float]] = {title: [] for title in built}
     for turn in range(TURNS):
-        for title in list(built)[turn % len(built) :] + list(built)[: turn % len(built)]:
+        for title in rotated(built, turn):
             with engines.open_runner(built[title]) as runner:
                 watch = runner.stopwatch(feeds, "compute", cuda_graph=graph)
-                found[title].append(median([watch() for _ in range(launches)][launches // 4 :]))
+                found[title].append(settled_median(watch, launches))
     return found
 
 

@@ -21,6 +21,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent), str(ROOT / "data" / "training")]
 
+from turns import rotated, settled_median  # noqa: E402
+
 import workbench as wb  # noqa: E402
 from workbench import engines  # noqa: E402
 from workbench.errors import WorkbenchError  # noqa: E402
@@ -84,10 +86,10 @@ def measured(name: str, recipe: str, backend: str, launches: int, folder: Path) 
         for batch in BATCHES:
             feeds = {image.name: np.ascontiguousarray(images[:batch])}
             takes = [key for key in built if any(low <= batch <= high for low, _, high in RANGES[key])]
-            for title in takes[turn % len(takes) :] + takes[: turn % len(takes)]:
+            for title in rotated(takes, turn):
                 with engines.open_runner(built[title]) as runner:
                     watch = runner.stopwatch(feeds, "compute", cuda_graph=backend == "tensorrt")
-                    taken = median([watch() for _ in range(launches)][launches // 4 :])
+                    taken = settled_median(watch, launches)
                 found[title]["turn_medians_seconds"].setdefault(str(batch), []).append(taken)
     return {"model": name, "recipe": recipe, "backend": backend, "device": device.describe(), "engines": found}
 
