@@ -214,8 +214,8 @@ def chain(size: int, length: int) -> onnx.ModelProto:
 def test_a_graph_that_is_all_launches_is_named_so_and_one_of_work_is_not(explain, size: int, expected: bool) -> None:
     tensors = ["x", *(f"t{index}" for index in range(1, 24))]
     found = explain(chain(size, 24), Pairs(tensors), values((64, size), 9), batch=64 if size > 8 else 1)
+    # Which of a tiny call's reasons weighs most is this machine's matter; test_recorded.py has the order on a fixed profile.
     assert ("launch_bound" in kinds(found)) is expected
-    assert (kinds(found)[:1] == ["launch_bound"]) is expected
 
 
 def turned(perm: str, back: str) -> onnx.ModelProto:

@@ -117,6 +117,16 @@ def test_a_machine_that_is_hardly_faster_is_named_where_nothing_else_is() -> Non
     assert "machine_rate" not in kinds(FP16, INT8, ceilings=MACHINE)
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(1.5e-6, True), (4e-5, False)])
+def test_a_call_that_is_mostly_its_launches_is_named_so_first(seconds: float, expected: bool) -> None:
+    """The made-up GPU launches a call in 10 us and each layer in 1 us: 29 us for 20 layers that compute nothing."""
+    before, after = (
+        [LayerTime(f"m{index}", "matmul", each, (f"m{index}",)) for index in range(20)]
+        for each in (seconds / 2, seconds)  # INT8 kernels of this size are slower, which is not what to mend
+    )
+    assert (kinds(before, after, ceilings=MACHINE)[:1] == ["launch_bound"]) is expected
+
+
 def test_sixteen_bits_that_are_computed_in_32_are_emulated() -> None:
     after = LayerProfile(
         (layer("cast", "Cast", 1e-3, "fp16 fp32", "x", "b"), layer("conv", "Conv", 5e-3, "fp32 fp32", "b", "y"))

@@ -21,6 +21,8 @@ const told = {
   initialize: widget_default.initialize,
   render: async ({ model, el }) => {
     el.classList.add("wb-graph");
+    // It scrolls, so the keyboard must reach it; a Box of ipywidgets takes no tab stop.
+    Object.assign(el, { tabIndex: 0, role: "region", ariaLabel: "Graph of the network" });
     el.addEventListener("click", (event) => {
       const box = event.target.closest?.("g.node");
       const name = box?.querySelector("title")?.textContent ?? box?.dataset.name;
@@ -50,7 +52,7 @@ def graph_view(state: State) -> widgets.Widget:
     wheel = widgets.Checkbox(description="Zoom with the wheel", indent=False, tooltip="Else the wheel scrolls the page")
     words, legend, chosen = controls.html(), controls.html(), controls.html()
     box = controls.field(widgets.Dropdown(description="Box", options=[("none", "")]))
-    place = widgets.Box([], tabbable=True)  # what scrolls must be reached by the keyboard too
+    place = widgets.Box([])
     place.add_class("wb-graph-place")
 
     def draw() -> None:

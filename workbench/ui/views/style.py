@@ -124,8 +124,9 @@ CSS = """
   stroke: var(--jp-border-color1, #8c959f) !important; }
 .workbench .wb-front .modebar-btn path { fill: var(--jp-ui-font-color2, #57606a) !important; }
 .workbench .wb-front .modebar-group { background: none !important; }
-.workbench .wb-graph-place { width: 100%; max-height: 640px; overflow: auto; border: 1px solid var(--jp-border-color2, #d0d7de); }
+.workbench .wb-graph-place { width: 100%; overflow: hidden; border: 1px solid var(--jp-border-color2, #d0d7de); }
 .workbench .wb-graph-place:empty { display: none; }
+.workbench .wb-graph { max-height: 640px; overflow: auto; }
 .workbench .wb-graph, .workbench .wb-graph-place > * { width: 100%; }
 .workbench .wb-graph svg { display: block; margin: 8px auto; max-width: none; }
 .workbench .wb-graph g.node { cursor: pointer; }
