@@ -1,5 +1,6 @@
 # make demo   install what the quickstart needs, run it, print its table and where the report is
 # make test   install everything for development and run the whole test suite
+# make book   run the notebooks and make the book of them and of all documents: build/book/site/index.html
 # make lab    open JupyterLab on the notebooks        make app   open the workbench alone, without code
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,12 +14,12 @@ TRITON := nvidia-pytriton tritonclient grpcio geventhttpclient gevent greenlet p
 # An experiment tracker that keeps runs on this machine; it wants an older pillow.
 TRACKIO := trackio gradio_client orjson httptools python-dotenv python-multipart uvloop watchfiles
 
-.PHONY: demo test check unit rtx notebooks gallery lab app clean
+.PHONY: demo test check unit rtx notebooks book gallery lab app clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m workbench demo
 
-test: check unit notebooks
+test: check unit book
 
 check: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -35,6 +36,11 @@ rtx: $(VENV)/.test
 
 notebooks: $(VENV)/.test
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --override-ini testpaths=notebooks notebooks
+
+# The notebooks run, with all documents and what the docstrings say, as pages that need no network: build/book/site/index.html.
+book: $(VENV)/.test
+	$(BIN)/python docs/book/make.py build/book
+	$(BIN)/python -m pytest -m book tests/book
 
 # The pictures of docs/gallery.md, taken by the browser tests: a view that changed looks so there too. Needs Chromium.
 gallery: $(VENV)/.test

@@ -23,7 +23,7 @@ class Verification:
     """How far the engine's logits lie from PyTorch's.
 
     Attributes:
-        prefill_difference, decode_difference: largest |difference| of a logit, after the prompt and in the steps.
+        prefill_difference, decode_difference: largest `|difference|` of a logit, after the prompt and in the steps.
         largest_logit: largest magnitude among PyTorch's logits.
         batch, input_tokens, steps: what was run; the shortest prompt of the batch is half as long.
     """

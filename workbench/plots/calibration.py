@@ -30,7 +30,7 @@ def histogram(
     tensor: str = "",
     theme: ThemeName = "light",
 ) -> Figure:
-    """Draw the histogram of |x| of one tensor on a log scale, with a labelled line at each clip threshold.
+    """Draw the histogram of `|x|` of one tensor on a log scale, with a labelled line at each clip threshold.
 
     Args:
         counts: values in each bin, shape (bins,).
