@@ -25,6 +25,7 @@ from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatchin
 from workbench.llm.shaping import profiles
 from workbench.llm.slot_export import GraphSize
 from workbench.llm.slot_loading import SlotModel, load_slots, open_slot_folder, write_slots
+from workbench.llm.tensorrt_llm import TensorRTLLMFiles, to_tensorrt_llm
 from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation, slots_contestant
 from workbench.llm.towers import TowerStudies, TwoTowers, digits_captions, run_towers
 from workbench.llm.verification import Verification, verify
@@ -46,6 +47,7 @@ __all__ = [
     "ServingRun",
     "SlotModel",
     "Speed",
+    "TensorRTLLMFiles",
     "TowerStudies",
     "Traffic",
     "TwoTowers",
@@ -72,6 +74,7 @@ __all__ = [
     "slots_contestant",
     "speed",
     "speed_table",
+    "to_tensorrt_llm",
     "transformers_eager",
     "verify",
     "write_slots",
