@@ -1,14 +1,16 @@
-"""What other tools measured: times and profiles of trtexec, profiles of ONNX Runtime, as rows that say whose they are.
+"""What other tools measured, as rows that say whose they are.
 
 Such numbers come from one process, were taken at another time, and often on another machine: no ratio, interval or
-verdict is made of them. Formats: trtexec's `--exportTimes` and `--exportProfile` of TensorRT 7 to 10, the trace that
-ONNX Runtime's `enable_profiling` writes.
+verdict is made of them. Formats: trtexec's `--exportTimes` and `--exportProfile` of TensorRT 7 to 10 and
+`--exportLayerInfo` of 8.2 and newer, the trace that ONNX Runtime's `enable_profiling` writes, polygraphy's `--save-outputs`,
+Olive's footprints, and the `--report_json` of TensorRT-LLM's trtllm-bench.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import codec
-from workbench.errors import DataError
+from workbench.errors import DataError, EngineError
 from workbench.judging.intervals import required_samples
 from workbench.records import LayerTime
 
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 _MILLISECOND, _MICROSECOND = 1e-3, 1e-6
 _KERNEL = "_kernel_time"
 _FORMS = (
-    "trtexec --exportTimes=FILE, trtexec --exportProfile=FILE, or the trace of ONNX Runtime's enable_profiling "
-    "(session.end_profiling() names it)"
+    "trtexec --exportTimes=FILE, --exportProfile=FILE or --exportLayerInfo=FILE, the trace of ONNX Runtime's "
+    "enable_profiling (session.end_profiling() names it), polygraphy run --save-outputs FILE, Olive's footprint.json, "
+    "trtllm-bench ... --report_json FILE"
 )
 
 
@@ -40,8 +43,10 @@ class Foreign:
         tool: such as `trtexec times`.
         boundary: what a latency covers, in words.
         latencies_seconds: one value a call, in the file's order; empty where the file has none.
-        layers: in the file's order; empty where it has none.
+        layers: in the file's order; empty where it has none. Seconds are NaN where the file has names alone.
         notes: what must be read with it, one sentence each.
+        figures: what the tool itself made of its calls, by the name it gives them.
+        parts: of a file that holds several models or runners, each as if it had a file of its own.
     """
 
     source: str
@@ -50,13 +55,16 @@ class Foreign:
     latencies_seconds: tuple[float, ...] = ()
     layers: tuple[LayerTime, ...] = ()
     notes: tuple[str, ...] = ()
+    figures: tuple[tuple[str, float], ...] = ()
+    parts: tuple[Foreign, ...] = ()
 
     def table(self) -> pandas.DataFrame:
         """Return the layers, the slowest first: name, operator, milliseconds, share of their sum."""
         import pandas
 
         total = sum(layer.seconds for layer in self.layers) or math.nan
-        entries = sorted(self.layers, key=lambda layer: -layer.seconds)
+        known = [layer for layer in self.layers if not math.isnan(layer.seconds)]
+        entries = sorted(known, key=lambda layer: -layer.seconds) or list(self.layers)
         return pandas.DataFrame(
             [(layer.name, layer.operator, layer.seconds * 1e3, layer.seconds / total) for layer in entries],
             columns=["Layer", "Operator", "ms", "Share"],
@@ -83,15 +91,19 @@ def read_foreign(path: str | Path) -> Foreign:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"Cannot read {file} as JSON: {error}. Pass a file of: {_FORMS}.") from error
+    readers: Sequence[tuple[_Fits, Callable[[str, Any], Foreign]]] = ()
     if isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries):
-        for fits, reader in _READERS:
-            if fits(entries):
-                try:
-                    return reader(file.name, entries)
-                except (KeyError, TypeError, ValueError) as error:
-                    raise DataError(
-                        f"{file} looks like a file of another tool, but an entry is damaged ({error}). Write it again."
-                    ) from error
+        readers = _READERS
+    elif isinstance(entries, dict):
+        readers = _READERS_OF_ONE
+    for fits, reader in readers:
+        if fits(entries):
+            try:
+                return reader(file.name, entries)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, EngineError) as error:
+                raise DataError(
+                    f"{file} looks like a file of another tool, but an entry is damaged ({error}). Write it again."
+                ) from error
     raise DataError(f"{file} is of no known form. Pass a file of: {_FORMS}.")
 
 
@@ -107,15 +119,18 @@ def foreign_rows(found: Foreign | Sequence[Foreign]) -> pandas.DataFrame:
 
     given = [found] if isinstance(found, Foreign) else list(found) if isinstance(found, (list, tuple)) else [None]
     rows = []
-    for item in given:
-        if not isinstance(item, Foreign):
+    for one in given:
+        if not isinstance(one, Foreign):
             raise DataError("foreign_rows takes what read_foreign returned, one or a list. Read the files first.")
+    for item in (part for one in given if one is not None for part in (one.parts or (one,))):
         values = np.asarray(item.latencies_seconds) * 1e3
         shown = {name: float(np.quantile(values, share)) if len(values) >= required_samples(share) else None
                  for name, share in (("p95 (ms)", 0.95), ("p99 (ms)", 0.99))}  # fmt: skip
         median = float(np.median(values)) if len(values) else None
         rows.append({"Variant": f"{item.source} (foreign)", "Tool": item.tool, "Boundary": item.boundary,
-                     "Calls": len(values), "Latency (ms)": median, **shown, "Notes": " ".join(item.notes)})  # fmt: skip
+                     "Calls": len(values), "Latency (ms)": median, **shown,
+                     "Its own figures": ", ".join(f"{name} {value:.4g}" for name, value in item.figures),
+                     "Notes": " ".join(item.notes)})  # fmt: skip
     return pandas.DataFrame(rows)
 
 
@@ -154,15 +169,78 @@ def _trace(source: str, entries: list[dict[str, Any]]) -> Foreign:
     return Foreign(source, "ONNX Runtime profile", "end_to_end, host clock", tuple(calls), times, (note,))
 
 
+def _layer_info(source: str, content: dict[str, Any]) -> Foreign:
+    from workbench.engines.tensorrt import layers
+
+    found = layers.parse(json.dumps(content))
+    times = tuple(LayerTime(layer.name, layer.layer_type or layer.kind, math.nan, layer.nodes) for layer in found)
+    return Foreign(source, "trtexec layer information", "layers", layers=times, notes=("Layers without times.",))
+
+
+def _polygraphy(source: str, content: dict[str, Any]) -> Foreign:
+    note = "Host clock around each call of one process of polygraphy, the first ones included; no ratio with a study."
+    parts = tuple(
+        Foreign(
+            f"{source}: {re.sub(r'-N[0-9]+-.*$', '', str(name))}", "polygraphy", "end_to_end, host clock",
+            tuple(_seconds(call["runtime"], 1.0) for call in calls), notes=(note,),
+        )
+        for name, calls in content["lst"]
+    )  # fmt: skip
+    return Foreign(source, "polygraphy", "end_to_end, host clock", notes=(note,), parts=parts)
+
+
+def _olive(source: str, content: dict[str, Any]) -> Foreign:
+    note = "Olive's metrics as it names them (latencies in its milliseconds); no raw samples, no ratio with a study."
+    parts = []
+    for node in content.values():
+        figures = [(name, _figure(value)) for name, value in ((node.get("metrics") or {}).get("value") or {}).items()]
+        way = str(node.get("from_pass") or "input model")
+        parts.append(Foreign(f"{source}: {way}", "Olive", "as Olive measures", notes=(note,), figures=tuple(figures)))
+    return Foreign(source, "Olive", "as Olive measures", notes=(note,), parts=tuple(parts))
+
+
+def _trtllm(source: str, content: dict[str, Any]) -> Foreign:
+    engine, performance = content["engine"], content["performance"]
+    figures = [("requests/s", _figure(performance["request_throughput_req_s"])),
+               ("output tokens/s", _figure(performance["system_output_throughput_tok_s"]))]  # fmt: skip
+    percentiles = performance.get("request_latency_percentiles_ms") or {}
+    figures += [(f"request {name} (ms)", _figure(percentiles[name])) for name in ("p50", "p99") if name in percentiles]
+    streaming = content.get("streaming_metrics") or {}
+    spoken = (("avg_ttft_ms", "mean time to first token"), ("avg_tpot_ms", "mean time a token"))
+    figures += [(f"{words} (ms)", _figure(streaming[name])) for name, words in spoken if name in streaming]
+    what = " ".join(str(engine[name]) for name in ("backend", "dtype", "quantization") if engine.get(name))
+    notes = (
+        f"{engine.get('model')} by TensorRT-LLM {engine.get('version')} ({what}) on "
+        f"{(content.get('machine') or {}).get('name', 'a machine that it does not name')}; "
+        f"{content.get('request_info', {}).get('num_requests')} requests, all at once unless it was told otherwise.",
+    )
+    return Foreign(source, "trtllm-bench", "a request, with its wait", notes=notes, figures=tuple(figures))
+
+
+def _figure(value: Any) -> float:
+    if isinstance(value, dict):
+        value = value["value"]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is no figure")
+    return float(value)
+
+
 def _seconds(value: Any, unit: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{value!r} is no time")
     return value * unit
 
 
-_Fits = Callable[[list[dict[str, Any]]], bool]
+_Fits = Callable[[Any], bool]
 _READERS: tuple[tuple[_Fits, Callable[[str, list[dict[str, Any]]], Foreign]], ...] = (
     (lambda entries: "computeMs" in entries[0], _times),
     (lambda entries: "count" in entries[0] and any("averageMs" in entry for entry in entries), _profile),
     (lambda entries: any(entry.get("cat") in ("Session", "Node") for entry in entries), _trace),
 )
+_READERS_OF_ONE: tuple[tuple[_Fits, Callable[[str, dict[str, Any]], Foreign]], ...] = (
+    (lambda content: "performance" in content and "engine" in content, _trtllm),
+    (lambda content: isinstance(content.get("Layers"), list), _layer_info),
+    (lambda content: content.get("polygraphy_class") == "RunResults", _polygraphy),
+    (lambda content: bool(content) and all(isinstance(node, dict) and "model_id" in node for node in content.values()),
+     _olive),
+)  # fmt: skip

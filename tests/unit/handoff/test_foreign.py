@@ -1,6 +1,7 @@
 """Files of trtexec and ONNX Runtime become rows that say whose they are; no ratio is made of them.
 
-trtexec's files here are written by its code's form (sampleReporting.cpp); ONNX Runtime's are real.
+Files of trtexec, trtllm-bench (bench/dataclasses/reporting.py) and Olive (its documents) are written here in their form;
+those of ONNX Runtime and polygraphy are real.
 """
 
 from __future__ import annotations
@@ -99,3 +100,70 @@ def test_wrong_arguments_and_large_files_are_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(codec, "LARGEST_FILE_BYTES", 1)
     with pytest.raises(DataError, match="at most 1 are read"):
         wb.read_foreign(written(tmp_path / "x.json", [OF_10]))
+
+
+REAL = Path(__file__).parents[2] / "data" / "polygraphy_0.53.6_onnxrt.json"
+
+
+def test_calls_of_polygraphy_are_read_runner_by_runner() -> None:
+    found = wb.read_foreign(REAL)
+    assert [part.source for part in found.parts] == ["polygraphy_0.53.6_onnxrt.json: onnxrt-runner"]
+    told = [call["runtime"] for call in json.loads(REAL.read_text())["lst"][0][1]]
+    assert found.parts[0].latencies_seconds == tuple(told) and len(told) == 5
+    (row,) = wb.foreign_rows(found).to_dict("records")
+    assert row["Latency (ms)"] == pytest.approx(1e3 * float(np.median(told))) and "first ones" in row["Notes"]
+
+
+def test_olives_footprint_is_a_row_a_model_with_its_own_figures(tmp_path: Path) -> None:
+    nodes = {
+        "1": {"model_id": "1", "from_pass": None, "metrics": None},
+        "2": {"model_id": "2", "from_pass": "OnnxQuantization", "metrics": {
+            "value": {"accuracy-top1": {"value": 0.86, "priority": 1, "higher_is_better": True}, "latency-avg": 87.4},
+        }},
+    }  # fmt: skip
+    rows = wb.foreign_rows(wb.read_foreign(written(tmp_path / "footprint.json", nodes))).to_dict("records")
+    assert [row["Variant"] for row in rows] == [
+        "footprint.json: input model (foreign)", "footprint.json: OnnxQuantization (foreign)",
+    ]  # fmt: skip
+    assert rows[1]["Its own figures"] == "accuracy-top1 0.86, latency-avg 87.4" and rows[0]["Its own figures"] == ""
+
+
+BENCH = {
+    "engine": {"model": "llama", "version": "1.2.0", "backend": "Pytorch", "dtype": "float16", "quantization": "FP8"},
+    "machine": {"name": "NVIDIA H100"}, "request_info": {"num_requests": 256},
+    "performance": {
+        "request_throughput_req_s": 120.5, "system_output_throughput_tok_s": 3856.0,
+        "request_latency_percentiles_ms": {"p50": 210.0, "p99": 480.0, "minimum": 100.0},
+    },
+    "streaming_metrics": {"avg_ttft_ms": 30.0, "avg_tpot_ms": 5.5},
+}  # fmt: skip
+
+
+def test_a_benchmark_of_tensorrt_llm_says_model_machine_and_form(tmp_path: Path) -> None:
+    (row,) = wb.foreign_rows(wb.read_foreign(written(tmp_path / "b.json", BENCH))).to_dict("records")
+    assert row["Its own figures"].startswith(
+        "requests/s 120.5, output tokens/s 3856, request p50 (ms) 210, request p99 (ms) 480"
+    )
+    assert "mean time to first token (ms) 30" in row["Its own figures"]
+    assert "Pytorch float16 FP8" in row["Notes"] and "NVIDIA H100" in row["Notes"] and row["Tool"] == "trtllm-bench"
+
+
+def test_layer_information_has_names_and_nodes_and_no_times(tmp_path: Path) -> None:
+    info = {
+        "Layers": [{"Name": "conv0 + relu0", "LayerType": "CaskConvolution", "Inputs": [], "Outputs": []}, "Reformat 1"]
+    }
+    found = wb.read_foreign(written(tmp_path / "layers.json", info))
+    assert [layer.name for layer in found.layers] == ["conv0 + relu0", "Reformat 1"]
+    assert found.table()["ms"].isna().all() and found.notes == ("Layers without times.",)
+
+
+@pytest.mark.parametrize("content", [
+    {**BENCH, "performance": {"request_throughput_req_s": "fast"}},
+    {**BENCH, "performance": []},
+    {"polygraphy_class": "RunResults", "lst": [["r", [{"runtime": -1.0}]]]},
+    {"polygraphy_class": "RunResults", "lst": [1]},
+    {"a": {"model_id": "a", "metrics": {"value": {"x": {}}}}},
+])  # fmt: skip
+def test_a_damaged_file_of_a_known_tool_is_a_sentence(tmp_path: Path, content: object) -> None:
+    with pytest.raises(DataError, match="an entry is damaged"):
+        wb.read_foreign(written(tmp_path / "x.json", content))
