@@ -38,6 +38,7 @@ _HOMES = {
     "compare_calibrators": "workbench.tuning.calibrators",
     "confirm": "workbench.study.confirming",
     "combinations": "workbench.study.sweep",
+    "sweep": "workbench.study.sweeping",
     "matrix": "workbench.study.batches",
     "refusals": "workbench.study.offers",
     "study_seconds": "workbench.study.estimate",

@@ -39,7 +39,7 @@ REFERENCE = {
         "Measuring and judging",
         "measure check compare Protocol compare_calibrators accuracy statistics",
     ),
-    "studies": ("Studies", "run Study studies Store optimize confirm combinations matrix study_seconds"),
+    "studies": ("Studies", "run Study studies Store optimize confirm sweep combinations matrix study_seconds"),
     "explaining": ("Layers and reasons", "explain explain_files layer_costs layer_times ceiling ceilings"),
     "reading": ("Reports, and what others made", "report plots from_trtexec read_foreign foreign_rows"),
     "data": ("Data and metrics", "datasets metrics"),

@@ -164,11 +164,12 @@ def _row(name: str, store: Store) -> dict[str, Any]:
         "variants": len(record.results),
         "failed": len(study.failures),
         "best": _best(study),
-        "state": "finished" if _is_finished(study) else "unfinished",
+        "state": "finished" if is_finished(study) else "unfinished",
     }
 
 
-def _is_finished(study: Study) -> bool:
+def is_finished(study: Study) -> bool:
+    """Return whether every variant has all its rounds, or failed."""
     wanted = study.record.protocol.rounds
     return all(
         item.failure is not None or (item.measurement is not None and len(item.measurement.rounds) >= wanted)

@@ -108,6 +108,24 @@ def run(
         return _Run(request, store, handle, watch).go()
 
 
+def blank_record(request: Request, store: Store) -> StudyRecord:
+    """Return the record of a study of which nothing is done yet."""
+    return StudyRecord(
+        name=request.name,
+        created_at=time.time(),
+        model=request.model,
+        backend=request.backend,
+        backend_reason=request.backend_reason,
+        protocol=request.protocol,
+        options=request.options,
+        baseline=request.baseline,
+        results=tuple(VariantResult(recipe) for recipe in request.recipes),
+        data=summary_of(request.dataset),
+        environment=_environment(request, store),
+        notes=request.notes,
+    )
+
+
 class _Run:
     """One call of `run`: the record so far, and how much is done."""
 
@@ -123,20 +141,9 @@ class _Run:
         )  # fmt: skip
         self.kept = Rounds(store, request.model.sha256, request.dataset.evaluation.sha256, request.protocol)
         self.earlier = _earlier(store, request)
-        self.record = StudyRecord(
-            name=request.name,
-            created_at=time.time() if self.earlier is None else self.earlier.created_at,
-            model=request.model,
-            backend=request.backend,
-            backend_reason=request.backend_reason,
-            protocol=request.protocol,
-            options=request.options,
-            baseline=request.baseline,
-            results=(*(VariantResult(recipe) for recipe in request.recipes), *self._carried()),
-            data=summary_of(request.dataset),
-            environment=_environment(request, store),
-            notes=request.notes,
-        )
+        blank = blank_record(request, store)
+        created_at = blank.created_at if self.earlier is None else self.earlier.created_at
+        self.record = replace(blank, created_at=created_at, results=(*blank.results, *self._carried()))
         self.feeds: dict[str, np.ndarray] = {}
 
     def go(self) -> Study:

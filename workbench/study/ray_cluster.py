@@ -1,0 +1,164 @@
+"""Studies spread over the machines of a Ray cluster: each where its backend is, one at a time, again elsewhere if lost.
+
+A study travels as a capsule and comes back as its record. What a machine builds and measures stays in its own store, so a
+study that went on there before goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench import codec
+from workbench.errors import BackendMissing, Cancelled, WorkbenchError
+
+# A study whose machine was lost so often is not sent out again: it may be what takes machines down.
+_MOST_LOST = 3
+_ASK_SECONDS = 0.5
+# Backends that need a GPU of their own while they measure.
+_ON_GPUS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cudagraph")
+
+
+@dataclass
+class Work:
+    """A study to be run somewhere."""
+
+    name: str
+    capsule: bytes
+    backend: str
+    lost: int = 0
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of it: its record as JSON, or why there is none."""
+
+    name: str
+    record: str | None
+    message: str = ""
+
+
+def spread(
+    work: list[Work], address: str | None, told: Callable[[str, str], None], cancel: Callable[[], bool]
+) -> Iterator[Answer]:
+    """Run all studies on the cluster and yield each as it ends.
+
+    Args:
+        told: called with the name of a study and where it was sent, or what became of it.
+
+    Raises:
+        BackendMissing: Ray is not installed, or no cluster is at that address.
+        Cancelled: `cancel` said so; the studies that are out are stopped.
+    """
+    ray = _ray()
+    owned = not ray.is_initialized()
+    if owned:
+        try:
+            ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise BackendMissing(f"No Ray cluster could be reached at {address or 'this machine'}: {error}") from error
+    try:
+        yield from _dispatched(ray, deque(work), told, cancel)
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise BackendMissing('Ray is not installed. Run: pip install "trt-workbench[ray]"') from error
+    return ray
+
+
+def _dispatched(
+    ray: Any, waiting: deque[Work], told: Callable[[str, str], None], cancel: Callable[[], bool]
+) -> Iterator[Answer]:
+    out: dict[Any, tuple[Work, str]] = {}
+    try:
+        while waiting or out:
+            if cancel():
+                raise Cancelled("The sweep was cancelled; what is finished is in the store.")
+            machines = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+            for item in [*waiting]:
+                if machines.keys() <= item.refused.keys() and machines:
+                    waiting.remove(item)
+                    said = "; ".join(sorted(set(item.refused.values())))
+                    yield Answer(item.name, None, f"No machine of the cluster can run {item.backend}: {said}")
+                    continue
+                place = _free(item, machines, out)
+                if place is not None:
+                    waiting.remove(item)
+                    out[_sent(ray, item, place)] = (item, place)
+                    told(item.name, f"on {machines[place]['NodeManagerHostname']}")
+            done, _ = ray.wait(list(out), timeout=_ASK_SECONDS) if out else ([], [])
+            for reference in done:
+                item, place = out.pop(reference)
+                answer = _received(ray, reference, item, place)
+                if answer is None:
+                    waiting.append(item)
+                else:
+                    told(item.name, "done" if answer.record else "failed")
+                    yield answer
+    finally:
+        for reference in out:
+            ray.cancel(reference, force=True)
+
+
+def _free(item: Work, machines: dict[str, Any], out: dict[Any, tuple[Work, str]]) -> str | None:
+    """Return a machine that may have the backend and is not measuring, the one with least to do."""
+    busy = Counter(place for _, place in out.values())
+    for place, machine in machines.items():
+        room = int(machine["Resources"].get("GPU", 0)) if item.backend in _ON_GPUS else 1
+        if place not in item.refused and busy[place] < max(room, 1):
+            return place
+    return None
+
+
+def _sent(ray: Any, item: Work, place: str) -> Any:
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    gpus = 1 if item.backend in _ON_GPUS else 0
+    # No soft affinity, no retries of Ray's own: where it runs again is decided here.
+    job = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(study_job)
+    job = job.options(scheduling_strategy=NodeAffinitySchedulingStrategy(place, soft=False))
+    return job.remote(item.capsule, item.name, item.backend)
+
+
+def _received(ray: Any, reference: Any, item: Work, place: str) -> Answer | None:
+    """Return the answer, or None where the study is to go to another machine."""
+    try:
+        found = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return Answer(item.name, None, f"The machine's program failed: {str(error).splitlines()[-1]}")
+    except ray.exceptions.RayError as error:
+        item.lost += 1
+        if item.lost < _MOST_LOST:
+            return None
+        return Answer(item.name, None, f"Its machine was lost {item.lost} times, the last time with: {error}")
+    if found.get("missing"):
+        item.refused[place] = found["message"]
+        return None
+    return Answer(item.name, found.get("record"), found.get("message", ""))
+
+
+def study_job(capsule: bytes, name: str, backend: str) -> dict[str, Any]:
+    """Be the worker: run the study of a capsule in this machine's own store; return its record, or why there is none."""
+    from workbench.study.confirming import confirm
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="workbench-sweep-") as folder:
+            place = Path(folder) / "study.zip"
+            place.write_bytes(capsule)
+            study = confirm(place, backend=backend, name=name, progress=None).study
+    except BackendMissing as error:
+        return {"missing": True, "message": str(error)}
+    except WorkbenchError as error:
+        return {"message": str(error)}
+    return {"record": codec.to_json(codec.portable(study.record))}
