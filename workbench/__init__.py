@@ -21,6 +21,7 @@ _HOMES = {
     "open_runner": "workbench.engines",
     "refit": "workbench.engines",
     "from_trtexec": "workbench.engines.tensorrt.trtexec",
+    "for_orin": "workbench.handoff.orin",
     "read_foreign": "workbench.handoff.foreign",
     "foreign_rows": "workbench.handoff.foreign",
     "backends": "workbench.engines",
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from workbench.engines.tensorrt.trtexec import from_trtexec
     from workbench.explaining.files import explain_files
     from workbench.handoff.foreign import foreign_rows, read_foreign
+    from workbench.handoff.orin import for_orin
     from workbench.judging import accuracy, statistics
     from workbench.judging.comparison import compare
     from workbench.machine.store import Store
@@ -97,6 +99,7 @@ if TYPE_CHECKING:
     from workbench.study.previews import preview
     from workbench.study.search import optimize
     from workbench.study.sweep import combinations
+    from workbench.study.sweeping import sweep
     from workbench.study.why import explain
     from workbench.transformation.steps import transform
     from workbench.tuning.calibrating import calibrate

@@ -41,7 +41,10 @@ REFERENCE = {
     ),
     "studies": ("Studies", "run Study studies Store optimize confirm sweep combinations matrix study_seconds"),
     "explaining": ("Layers and reasons", "explain explain_files layer_costs layer_times ceiling ceilings"),
-    "reading": ("Reports, and what others made", "report plots from_trtexec read_foreign foreign_rows"),
+    "reading": (
+        "Reports, other devices, and what others made",
+        "report plots for_orin from_trtexec read_foreign foreign_rows",
+    ),
     "data": ("Data and metrics", "datasets metrics"),
     "llm": ("Language models", "llm"),
     "app": ("The app", "Workbench explore"),
