@@ -88,7 +88,7 @@ def read_foreign(path: str | Path) -> Foreign:
             if fits(entries):
                 try:
                     return reader(file.name, entries)
-                except (KeyError, TypeError, ValueError) as error:
+                except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
                     raise DataError(
                         f"{file} looks like a file of another tool, but an entry is damaged ({error}). Write it again."
                     ) from error
