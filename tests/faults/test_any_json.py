@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 import struct
 import zipfile
@@ -254,6 +255,20 @@ def test_capsules(whole: tuple[dict[str, Any], dict[str, bytes]], tmp_path: Path
     (tmp_path / "c.zip").write_bytes(data.draw(mutated(packed(tmp_path / "d.zip", contents, parts).read_bytes())))
     read(capsule.read, tmp_path / "c.zip", store)
     assert not list(tmp_path.parent.glob("x*")) and not Path("/x").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_may_never_end_is_not_read(kind: str, tmp_path: Path) -> None:
+    readers = {
+        "m.onnx": wb.load, "d.npz": datasets.npz, "t.npz": CalibrationTable.load, "s.json": wb.Study.open,
+        "s.json.gz": wb.Study.open, "f.json": read_foreign, "c.zip": lambda path: capsule.read(path, Store(tmp_path / "s")),
+        "t.txt": lambda path: datasets.text(path, TOKENS, 2), "tokenizer.json": read_tokenizer,
+    }  # fmt: skip
+    for name, call in readers.items():
+        place = tmp_path / name
+        os.mkfifo(place) if kind == "pipe" else place.symlink_to("/dev/zero")
+        with pytest.raises(WorkbenchError):
+            call(place)
 
 
 def test_the_model_of_a_capsule_lies_in_the_capsule(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench import codec
 from workbench.datasets.metrics import perplexity
 from workbench.datasets.split import Array, Dataset, Split
 from workbench.errors import DataError
@@ -104,7 +105,7 @@ def _codec(tokenizer: Any) -> tuple[Callable[[str], list[int]], Callable[[list[i
 
 def _documents(file: Path) -> Iterator[str]:
     try:
-        size = file.stat().st_size
+        size = codec.size_of(file)
         if size > LARGEST_TEXT_BYTES:
             raise DataError(f"{file} has {size} bytes; at most {LARGEST_TEXT_BYTES} are read. Pass a part of it.")
         content = file.read_text(encoding="utf-8")
