@@ -18,18 +18,20 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "faults"))
 
 import test_any_bytes as valid
+import test_any_json as others
 
 import workbench as wb
 from workbench import datasets, zoo
 from workbench.calibration.table import CalibrationTable
 from workbench.datasets import ImagePreprocessing
+from workbench.datasets.texts import read_tokenizer
 from workbench.errors import WorkbenchError
+from workbench.handoff.foreign import read_foreign
 from workbench.machine import device
 
 Loader = tuple[bytes, str, Callable[[Path], object]]
@@ -43,24 +45,28 @@ def loaders() -> dict[str, Loader]:
         for kind in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")
     }  # fmt: skip
     study = sorted(Path(zoo.data_folder(), "studies").rglob("*.json"))[0]
+    packed = sorted(Path(zoo.data_folder(), "studies").rglob("*.json.gz"))[0]
     return {
         **found,
         "onnx": (valid.onnx_bytes(), "m.onnx", wb.load),
         "npz": (valid.npz_bytes(), "d.npz", datasets.npz),
         "table": (table_bytes(), "t.npz", CalibrationTable.load),
         "study": (study.read_bytes(), "s.json", wb.Study.open),
+        "packed study": (packed.read_bytes(), "s.json.gz", wb.Study.open),
+        "text": (as_json([others.LINE])[1:-1], "t.jsonl", lambda path: datasets.text(path, others.TOKENS, 2)),
+        "tokenizer": (as_json(others.TOKENIZER), "t/tokenizer.json", read_tokenizer),
+        "other tool": (as_json(others.TRACE), "f.json", read_foreign),
     }
+
+
+def as_json(plain: object) -> bytes:
+    return json.dumps(plain).encode()
 
 
 def table_bytes() -> bytes:
     """A real calibration table of a small network."""
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "m.onnx").write_bytes(valid.onnx_bytes())
-        x = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
-        found = wb.calibrate(wb.load(Path(folder) / "m.onnx", folder=folder), x, "int8-max")
-        assert found.table is not None
-        found.table.save(Path(folder) / "t.npz")
-        return (Path(folder) / "t.npz").read_bytes()
+        return others.table_bytes(Path(folder))
 
 
 def mutated(content: bytes, dice: random.Random) -> bytes:

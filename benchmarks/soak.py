@@ -73,6 +73,7 @@ def main() -> None:
     """Run each kind of cycle, print what grew, and write all counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cycles", type=int, default=300)
+    parser.add_argument("--seconds", type=float, default=3600.0, help="that each kind may take; then it ends early")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", choices=sorted(CYCLES), help="one kind of cycle; default: both")
     arguments = parser.parse_args()
@@ -81,22 +82,26 @@ def main() -> None:
         if arguments.only not in (None, kind):
             continue
         with tempfile.TemporaryDirectory() as folder:
-            counts, started = [], time.perf_counter()
+            counts, started, done, full = [], time.perf_counter(), 0, 0
             before: Counter[str] = Counter()
-            for number in range(arguments.cycles):
-                cycle(Path(folder), number)
-                if number % 10 == 9:
-                    counts.append({"cycle": number + 1, **counted()})
-                if number == arguments.cycles // 3:  # caches are full by now
+            while (share := max(done / arguments.cycles, (time.perf_counter() - started) / arguments.seconds)) < 1:
+                if not full and share >= 1 / 3:  # caches are full by now
                     gc.collect()
-                    before = Counter(type(item).__name__ for item in gc.get_objects())
+                    before, full = Counter(type(item).__name__ for item in gc.get_objects()), done
+                cycle(Path(folder), done)
+                done += 1
+                counts.append({"cycle": done, **counted()})
             gc.collect()
-            rest = arguments.cycles - arguments.cycles // 3 - 1
+            rest = max(done - full, 1)
             found[kind] = {
                 "seconds": time.perf_counter() - started,
+                "cycles": done,
                 "counts": counts,
                 "grown_objects_a_cycle": {name: count / rest for name, count in grown(before)},
             }
+        if not counts:
+            print(kind, f"made {found[kind]['cycles']} cycles in {arguments.seconds:g} s: too few to count anything")
+            continue
         first, last = counts[len(counts) // 3], counts[-1]
         print(
             kind, {name: f"{first[name]:,} -> {last[name]:,}" for name in first}, found[kind]["grown_objects_a_cycle"]

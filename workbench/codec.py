@@ -92,7 +92,7 @@ def from_file(kind: type[Record], path: Path) -> Record:
         StoreError: there is no such file, it is too large to be a record, packed or not, or what `from_json` refuses.
     """
     try:
-        size = path.stat().st_size
+        size = size_of(path)
         if size > LARGEST_FILE_BYTES:
             raise StoreError(
                 f"{path} has {size} bytes, and a record has at most {LARGEST_FILE_BYTES}. Is it another file?"
@@ -101,6 +101,17 @@ def from_file(kind: type[Record], path: Path) -> Record:
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise StoreError(f"Cannot read {path}: {error}. Give the .json file that save or a report wrote.") from error
     return from_json(kind, text)
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a file.
+
+    Raises:
+        OSError: there is none, or it is a pipe or a device, which has no size and may never end.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no file, but a folder, a pipe or a device")
+    return path.stat().st_size
 
 
 def _unpacked(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 from workbench import engines, zoo
 from workbench.errors import StoreError, WorkbenchError
 from workbench.graph.dialects import dialect, of_this_cpu
-from workbench.machine import device
+from workbench.machine import device, network
 from workbench.machine.store import Store
 from workbench.tuning import machine_ceilings
 
@@ -40,6 +40,7 @@ def examine() -> list[Finding]:
         _gpu(),
         *_runtimes(),
         *_backends(),
+        _children(),
         *_ceilings(),
         *_packages(),
         _shipped(),
@@ -112,6 +113,16 @@ def _backends() -> list[Finding]:
     if not usable:
         findings.append(Finding("backends", "wrong", "No backend can be used.", 'pip install "trt-workbench[cpu]"'))
     return findings
+
+
+def _children() -> Finding:
+    if network.can_close():
+        return Finding("children", "ok", "The processes that run models have no network.")
+    return Finding(
+        "children",
+        "note",
+        "The processes that run models keep their network; it is refused to them on Linux without an NVIDIA driver.",
+    )
 
 
 def _ceilings() -> list[Finding]:

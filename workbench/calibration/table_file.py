@@ -93,6 +93,8 @@ def read_table_file(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]
         CalibrationError: the file cannot be read or is not laid out as a table file; the message names the member.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise OSError("it is no file, but a folder, a pipe or a device")
         with zipfile.ZipFile(path) as archive:
             found, wanted = sorted(archive.namelist()), sorted(f"{name}.npy" for name in ("text", *_MEMBERS))
             if found != wanted:

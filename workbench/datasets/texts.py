@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from workbench import codec
 from workbench.datasets.metrics import perplexity
 from workbench.datasets.split import Array, Dataset, Split
 from workbench.errors import DataError
+
+LARGEST_TEXT_BYTES = 1 << 30
 
 
 def text(
@@ -91,7 +94,10 @@ def _codec(tokenizer: Any) -> tuple[Callable[[str], list[int]], Callable[[list[i
         )
 
     def encode(document: str) -> list[int]:
-        encoded = chosen.encode(document)
+        try:
+            encoded = chosen.encode(document)
+        except Exception as error:  # the library raises bare Exception for everything
+            raise DataError(f"The tokenizer cannot read the text: {error}. Take the model's own.") from error
         return list(getattr(encoded, "ids", encoded))
 
     return encode, lambda ids: str(chosen.decode(ids))
@@ -99,6 +105,9 @@ def _codec(tokenizer: Any) -> tuple[Callable[[str], list[int]], Callable[[list[i
 
 def _documents(file: Path) -> Iterator[str]:
     try:
+        size = codec.size_of(file)
+        if size > LARGEST_TEXT_BYTES:
+            raise DataError(f"{file} has {size} bytes; at most {LARGEST_TEXT_BYTES} are read. Pass a part of it.")
         content = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read {file} as UTF-8 text: {error}. Check the path and the encoding.") from error
@@ -110,8 +119,12 @@ def _documents(file: Path) -> Iterator[str]:
             continue
         try:
             document = json.loads(line)["text"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f'Line {number} of {file} is no {{"text": ...}} object ({error!r}). Correct it.') from error
         if not isinstance(document, str):
             raise DataError(f'Line {number} of {file}: "text" is a {type(document).__name__}, expected a string.')
+        if any(
+            "\ud800" <= letter <= "\udfff" for letter in document
+        ):  # JSON can write half a letter; no tokenizer reads it
+            raise DataError(f'Line {number} of {file}: "text" holds half of a letter (a lone surrogate). Correct it.')
         yield document

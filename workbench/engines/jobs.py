@@ -180,6 +180,8 @@ def _joined(
 def layer_times(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle = QUIET) -> tuple[LayerTime, ...]:
     """Profile an engine's layers in a fresh process; see `engines.base.Backend.layer_times`.
 
+    Nobody else measures on this machine meanwhile; who waits for another measurement is told so.
+
     Args:
         feeds: input name -> one batch.
         runs: profiled calls.
@@ -196,7 +198,8 @@ def layer_times(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle 
 def layer_profile(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handle = QUIET) -> LayerProfile:
     """Profile an engine's layers and whole calls in a fresh process; arguments and errors as for `layer_times`."""
     job = ProfileJob(replace(engine, log=""), runs)
-    return child.call("workbench.engines.jobs:profile_job", job, feeds, returns=LayerProfile, handle=handle).record
+    with child.measuring(handle):
+        return child.call("workbench.engines.jobs:profile_job", job, feeds, returns=LayerProfile, handle=handle).record
 
 
 def profile_job(job: ProfileJob, arrays: Feeds) -> tuple[LayerProfile, dict[str, np.ndarray]]:

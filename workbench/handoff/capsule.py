@@ -101,7 +101,8 @@ def read(path: Path, store: Store) -> Capsule:
         data = capsule_data.restored(capsule)
         if data is not None:
             data = capsule_data.wanted(record, model, data)
-        notes = [str(note) for note in capsule.contents.get("notes") or ()]
+        notes = capsule.contents.get("notes")
+        notes = [str(note) for note in notes] if isinstance(notes, list) else []
         return Capsule(replace(record, model=model), model, data, tuple(notes))
 
 
@@ -119,6 +120,7 @@ def _tables(record: StudyRecord, store: Store) -> dict[str, tuple[str, Path, flo
 
 def _model(capsule: Opened, record: StudyRecord, store: Store) -> Model:
     name = str(capsule.contents.get("model_file"))
+    capsule.size(f"{_MODEL}/{name}")  # one of its parts: a path of its own would lead out of the folder
     with store.scratch() as scratch:
         folder = scratch / "model"
         for part in capsule.names(_MODEL):
@@ -169,7 +171,7 @@ def take_over_tables(path: Path, record: StudyRecord, data: Dataset, store: Stor
             ours = {sha256: entry for sha256, entry in about.items() if entry["key"] in keys}
             for sha256, entry in ours.items():
                 _take(capsule, sha256, entry, store)
-        except (CalibrationError, KeyError, TypeError, ValueError) as error:
+        except (CalibrationError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise StoreError(
                 f"The capsule {path} is damaged: a calibration table is none ({error}). Copy it again."
             ) from error

@@ -90,7 +90,7 @@ def restored(capsule: Opened) -> Dataset | None:
             scored_output=None if about["scored_output"] is None else str(about["scored_output"]),
             sample_axes={str(name): None if axis is None else int(axis) for name, axis in about["sample_axes"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError, DataError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, DataError) as error:
         raise StoreError(
             f"The capsule {capsule.path} is damaged: its data cannot be read ({error}). Copy it again."
         ) from error

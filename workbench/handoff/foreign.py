@@ -84,9 +84,9 @@ def read_foreign(path: str | Path) -> Foreign:
         raise DataError(f"read_foreign takes the path of a file, got a {type(path).__name__}. Pass one of: {_FORMS}.")
     file = Path(path)
     try:
-        if file.stat().st_size > codec.LARGEST_FILE_BYTES:
+        if (size := codec.size_of(file)) > codec.LARGEST_FILE_BYTES:
             raise DataError(
-                f"{file} has {file.stat().st_size} bytes; at most {codec.LARGEST_FILE_BYTES} are read. Profile fewer calls."
+                f"{file} has {size} bytes; at most {codec.LARGEST_FILE_BYTES} are read. Profile fewer calls."
             )
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -100,7 +100,7 @@ def read_foreign(path: str | Path) -> Foreign:
         if fits(entries):
             try:
                 return reader(file.name, entries)
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError, EngineError) as error:
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, EngineError) as error:
                 raise DataError(
                     f"{file} looks like a file of another tool, but an entry is damaged ({error}). Write it again."
                 ) from error

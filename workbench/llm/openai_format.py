@@ -201,7 +201,7 @@ def _template(folder: Path) -> str | None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get("chat_template")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
     return found if isinstance(found, str) else None
 

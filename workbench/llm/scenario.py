@@ -144,7 +144,10 @@ def serve_traffic(
         job = ServeJob(_sent(engine, policy, traffic, threads), tuple(rates))
         for rate in rates:
             _check(language, traffic, rate, text)
-        answer = child.call("workbench.llm.scenario:serve_job", job, {"text": text}, returns=ServedRuns, handle=handle)
+        with child.measuring(handle):
+            answer = child.call(
+                "workbench.llm.scenario:serve_job", job, {"text": text}, returns=ServedRuns, handle=handle
+            )
         found += answer.record.runs
     return found
 
@@ -179,7 +182,10 @@ def highest_rate(
         )
     _check(language, traffic, first_rate, text)
     job = SearchJob(_sent(engine, policy, traffic, threads), limit_seconds, quantile, of, first_rate)
-    answer = child.call("workbench.llm.scenario:search_job", job, {"text": text}, returns=HighestRate, handle=handle)
+    with child.measuring(handle):
+        answer = child.call(
+            "workbench.llm.scenario:search_job", job, {"text": text}, returns=HighestRate, handle=handle
+        )
     found: HighestRate = answer.record
     return found
 

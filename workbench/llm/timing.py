@@ -6,6 +6,7 @@ nothing else is counted. Raw values only; `workbench.llm.rates` derives from the
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Sequence
@@ -141,15 +142,26 @@ def measure_generation(
     def lacking() -> list[str]:
         return [name for name, rounds in taken.items() if len(rounds) < protocol.rounds]
 
+    def done() -> float:
+        return sum(len(rounds) for rounds in taken.values()) / (protocol.rounds * len(runners))
+
     numbers = itertools.count()
-    for index, name in latency.turns(lacking, lambda: next(numbers), seed=protocol.seed, beside=runners[0].name):
-        if handle.cancelled():
-            raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}.")
-        fraction = sum(len(rounds) for rounds in taken.values()) / (protocol.rounds * len(runners))
-        progress(Progress("measure", name, fraction, f"round {index + 1} of {protocol.rounds}"))
-        runner = by_name[name]
-        answer = child.call(runner.target, {**plain, **runner.job, "index": index}, handle=handle)
-        taken[name].append(answer.record["workloads"])
+    order = latency.turns(
+        lacking,
+        lambda: next(numbers),
+        seed=protocol.seed,
+        beside=runners[0].name,
+        handle=handle,
+        waiting=lambda words: progress(Progress("measure", "", done(), words)),
+    )
+    with contextlib.closing(order):  # whatever ends this loop, the turn goes to whoever waits for it
+        for index, name in order:
+            if handle.cancelled():
+                raise Cancelled(f"Stopped as asked before round {index + 1} of {name!r}.")
+            progress(Progress("measure", name, done(), f"round {index + 1} of {protocol.rounds}"))
+            runner = by_name[name]
+            answer = child.call(runner.target, {**plain, **runner.job, "index": index}, handle=handle)
+            taken[name].append(answer.record["workloads"])
     progress(Progress("measure", "", 1.0, "done"))
     environment = device.describe()
     return [

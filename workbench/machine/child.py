@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import numpy as np
 
 from workbench import codec, errors
 from workbench.errors import ChildKilled, WorkbenchError
-from workbench.machine import disk, process
+from workbench.machine import disk, process, turn
 from workbench.machine.arrays import load, save
 from workbench.machine.handle import QUIET, Handle
 
@@ -155,6 +155,17 @@ def end_idle() -> None:
         idle, _idle[:] = _idle[:], []
     for one in idle:
         one.end()
+
+
+@contextlib.contextmanager
+def measuring(handle: Handle = QUIET, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
+    """Have this machine for a measurement: the turn to measure, and none of our own processes idling on the device.
+
+    Arguments and errors as for `workbench.machine.turn.measuring`.
+    """
+    with turn.measuring(handle, waiting):
+        end_idle()
+        yield
 
 
 def _wait(child: subprocess.Popen[bytes], folder: Path, target: str, handle: Handle) -> None:

@@ -1,8 +1,9 @@
 """A fresh Python process that serves this one: how it is started, what it inherits, and how much memory it may take.
 
-It imports nothing from the current folder, gets the part of the environment that engines need, and ends with its
-parent. Its memory is watched from outside: engines reserve far more address space than they use, so that a limit on
-that (RLIMIT_AS) would refuse sound work; resident memory is what the machine runs out of. Knows nothing of the work.
+It imports nothing from the current folder, gets the part of the environment that engines need and no network, and ends
+with its parent. Its memory is watched from outside: engines reserve far more address space than they use, so that a
+limit on that (RLIMIT_AS) would refuse sound work; resident memory is what the machine runs out of. Knows nothing of the
+work.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 # `python -m` and `python -c` put the current folder first on the path, where a file called numpy.py may lie. Python 3.10
 # has no switch (-P) against that. `sys` is built in: no file can take its place.
 _BOOT = (
-    "import sys; sys.path[:] = [place for place in sys.path if place]; from {module} import main; main(*sys.argv[1:])"
+    "import sys; sys.path[:] = [place for place in sys.path if place]; "
+    "from workbench.machine import network; network.close(); "
+    "from {module} import main; main(*sys.argv[1:])"
 )
 # What a child inherits: where things lie, language, temporary folder, and the switches of the libraries that it uses.
 _INHERITED = (

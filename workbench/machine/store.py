@@ -69,10 +69,12 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         temporary.replace(path)
-    except OSError as error:
+    except BaseException as error:  # Ctrl-C and a lack of memory leave nothing behind either
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise disk.explained(error, path) from error
+        if isinstance(error, OSError):
+            raise disk.explained(error, path) from error
+        raise
 
 
 def key_of(parts: Sequence[object]) -> str:

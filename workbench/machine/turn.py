@@ -7,6 +7,7 @@ taken over by itself. Each holds the owner's process id and since when. Knows no
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import hashlib
 import json
@@ -22,6 +23,7 @@ from typing import Any
 from workbench.errors import StoreError
 from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
+from workbench.records import Progress
 
 try:
     import fcntl
@@ -68,12 +70,12 @@ def alone(folder: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def measuring(handle: Handle = QUIET, waiting: Callable[[str], None] = lambda words: None) -> Iterator[None]:
+def measuring(handle: Handle = QUIET, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Be the only one who measures on this machine while this block runs; wait for whoever does now.
 
     Args:
         handle: the caller's, which may stop the waiting.
-        waiting: told in words, once for each owner that is waited for.
+        waiting: told in words, once for each owner that is waited for; None tells the handle, as a line and as progress.
 
     Raises:
         Cancelled: the caller stopped it.
@@ -83,11 +85,18 @@ def measuring(handle: Handle = QUIET, waiting: Callable[[str], None] = lambda wo
         while not _take(descriptor):
             owner = _owner(descriptor)
             if owner != told or told is None:
-                waiting(f"waiting for another measurement ({owner or 'another process'})")
+                (waiting or functools.partial(_say, handle))(
+                    f"waiting for another measurement ({owner or 'another process'})"
+                )
                 told = owner or Owner(0, 0.0)
             handle.check(" while waiting for another measurement to finish")
             time.sleep(_POLL_SECONDS)
         yield
+
+
+def _say(handle: Handle, words: str) -> None:
+    handle.on_line(words)
+    handle.progress(Progress("measure", "", 0.0, words))
 
 
 def _turn_file() -> Path:

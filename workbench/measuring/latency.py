@@ -22,7 +22,7 @@ from workbench import engines
 from workbench.engines.base import Feeds, Runner
 from workbench.engines.feeding import as_feeds
 from workbench.errors import Cancelled, DataError, EngineError, WorkbenchError, expect
-from workbench.machine import child, conditions, device, turn
+from workbench.machine import child, conditions, device
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Engine, Failure, Measurement, Progress, Protocol, Round
 
@@ -120,7 +120,7 @@ def turns(
     seed: int,
     beside: str,
     handle: Handle = QUIET,
-    waiting: Callable[[str], None] = lambda words: None,
+    waiting: Callable[[str], None] | None = None,
 ) -> Generator[tuple[int, str], None, None]:
     """Yield who is measured next, and in which turn, until nobody lacks a round.
 
@@ -139,8 +139,7 @@ def turns(
         Cancelled: the caller stopped it while it waited.
     """
     while names := lacking():
-        with turn.measuring(handle, waiting):
-            child.end_idle()
+        with child.measuring(handle, waiting):
             index = next_turn()
             together = list(dict.fromkeys([beside, *names]))
             random.Random(f"{seed}-{index}").shuffle(together)

@@ -42,7 +42,16 @@ def shapes(file: Path) -> dict[str, tuple[int, ...]]:
                 raise ValueError(f"its header claims {size} bytes")
             header = json.loads(stream.read(size))
         return {name: tuple(map(int, entry["shape"])) for name, entry in header.items() if name != "__metadata__"}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        struct.error,
+        RecursionError,
+    ) as error:
         raise LoadError(
             f"Cannot read {file}: {error}. It is truncated, or no safetensors file: copy it again."
         ) from error

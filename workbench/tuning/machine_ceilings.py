@@ -17,7 +17,7 @@ from workbench import codec, datasets, engines
 from workbench.engines import jobs
 from workbench.errors import StoreError, WorkbenchError
 from workbench.judging.roofline import KIND, Ceilings
-from workbench.machine import device, turn
+from workbench.machine import child, device
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store, key_of
 from workbench.measuring import latency
@@ -60,7 +60,7 @@ def ceilings(
     name, _ = engines.choose(backend)
     found = kept(name, threads=threads, store=store)
     if found is None:
-        with turn.measuring(handle, handle.on_line):
+        with child.measuring(handle):
             found = _Probes(name, threads, store, handle).measured()
         store.put(KIND, _key(name, threads), codec.to_json(found))
     return found

@@ -8,11 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from workbench.errors import DataError
+from workbench.errors import Cancelled, DataError
 from workbench.llm import scenario
 from workbench.llm.loading import LanguageModel
 from workbench.llm.requests import Lengths, Traffic, draw
 from workbench.llm.serving import ContinuousBatching, NoBatching
+from workbench.machine import turn
+from workbench.machine.handle import Handle
 from workbench.records import Engine
 
 TEXT = np.random.default_rng(0).integers(1, 61, 500)
@@ -120,6 +122,19 @@ def test_the_highest_rate_of_a_real_engine_lies_between_a_rate_that_passed_and_o
     assert found.rate > 0
     assert found.failed_rate is None or found.failed_rate > found.rate
     assert all(len(item.arrival) == 64 for item in found.probes)
+
+
+@pytest.mark.parametrize("call", ["serve_traffic", "highest_rate"])
+def test_serving_is_not_measured_while_another_measures(call: str, language: LanguageModel, engine: Engine) -> None:
+    told: list[str] = []
+    waiting = Handle(cancelled=lambda: bool(told), on_line=told.append)
+    with turn.measuring(), pytest.raises(Cancelled, match="another measurement"):
+        if call == "serve_traffic":
+            scenario.serve_traffic(language, engine, [NoBatching()], [200.0], TEXT, traffic=SMALL, handle=waiting)
+        else:
+            traffic = replace(SMALL, requests=64)
+            scenario.highest_rate(language, engine, NoBatching(), TEXT, traffic, quantile=0.9, handle=waiting)
+    assert "waiting for another measurement" in told[0]
 
 
 def test_too_few_requests_for_the_percentile_and_too_long_ones_are_refused(

@@ -13,6 +13,7 @@ from workbench import codec
 from workbench.errors import Cancelled, CompareError, DataError
 from workbench.llm import eager, memory, rates, timing
 from workbench.llm.loading import LanguageModel
+from workbench.machine import turn
 from workbench.machine.handle import Handle
 from workbench.records import Engine, Measurement, Protocol, Round
 
@@ -140,3 +141,26 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(language: Lan
         timing.measure_generation(language, [engine], [timing.Workload(100, 40)])
     with pytest.raises(Cancelled, match="before round 1"):
         timing.measure_generation(language, [engine], WORKLOADS, QUICK, handle=Handle(cancelled=lambda: True))
+
+
+def test_generation_waits_for_another_measurement_and_says_so(language: LanguageModel, engine: Engine) -> None:
+    told: list[str] = []
+    with turn.measuring(), pytest.raises(Cancelled, match="another measurement"):
+        timing.measure_generation(
+            language,
+            [engine],
+            WORKLOADS,
+            QUICK,
+            progress=lambda step: told.append(step.message),
+            handle=Handle(cancelled=lambda: bool(told)),
+        )
+    assert "waiting for another measurement" in told[0]
+
+
+def test_whoever_keeps_the_error_of_a_stopped_measurement_does_not_keep_the_turn(
+    language: LanguageModel, engine: Engine
+) -> None:
+    with pytest.raises(Cancelled) as kept:
+        timing.measure_generation(language, [engine], WORKLOADS, QUICK, handle=Handle(cancelled=lambda: True))
+    with turn.measuring(Handle(cancelled=lambda: True)):
+        assert kept.value

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import textwrap
 import threading
 from pathlib import Path
@@ -14,8 +15,9 @@ import psutil
 import pytest
 
 import workbench
+from workbench import doctor
 from workbench.errors import BuildError, Cancelled, ChildKilled, DataError, OutOfMemory, WorkbenchError
-from workbench.machine import child, process
+from workbench.machine import child, network, process
 from workbench.machine.handle import Handle
 
 JOBS = """
@@ -58,6 +60,22 @@ JOBS = """
 
     def environment(job, arrays):
         return dict(os.environ), {}
+
+    def connect(job, arrays):
+        import socket, subprocess
+        code = f"import socket; socket.create_connection(({job['host']!r}, {job['port']}), 5)"
+        found = {"grandchild": subprocess.run([sys.executable, "-c", code], capture_output=True).returncode}
+        for name, call in (
+            ("tcp", lambda: socket.create_connection((job["host"], job["port"]), 5)),
+            ("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", (job["host"], job["port"]))),
+            ("tcp6", lambda: socket.socket(socket.AF_INET6)),
+            ("unix", lambda: socket.socketpair()),
+        ):
+            try:
+                call()
+            except OSError as error:
+                found[name] = type(error).__name__
+        return found, {}
 
     def sleep(job, arrays):
         with open(job["path"], "w") as file:
@@ -170,6 +188,31 @@ def test_a_child_inherits_what_engines_need_and_no_secrets(target, monkeypatch) 
     seen = child.call(target("environment"), {}).record
     assert seen["OMP_NUM_THREADS"] == "1" and seen["PATH"] == os.environ["PATH"]
     assert not {"HF_TOKEN", "WORKBENCH_TOKEN", "AWS_PROFILE"} & set(seen)
+
+
+@pytest.mark.parametrize("kept", [None, "builds"])
+def test_a_child_has_no_network(kept: str | None, target, no_process_is_left) -> None:
+    if not network.can_close():
+        pytest.skip("this system cannot refuse a process its network")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host, port = server.getsockname()
+        found = child.call(target("connect"), {"host": host, "port": port}, kept=kept).record
+        server.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            server.accept()
+    assert found == {"grandchild": 1, "tcp": "PermissionError", "udp": "PermissionError", "tcp6": "PermissionError"}
+
+
+def test_the_network_stays_where_it_cannot_be_closed_or_was_not_tried(monkeypatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(network.sys, "platform", "darwin")
+        assert not network.can_close() and not network.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(network.platform, "machine", lambda: "riscv64")
+        assert not network.can_close() and not network.close()
+    monkeypatch.setattr(network, "_NVIDIA_DRIVER", (tmp_path,))
+    assert not network.can_close() and not network.close()
+    assert doctor._children().state == "note"
 
 
 def test_functions_outside_the_workbench_are_not_run() -> None:

@@ -17,6 +17,7 @@ import pytest
 from workbench.errors import Cancelled, StoreError
 from workbench.machine import turn
 from workbench.machine.handle import Handle
+from workbench.records import Progress
 
 HOLD = """
     import sys, time
@@ -80,6 +81,19 @@ def test_a_measurement_waits_for_the_other_and_says_so(place: Path, held) -> Non
     with turn.measuring(waiting=told.append):
         assert json.loads((place / "turn").read_text())["pid"] == os.getpid()
     assert len(told) == 1 and f"waiting for another measurement (process {owner.pid}" in told[0]
+
+
+def test_who_waits_is_told_in_lines_and_in_the_progress(place: Path) -> None:
+    lines: list[str] = []
+    steps: list[Progress] = []
+    with (
+        turn.measuring(),
+        pytest.raises(Cancelled),
+        turn.measuring(Handle(lambda: bool(steps), steps.append, lines.append)),
+    ):
+        pass
+    assert lines == [steps[0].message] and steps[0].stage == "measure"
+    assert lines[0].startswith(f"waiting for another measurement (process {os.getpid()}")
 
 
 def test_waiting_can_be_stopped(place: Path, held) -> None:

@@ -13,6 +13,7 @@ import workbench as wb
 from workbench import datasets
 from workbench.datasets.metrics import top1
 from workbench.errors import CalibrationError, Cancelled, EngineError, RecipeError
+from workbench.machine import turn
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.recipes import NAMED
@@ -170,6 +171,15 @@ def test_layers_of_what_cannot_be_profiled_are_refused(model, store) -> None:
         layer_times(replace(engine, backend="onnxruntime-cuda"), {"x": np.ones((2, 8), np.float32)})
     with pytest.raises(EngineError, match="could not profile"):
         layer_times(engine, {"x": np.ones((2, 9), np.float32)})
+
+
+def test_layers_are_not_timed_while_another_measures(model, store) -> None:
+    engine = wb.build(wb.transform(model, "fp32", store=store), "onnxruntime-cpu", store=store)
+    told: list[str] = []
+    waiting = Handle(cancelled=lambda: bool(told), on_line=told.append)
+    with turn.measuring(), pytest.raises(Cancelled, match="another measurement"):
+        layer_times(engine, {"x": np.ones((2, 8), np.float32)}, handle=waiting)
+    assert "waiting for another measurement" in told[0]
 
 
 def test_errors_grow_along_the_layers(model, data) -> None:

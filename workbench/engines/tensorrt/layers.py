@@ -177,7 +177,7 @@ def parse(text: str) -> tuple[LayerInfo, ...]:
     """
     try:
         found = json.loads(text, strict=False)  # 8.6 writes raw control characters into Metadata
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineError(f"TensorRT's layer information is no JSON: {error}.") from error
     layers = found.get("Layers") if isinstance(found, dict) else found
     if not isinstance(layers, list):

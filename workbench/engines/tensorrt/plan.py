@@ -71,7 +71,7 @@ def read_sidecar(plan: Path) -> Sidecar:
     try:
         size = path.stat().st_size
         found = json.loads(path.read_text(encoding="utf-8")) if size <= _LARGEST_SIDECAR_BYTES else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"Cannot read {path}, which says what the plan was built with: {error}. Rebuild.") from error
     kinds = {item.name: bool if item.type == "bool" else str for item in fields(Sidecar)}
     if not isinstance(found, dict) or set(found) != set(kinds):
