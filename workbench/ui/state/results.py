@@ -25,7 +25,7 @@ from workbench.ui.pictures import Summary
 from workbench.ui.state.selection import ModelSelection
 from workbench.ui.state.session import Session
 
-# From here on finding the front (every pair is compared) takes seconds: it comes after the rest.
+# From here on finding the front takes so long that a study that still grows is shown without it.
 MANY_VARIANTS = 30
 VIEWS = ("Plot", "Table", "Layers", "Graph", "Disagreements", "Calibration")
 THEMES: tuple[ThemeName, ...] = ("light", "dark")
@@ -67,7 +67,6 @@ class Results(HasTraits):
     def __init__(self, session: Session, selection: ModelSelection) -> None:
         super().__init__()
         self.session, self.selection = session, selection
-        self._front_missing = False
         self._beside: tuple[Series, ...] = ()
         self.observe(lambda change: self._draw(), ["is_log", "is_whole", "selected"])
 
@@ -86,9 +85,8 @@ class Results(HasTraits):
             self.selected = self.selected if self.selected in names else ""
             self.first = record.baseline
             self.second = next((name for name in reversed(names) if name != record.baseline), record.baseline)
-        many = len(names) > MANY_VARIANTS
-        self._start("results", lambda job: pictures.summarise(record, front=not many), self._take_summary)
-        self._front_missing = many and final
+        front = final or len(names) <= MANY_VARIANTS
+        self._start("results", lambda job: pictures.summarise(record, front=front), self._take_summary)
 
     def select(self, name: str) -> None:
         """Select a variant everywhere: it is what others are compared with.
@@ -167,10 +165,6 @@ class Results(HasTraits):
         self._choose()
         self._draw()
         self._compare()
-        if self._front_missing:
-            self._front_missing = False
-            record = self.record
-            self._start("front", lambda job: pictures.summarise(record), self._take_summary)
 
     def _choose(self) -> None:
         summary, limits = self.summary, self.budget
