@@ -393,6 +393,19 @@ def test_a_damaged_study_is_listed_and_an_error_that_is_shown(state: State) -> N
     assert state.studies.rows == ()
 
 
+def test_weights_are_drawn_with_their_output_channels(state: State) -> None:
+    inspection = state.inspection
+    assert "Read the weights" in attempt(state, inspection.show_weight, "/first/Gemm")
+    assert attempt(state, inspection.read_weights) == ""
+    assert inspection.weights == ("/first/Gemm", "/head/Gemm") and inspection.weight == "/first/Gemm"
+    assert inspection.weight_light.startswith(b"\x89PNG") and inspection.weight_dark.startswith(b"\x89PNG")
+    drawn = inspection.weight_light
+    assert attempt(state, inspection.show_weight, "/head/Gemm") == "" and inspection.weight_light != drawn
+    state.selection.model = None
+    assert inspection.weights == () and inspection.weight_light == b""
+    assert "no file of a model" in attempt(state, inspection.read_weights)
+
+
 def test_calibration_shows_what_each_calibrator_would_clip(state: State) -> None:
     inspection = state.inspection
     assert attempt(state, inspection.collect) == ""

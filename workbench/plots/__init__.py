@@ -11,6 +11,7 @@ from workbench.plots.device import tracks
 from workbench.plots.distributions import latencies, rounds, sizes
 from workbench.plots.front import front
 from workbench.plots.theme import png, svg
+from workbench.plots.weights import weight
 
 __all__ = [
     "convergence",
@@ -25,4 +26,5 @@ __all__ = [
     "sqnr_waterfall",
     "svg",
     "tracks",
+    "weight",
 ]

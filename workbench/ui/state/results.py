@@ -7,6 +7,7 @@ from typing import Any
 
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode
 
+from workbench.datasets import Dataset
 from workbench.errors import RecipeError, nearest
 from workbench.judging import best, standing
 from workbench.judging.best import Budget
@@ -200,16 +201,18 @@ class Results(HasTraits):
         record = self.record
         if record is None:
             return
-        found = disagreements(record, self.first, self.second, self._show(record))
+        data = self._data(record)
+        show, labels = (None, None) if data is None else (data.show, data.evaluation.labels)
+        found = disagreements(record, self.first, self.second, show, labels)
         if found != self.disagreements:
             self.disagreements = found
 
-    def _show(self, record: StudyRecord) -> Callable[[int], dict[str, Any]] | None:
-        """How samples are shown, where the data at hand are those of the record."""
+    def _data(self, record: StudyRecord) -> Dataset | None:
+        """The data at hand, where they are those of the record."""
         data = self.selection.data
         if data is None or data.name != record.data.get("name"):
             return None
-        return data.show if len(data.evaluation) == record.data.get("evaluation_samples") else None
+        return data if len(data.evaluation) == record.data.get("evaluation_samples") else None
 
     def _start(self, what: str, work: Callable[[Job[Any]], Any], news: Callable[[Job[Any]], None]) -> None:
         self.session.start(DRAWING, Job(what, work, key=(what, id(self))), news)
