@@ -126,20 +126,31 @@ class _Pairs:
 
 @dataclass(frozen=True)
 class _Speed:
-    """A measurement as a front of many variants needs it: each round summed up once, not once a pair."""
+    """A measurement as a front of many variants needs it: each round summed up once, not once a pair.
+
+    Attributes:
+        middle, shortest, longest: of the rounds' logs.
+    """
 
     measurement: Measurement
     logs: Mapping[int, float]
     middle: float
+    shortest: float
+    longest: float
 
     @classmethod
     def of(cls, result: VariantResult) -> _Speed:
         assert result.measurement is not None
         logs = statistics.logs_by_round(result.measurement)
-        return cls(result.measurement, logs, float(np.median(list(logs.values()))))
+        values = list(logs.values())
+        return cls(result.measurement, logs, float(np.median(values)), min(values), max(values))
 
     def lead(self, other: _Speed) -> int:
         """Return the sign of the difference, 1 where this one is faster; no verdict has another one."""
+        if self.longest < other.shortest:
+            return 1
+        if other.longest < self.shortest:
+            return -1
         groups, _ = self._groups(other)
         if min(map(len, groups)) < FEWEST_ROUNDS:
             return self.faster(other)

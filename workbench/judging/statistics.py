@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
@@ -120,17 +121,17 @@ class Change:
     words: str
 
 
-# A measurement never changes, and one table asks for what follows from it many times; forgotten together with it.
-_KEPT: dict[tuple[int, object], tuple[weakref.ref[Measurement], Any]] = {}
+# A record never changes, and one table asks for what follows from it many times; forgotten together with it.
+_KEPT: dict[tuple[int, object], tuple[weakref.ref[Any], Any]] = {}
 
 
-def _remembered(measurement: Measurement, what: object, make: Callable[[], Made]) -> Made:
-    key = (id(measurement), what)
+def _remembered(record: Measurement | Accuracy, what: object, make: Callable[[], Made]) -> Made:
+    key = (id(record), what)
     kept = _KEPT.get(key)
-    if kept is not None and kept[0]() is measurement:
+    if kept is not None and kept[0]() is record:
         return cast("Made", kept[1])
     made = make()
-    _KEPT[key] = (weakref.ref(measurement, lambda gone: _KEPT.pop(key, None)), made)
+    _KEPT[key] = (weakref.ref(record, lambda gone: _KEPT.pop(key, None)), made)
     return made
 
 
@@ -239,15 +240,24 @@ def few_rounds(rounds: int) -> str:
 
 def interleaved(first: Measurement, second: Measurement) -> bool:
     """Return whether both sides of each round began before either side of the next one."""
-    starts = [{item.index: item.started_at for item in side.rounds} for side in (first, second)]
-    common = sorted(set(starts[0]) & set(starts[1]))
+    starts = [_remembered(side, "starts", functools.partial(_starts, side.rounds)) for side in (first, second)]
+    common = sorted(starts[0].keys() & starts[1].keys())
     turns = [(starts[0][index], starts[1][index]) for index in common]
     return all(max(turn) <= min(following) for turn, following in itertools.pairwise(turns))
 
 
+def _starts(rounds: Sequence[Round]) -> Mapping[int, float]:
+    return {item.index: item.started_at for item in rounds}
+
+
 def score_interval(accuracy: Accuracy, confidence: float = ACCURACY_CONFIDENCE) -> Score | None:
     """Return a variant's score with its interval; None where there is no metric or a value is not finite."""
-    return mean_score(np.asarray(accuracy.scores, dtype=np.float64), accuracy.display, confidence)
+    values, display = accuracy.scores, accuracy.display
+    return _remembered(
+        accuracy,
+        ("score", confidence),
+        lambda: mean_score(np.asarray(values, dtype=np.float64), display, confidence),
+    )
 
 
 def parent_score_interval(accuracy: Accuracy, confidence: float = ACCURACY_CONFIDENCE) -> Score | None:
