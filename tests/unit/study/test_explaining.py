@@ -154,6 +154,17 @@ def test_a_report_has_a_section_for_it_where_it_is_asked_for(
     assert (folder / "study.json").exists() and "## Why" in (folder / "report.md").read_text(encoding="utf-8")
 
 
+def test_what_a_report_shows_layers_of_is_the_best_variant_or_else_the_fastest(
+    study: Study, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(why, "explain", lambda study, variant, *rest, **options: asked.append(variant))
+    why.explain_best(study, data)
+    alone = Study(replace(study.record, results=study.record.results[:1]))
+    assert why.explain_best(alone, data) is None
+    assert asked == [study.best().best or "int8-max"]
+
+
 def study_figures(study: Study, folder: Path) -> int:
     return study.report(folder / "plain.html").read_text(encoding="utf-8").count('<figure class="drawn">')
 
