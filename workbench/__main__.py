@@ -137,7 +137,12 @@ def confirm(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Write the report of a study that was run before."""
-    print(wb.Study.open(options.study).report(options.path))
+    from workbench.study.why import explain_best
+
+    study = wb.Study.open(options.study)
+    reference = None if options.reference is None else wb.Study.open(options.reference)
+    found = explain_best(study, progress="auto") if options.layers else None
+    print(study.report(options.path, [] if found is None else [found], reference))
     return 0
 
 
@@ -348,6 +353,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("report", help="write the report of a study")
     command.add_argument("study", help="its name (see `studies`) or a saved .json")
     command.add_argument("path", help=".html, .md, .csv, .json, or a folder for all four")
+    command.add_argument(
+        "--layers", action="store_true", help="profile the best variant beside the baseline, for a section of layers"
+    )
+    command.add_argument("--reference", help="another study (name or .json): a section says what is unlike it")
     command.set_defaults(command=report)
 
     command = commands.add_parser("explain", help="say why a variant of a study is not faster, or not as accurate")

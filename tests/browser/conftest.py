@@ -46,6 +46,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     port = free_port()
     command = [
         sys.executable, "-m", "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}",
+        # So that a test can change the theme as its menu does.
+        "--LabApp.expose_app_in_browser=True",
         "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root", f"--ServerApp.root_dir={folder}",
     ]  # fmt: skip
     yield from serve(command, f"http://127.0.0.1:{port}", environment, folder, root / "server.log", "/api/status")
@@ -68,4 +70,13 @@ def page(browser: Any) -> Iterator[Page]:
     shown = context.new_page()
     yield shown
     picture(shown, "at_the_end")
+    context.close()
+
+
+@pytest.fixture(scope="module")
+def kept_page(browser: Any) -> Iterator[Page]:
+    """A page that the tests of a module share: opening a notebook and running it takes most of a minute."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    context.set_default_timeout(20_000)
+    yield context.new_page()
     context.close()

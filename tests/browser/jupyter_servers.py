@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import nbformat
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Page
+    from playwright.sync_api import ConsoleMessage, Page
 
 FLAGS = [
     "--headless",
@@ -92,3 +92,21 @@ def picture(page: Page, name: str) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     with Image.open(io.BytesIO(page.screenshot())) as taken:
         taken.convert("RGB").quantize(64).save(SCREENSHOTS / f"{name}.png", optimize=True)
+
+
+def watched(page: Page, theirs: str) -> list[str]:
+    """Return a list that grows with every error that a page's console shows, and every exception that nothing caught.
+
+    Args:
+        theirs: address of what is not ours; errors told from there are left out, and nothing else.
+    """
+    found: list[str] = []
+
+    def hear(message: ConsoleMessage) -> None:
+        url = str(message.location.get("url", ""))
+        if message.type == "error" and not url.startswith(theirs):
+            found.append(f"{url}: {message.text}")
+
+    page.on("console", hear)
+    page.on("pageerror", lambda error: found.append(f"not caught: {error}"))
+    return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_servers import Lab, picture
+from jupyter_servers import Lab, picture, watched
 
 pytestmark = pytest.mark.browser
 
@@ -109,6 +111,8 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
         if view == "Calibration":
             press(page, "Collect")
             expect(app.locator("img.wb-light:visible").nth(1)).to_be_visible(timeout=LONG)
+            press(page, "Read weights")
+            expect(app.locator("img.wb-light:visible").nth(2)).to_be_visible(timeout=LONG)
         if view == "Layers":
             expect(app.get_by_text("Not profiled yet")).to_be_visible()
             choose(page, "Second", "int8-kl")
@@ -146,6 +150,9 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
             expect(box.first.locator("path").first).to_have_attribute("fill", re.compile("^#(?!ffffff)"))
             press(page, "Keep in floating point")
             expect(app.get_by_text(re.compile("^Added int8-kl"))).to_be_visible()
+            choose(page, "Type", "fp16")
+            press(page, "Give it this type")
+            expect(app.get_by_text(re.compile("^Added int8-kl-fp16x"))).to_be_visible()
         if view == "Disagreements":
             expect(app.get_by_text(re.compile("differ on|same answer"))).to_be_visible()
         app.get_by_role("tab", name=view, exact=True).scroll_into_view_if_needed()
@@ -171,11 +178,17 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
         link.click()
     report = lab.folder / "downloaded.html"
     waiting.value.save_as(report)
-    opened = page.context.new_page()
-    opened.goto(report.as_uri())
-    expect(opened.get_by_text("int8-kl").first).to_be_visible()
-    picture(opened, "report")
-    opened.close()
+    read = page.context.new_page()
+    read.goto(report.as_uri())
+    expect(read.get_by_text("int8-kl").first).to_be_visible()
+    picture(read, "report")
+    read.set_viewport_size({"width": 420, "height": 900})
+    assert read.evaluate("() => document.documentElement.scrollWidth") <= 420, "a phone scrolls tables, not the page"
+    folded = read.locator("details:not([open]) p").first
+    expect(folded).not_to_be_visible()
+    read.emulate_media(media="print")
+    expect(folded).to_be_visible()
+    read.close()
 
     go_to(page, "Studies")
     row = app.locator("tbody tr:visible", has_text="digits_resnet")
@@ -201,16 +214,61 @@ app.start()
 study = app.result(120)
 """
 VIEWS = ("Model", "Recipes", "Run", "Results", "Tune", "Batches", "Export", "Studies")
+OF_RESULTS = ("Table", "Layers", "Graph", "Disagreements", "Calibration")
 
 
-def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) -> None:
-    themes = Path(lab.environment["JUPYTERLAB_SETTINGS_DIR"]) / "@jupyterlab" / "apputils-extension"
-    (themes / "themes.jupyterlab-settings").write_text('{"theme": "JupyterLab Dark"}')
-    run_all(page, lab.notebook("dark.ipynb", FINISHED, "app"))
-    (themes / "themes.jupyterlab-settings").unlink()
-    page.keyboard.press("ControlOrMeta+B")
-    app = page.locator(".workbench").first
+@dataclass(frozen=True)
+class Opened:
+    """The app with a finished study, open in JupyterLab, and what went wrong in its page so far."""
+
+    page: Any
+    app: Any
+    errors: list[str]
+
+    def look(self, theme: str, width: int = 1280) -> None:
+        """Change JupyterLab's theme, as its menu does, and the width of the window."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        change = "theme => window.jupyterapp.commands.execute('apputils:change-theme', { theme })"
+        self.page.evaluate(change, f"JupyterLab {theme}")
+        expect(self.page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']")).to_be_attached()
+
+    def pages(self) -> Iterator[str]:
+        """Go to every page and every view of the results, one after the other."""
+        for name in (*VIEWS, "Results", *OF_RESULTS):
+            go_to(self.page, name)
+            self.page.wait_for_timeout(500)  # what is drawn in the background is drawn
+            yield name
+
+
+@pytest.fixture(scope="module")
+def opened(kept_page: Any, lab: Lab) -> Opened:
+    # JupyterLab's own bundle; its extensions, the widgets' among them, are not in there.
+    errors = watched(kept_page, f"{lab.url}/static/lab/")
+    run_all(kept_page, lab.notebook("finished.ipynb", FINISHED, "app"))
+    kept_page.keyboard.press("ControlOrMeta+B")
+    return Opened(kept_page, kept_page.locator(".workbench").first, errors)
+
+
+@pytest.mark.parametrize("theme", ["Light", "Dark"])
+def test_axe_finds_no_serious_fault_on_any_page_and_the_console_no_error(opened: Opened, theme: str) -> None:
+    package = pytest.importorskip("axe_playwright_python", reason="axe-core comes with axe-playwright-python")
+    opened.page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
+    opened.look(theme)
+    found = []
+    for name in opened.pages():
+        result = opened.page.evaluate("async () => await axe.run('.workbench', { resultTypes: ['violations'] })")
+        for fault in result["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                found.append(f"{name}: {fault['id']}: {fault['nodes'][0]['html'][:120]}")
+    assert not found, "\n".join(found)
+    assert not opened.errors, "\n".join(opened.errors)
+
+
+def test_a_dark_theme_and_a_narrow_panel_show_everything(opened: Opened) -> None:
+    page, app = opened.page, opened.app
+    opened.look("Dark")
     go_to(page, "Results")
+    go_to(page, "Plot")
     expect(app.locator(".wb-front .points path").first).to_be_visible(timeout=LONG)
     colour = app.locator(".wb-front .xtitle").evaluate("element => getComputedStyle(element).fill")
     assert all(int(part) > 150 for part in re.findall(r"\d+", colour)[:3]), f"{colour}: text follows the dark theme"
@@ -218,40 +276,18 @@ def test_a_dark_theme_and_a_narrow_panel_show_everything(page: Any, lab: Lab) ->
         go_to(page, name)
         app.locator(".wb-tabs").first.scroll_into_view_if_needed()
         picture(page, f"dark_{name.lower()}")
-    page.set_viewport_size({"width": 420, "height": 900})
-    for name in VIEWS:
-        go_to(page, name)
+    opened.look("Dark", 420)
+    for name in opened.pages():
         app.locator(".wb-tabs").first.scroll_into_view_if_needed()
         picture(page, f"narrow_{name.lower()}")
         overflow = app.evaluate("element => element.scrollWidth - element.clientWidth")
         assert overflow <= 2, f"the page {name} is {overflow} pixels too wide for a narrow panel"
 
 
-def test_axe_finds_no_serious_fault_on_any_page(page: Any, lab: Lab) -> None:
-    package = pytest.importorskip("axe_playwright_python", reason="axe-core comes with axe-playwright-python")
-    run_all(page, lab.notebook("axe.ipynb", FINISHED, "app"))
-    page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = []
-
-    def look(name: str) -> None:
-        go_to(page, name)
-        page.wait_for_timeout(500)  # what is drawn in the background is drawn
-        result = page.evaluate("async () => await axe.run('.workbench', { resultTypes: ['violations'] })")
-        for fault in result["violations"]:
-            if fault["impact"] in ("serious", "critical"):
-                found.append(f"{name}: {fault['id']}: {fault['nodes'][0]['html'][:120]}")
-
-    for name in VIEWS:
-        look(name)
-    go_to(page, "Results")
-    for name in ("Table", "Layers", "Graph", "Disagreements", "Calibration"):
-        look(name)
-    assert not found, "\n".join(found)
-
-
-def test_the_keyboard_alone_reaches_toggles_and_starts_a_study(page: Any, lab: Lab) -> None:
-    run_all(page, lab.notebook("keyboard.ipynb", FINISHED, "app"))
-    app = page.locator(".workbench").first
+def test_the_keyboard_alone_reaches_toggles_and_starts_a_study(opened: Opened) -> None:
+    page, app = opened.page, opened.app
+    opened.look("Light")
+    go_to(page, "Model")
     tab = app.get_by_role("tab", name="Model", exact=True)
     tab.focus()
     page.keyboard.press("ArrowRight")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_servers import Lab, free_port, picture, serve
+from jupyter_servers import Lab, free_port, picture, serve, watched
 
 pytestmark = pytest.mark.browser
 
@@ -29,6 +29,7 @@ def test_the_app_opens_without_code_and_asks_who_comes_and_fetches_nothing(page:
             assert "/login" in answer.url, "a stranger is asked for the token and sees nothing else"
         token = re.search(r"token=(\w+)", log.read_text())
         assert token, log.read_text()
+        errors = watched(page, f"{url}/voila/static/")
         page.goto(f"{url}/?token={token[1]}", timeout=60_000)
         app = page.locator(".workbench").first
         expect(app.get_by_role("tab", name="Model", exact=True)).to_be_visible(timeout=120_000)
@@ -37,3 +38,4 @@ def test_the_app_opens_without_code_and_asks_who_comes_and_fetches_nothing(page:
         picture(page, "voila")
         elsewhere = [item for item in asked if not item.startswith((url, "data:", "blob:"))]
         assert not elsewhere, f"works without a network: {elsewhere}"
+        assert not errors, "\n".join(errors)

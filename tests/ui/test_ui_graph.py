@@ -91,6 +91,24 @@ def test_a_click_on_a_box_makes_a_recipe_that_keeps_it_or_lowers_it_alone(state:
     assert "lowers none of what is chosen" in attempt(state, graph.only)
 
 
+def test_a_box_is_given_a_type_that_recipe_and_backend_can_have(state: State) -> None:
+    graph = state.graph
+    state.session.attempt(state.results.select, "int8-kl")
+    assert "Nothing is chosen" in attempt(state, graph.give, "fp16")
+    graph.detail = "every node"
+    attempt(state, graph.draw)
+    place = next(index for index, box in enumerate(graph.found.boxes) if box.nodes == ("/head/Gemm",))
+    attempt(state, graph.choose, str(place))
+    assert attempt(state, graph.give, "fp16") == ""
+    made = state.plan.recipes[-1]
+    assert made.name == "int8-kl-fp16x1" and made.step("quantize").exclude == ("^/head/Gemm$",)
+    assert set(made.step("precision").exclude) == {"^/first/Gemm$", "^/relu/Relu$"}
+    assert "is INT8 already" in attempt(state, graph.give, "int8")
+    state.plan.reasons = {("precision", "bf16"): "no such arithmetic"}
+    assert graph.refused() == {"bf16": "no such arithmetic"}
+    assert "no such arithmetic" in attempt(state, graph.give, "bf16")
+
+
 def test_what_is_not_known_yet_is_said_with_where_to_get_it(state: State) -> None:
     graph = state.graph
     attempt(state, graph.draw)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import synthetic_study
 import tiny
 
 from workbench.study import offers
 from workbench.ui.disagreements import disagreements
+from workbench.ui.views import markup
 
 
 def test_two_variants_are_compared_sample_by_sample_and_shown_where_the_record_can() -> None:
@@ -23,6 +25,29 @@ def test_two_variants_are_compared_sample_by_sample_and_shown_where_the_record_c
     first = found.samples[0]
     assert first.image.startswith("data:image/png") and first.first != first.second
     assert (first.first, first.second) == (str(ours[first.index]), str(theirs[first.index]))
+
+
+def test_what_moved_by_class_and_the_least_certain_samples_stand_below_the_disagreements() -> None:
+    record = synthetic_study.study(("fp32", "int8-kl"))
+    margins = tuple(float(index - 3) for index in range(540))
+    results = tuple(
+        dataclasses.replace(
+            item, accuracy=dataclasses.replace(item.accuracy, margins=margins, parent_margins=(5.0,) * 540)
+        )
+        for item in record.results
+    )
+    record = dataclasses.replace(record, results=results)
+    found = disagreements(record, "fp32", "int8-kl", lambda index: {"kind": "text", "value": f"text {index}"})
+    assert [sample.index for sample in found.unsure] == list(range(12))
+    assert found.unsure[0].margin == "margin -3, 5 in the parent" and found.samples[0].margin == ""
+    lost = sum(round(row.samples * (row.after - row.before)) for row in found.by_class)
+    ours, theirs = (sum(item.accuracy.scores) for item in record.results)
+    assert lost == theirs - ours and found.moved
+    page = markup.disagreements(found, "fp32", "int8-kl")
+    for words in ("Classes that lost or gained", "Wrong answers that became", "Least certain under int8-kl"):
+        assert words in page
+    told = disagreements(record, "fp32", "int8-kl", labels=np.zeros(540, dtype=np.int64))
+    assert {row.label for row in told.by_class} <= {0} and told.unlabelled == 0
 
 
 def test_data_at_hand_show_samples_that_the_record_did_not_keep() -> None:

@@ -19,6 +19,7 @@ from workbench.errors import Cancelled, RecipeError
 from workbench.machine.store import Store
 from workbench.recipes import NAMED, named
 from workbench.records import Progress, StudyRecord
+from workbench.study import Study, catalog
 from workbench.ui.state import State
 from workbench.ui.state.results import MANY_VARIANTS
 from workbench.ui.state.running import variant_progress
@@ -269,7 +270,7 @@ def test_another_study_of_the_model_is_drawn_beside_and_marked_as_unlike(state: 
     assert "another CPU" in hover and state.results.figure["layout"]["showlegend"]
 
 
-def test_with_many_variants_the_front_comes_after_table_and_plot(state: State) -> None:
+def test_with_many_variants_the_front_comes_with_the_last_one(state: State) -> None:
     base = synthetic_study.study(("fp32", "int8-kl"), protocol=tiny.QUICK)
     copies = tuple(
         dataclasses.replace(base.results[1], recipe=dataclasses.replace(base.results[1].recipe, name=f"int8-{number}"))
@@ -279,8 +280,9 @@ def test_with_many_variants_the_front_comes_after_table_and_plot(state: State) -
     state.results.observe(
         lambda change: seen.append(any(row.on_front for row in change["new"].comparison.rows)), "summary"
     )
-    attempt(state, state.results.show, dataclasses.replace(base, results=(base.results[0], *copies)))
-    settle()
+    record = dataclasses.replace(base, results=(base.results[0], *copies))
+    attempt(state, state.results.show, dataclasses.replace(record), False)
+    attempt(state, state.results.show, record)
     assert seen == [False, True]
     assert state.error == ""
 
@@ -300,6 +302,30 @@ def test_the_report_is_written_and_the_link_opens_it(state: State, tmp_path: Pat
     assert "No file was named" in attempt(state, export.export)
     export.report_path = str(tmp_path / "missing" / "deep" / "out")
     assert attempt(state, export.export) != "" or Path(export.written).exists()
+
+
+def test_a_report_holds_layers_where_they_are_asked_for_and_what_is_unlike_the_pinned_study(
+    state: State, tmp_path: Path
+) -> None:
+    finished(state)
+    export, store, record = state.export, state.session.store, state.results.record
+    assert record is not None
+    before = dataclasses.replace(record, name="before", environment={"python": "3.1"})
+    store.put("study", "before", codec.to_json(before))
+    catalog.pin("before", store)
+    asked = []
+
+    def look(study: Study, data: object, **options: object) -> None:
+        asked.append((study.name, data))
+
+    export._look = look
+    export.report_path = str(tmp_path / "out")
+    assert attempt(state, export.export) == "" and asked == []
+    assert "The reference is before" in export.report_page
+    export.with_layers = True
+    assert attempt(state, export.export) == "" and asked == [(record.name, None)]
+    catalog.pin(None, store)
+    assert attempt(state, export.export) == "" and "The reference is" not in export.report_page
 
 
 def test_earlier_studies_are_found_opened_and_compared(state: State) -> None:
@@ -365,6 +391,19 @@ def test_a_damaged_study_is_listed_and_an_error_that_is_shown(state: State) -> N
     assert "StoreError" in attempt(state, state.studies.open)
     attempt(state, state.studies.delete)
     assert state.studies.rows == ()
+
+
+def test_weights_are_drawn_with_their_output_channels(state: State) -> None:
+    inspection = state.inspection
+    assert "Read the weights" in attempt(state, inspection.show_weight, "/first/Gemm")
+    assert attempt(state, inspection.read_weights) == ""
+    assert inspection.weights == ("/first/Gemm", "/head/Gemm") and inspection.weight == "/first/Gemm"
+    assert inspection.weight_light.startswith(b"\x89PNG") and inspection.weight_dark.startswith(b"\x89PNG")
+    drawn = inspection.weight_light
+    assert attempt(state, inspection.show_weight, "/head/Gemm") == "" and inspection.weight_light != drawn
+    state.selection.model = None
+    assert inspection.weights == () and inspection.weight_light == b""
+    assert "no file of a model" in attempt(state, inspection.read_weights)
 
 
 def test_calibration_shows_what_each_calibrator_would_clip(state: State) -> None:

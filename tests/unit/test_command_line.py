@@ -95,6 +95,9 @@ def test_a_variant_is_explained(home: Path, capsys: pytest.CaptureFixture[str]) 
     assert main(arguments) == 0
     capsys.readouterr()
     assert main(["explain", "why", "int8-max", "--report", str(home / "why.html")]) == 0
+    assert main(["report", "why", str(home / "all.html"), "--layers", "--reference", "why"]) == 0
+    page = (home / "all.html").read_text(encoding="utf-8")
+    assert '<h2 id="layers">' in page and "The reference is why" in page
     output = capsys.readouterr().out
     assert "1. INT8 covers " in output and "saved ms" in output
     assert '<h2 id="why">' in (home / "why.html").read_text(encoding="utf-8")

@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from workbench.calibration.channels import outliers
 from workbench.engines.base import Feeds
 from workbench.engines.isolated import open_file
 from workbench.errors import RunError
@@ -26,7 +27,6 @@ SAMPLES = 32
 # Tensors that are left out one by one: those with most error of their own.
 _MOST_TRIED = 12
 _MOST_FLIPS = 16
-_OUTLIER = 8.0
 _BATCH = 32
 _Array = NDArray[np.float64]
 Outputs = dict[str, NDArray[np.float64]]
@@ -223,12 +223,8 @@ def _weight_fact(name: str, reader: str, want: _Array, have: _Array, codes: _Arr
 
 def _outliers(maxima: NDArray[np.float64], scale: float) -> tuple[float, tuple[int, ...], float]:
     """Return the largest channel over the median one, which channels stand out, and the codes of the median channel."""
-    alive = maxima[maxima > 0]
-    if not alive.size:
-        return 1.0, (), 0.0
-    middle = float(np.median(alive))
-    out = tuple(int(index) for index in np.flatnonzero(maxima >= _OUTLIER * middle))
-    return float(maxima.max()) / middle, out, middle / scale
+    ratio, out, middle = outliers(maxima)
+    return ratio, out, middle / scale
 
 
 def _nsr(have: NDArray[np.float64], want: NDArray[np.float64]) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -61,3 +62,32 @@ def weight_layers(
         else:
             turned = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
             yield WeightLayer(node, weight, *((1, 0) if turned else (0, 1)))
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Which tensor of a file is a layer's weight, and which of its axes runs over output channels."""
+
+    tensor: str
+    axis: int
+
+
+def weights_of(model: onnx.ModelProto) -> dict[str, Weight]:
+    """Return the layers whose weight is in the file -> where it is, in the order of the graph; needs no values.
+
+    A layer without a name is called after its result.
+    """
+    sizes = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    found = {}
+    for node in model.graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and sizes.get(node.input[1], 0) > 1:
+            turned = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
+            found[node.name or node.output[0]] = Weight(node.input[1], 0 if turned else 1)
+    return found
+
+
+def values_of(path: Path, tensor: str) -> np.ndarray:
+    """Return the values of one tensor of a file; of data beside the file only this tensor's are read."""
+    model = onnx.load(str(path), load_external_data=False)
+    held = next(one for one in model.graph.initializer if one.name == tensor)
+    return np.asarray(onnx.numpy_helper.to_array(held, str(path.parent)))

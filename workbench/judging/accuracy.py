@@ -63,6 +63,7 @@ class Accumulator:
         self._distances: dict[str, Distance] = {}
         self._scores: tuple[list[float], list[float]] = ([], [])
         self._predictions: tuple[list[int], list[int]] = ([], [])
+        self._margins: tuple[list[float], list[float]] = ([], [])
         self._classified: bool | None = None
         self._labels: list[np.ndarray] = []
         self._first_scores: list[np.ndarray] = []
@@ -141,6 +142,8 @@ class Accumulator:
             parent_scores=parent_scores,
             predictions=tuple(self._predictions[0]),
             parent_predictions=tuple(self._predictions[1]),
+            margins=tuple(self._margins[0]),
+            parent_margins=tuple(self._margins[1]),
             sqnr_db={name: one.sqnr_db() for name, one in finite.items() if one.signal > 0 or one.error == 0},
             cosine={name: one.cosine() for name, one in finite.items()},
             largest_error={name: one.largest for name, one in finite.items()},
@@ -196,8 +199,13 @@ class Accumulator:
         if self._classified is None:
             self._classified = (metric is None or metric.classes) and _holds_class_scores(outputs, labels, metric)
         if self._classified:
-            for kept, one in zip(self._predictions, (outputs, parent_outputs), strict=True):
-                kept.extend(_predictions(scores_output(one, metric.output if metric else None)))
+            sides = [scores_output(one, metric.output if metric else None) for one in (outputs, parent_outputs)]
+            for kept, scores in zip(self._predictions, sides, strict=True):
+                kept.extend(_predictions(scores))
+            if sides[1].ndim == 2:
+                answers = np.asarray(_predictions(sides[1]))
+                for margins, scores in zip(self._margins, sides, strict=True):
+                    margins.extend(_margins(scores, answers))
             if labels is not None and metric is not None:
                 self._labels.append(np.asarray(labels))
                 scores = scores_output(parent_outputs, metric.output)
@@ -348,3 +356,14 @@ def _predictions(scores: np.ndarray) -> list[int]:
     values = np.asarray(scores, dtype=np.float32)
     chosen = np.where(np.isnan(values).any(axis=-1), NO_PREDICTION, values.argmax(axis=-1))
     return [int(one) for one in chosen.ravel()]
+
+
+def _margins(scores: np.ndarray, answers: np.ndarray) -> list[float]:
+    """Return by how much the score of an answer is above all others (N,); minus infinity where scores are no numbers."""
+    values = np.array(scores, dtype=np.float64)
+    rows = np.arange(len(values))
+    own = values[rows, answers]
+    values[rows, answers] = -np.inf
+    with np.errstate(invalid="ignore"):
+        margins = own - values.max(axis=-1)
+    return [float(one) for one in np.where(np.isnan(margins) | (answers == NO_PREDICTION), -np.inf, margins)]

@@ -6,20 +6,15 @@ records with `workbench.judging.statistics`; formats nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
-from typing import Any, Literal
-
-import numpy as np
+from typing import Any
 
 from workbench.errors import CompareError, expect, nearest
-from workbench.judging import accuracy, statistics
-from workbench.judging.intervals import FEWEST_ROUNDS
+from workbench.judging import accuracy, pareto, statistics
+from workbench.judging.pareto import Quality
 from workbench.judging.statistics import Change, Ratio, Score
-from workbench.records import Accuracy, Measurement, StudyRecord, VariantResult, cards
-
-Quality = Literal["score", "agreement", "sqnr", "none"]
+from workbench.records import Measurement, StudyRecord, VariantResult, cards
 
 _NO_FRONT = "The Pareto front was not looked for yet."
 
@@ -92,8 +87,7 @@ def compare(
 
     Args:
         allow_unlike: compare other devices, backends, shapes, boundaries and thread counts too; rows then say so.
-        front: find the front, which compares every pair: seconds for a hundred variants. False leaves it out, and a note
-            says so.
+        front: find the front, which compares many pairs. False leaves it out, and a note says so.
 
     Raises:
         CompareError: the baseline was not measured, or a candidate was measured under unlike conditions.
@@ -110,8 +104,8 @@ def compare(
     own = accuracy.agreement(baseline.accuracy) if baseline.accuracy is not None else None
     rows.insert(0, Row(baseline.recipe.name, agreement=own, size_ratio=_size_ratio(baseline, baseline)))
     if not front:
-        return Comparison(baseline.recipe.name, tuple(rows), _quality([baseline, *candidates]), (_NO_FRONT,))
-    quality, members, notes = _front([baseline, *candidates])
+        return Comparison(baseline.recipe.name, tuple(rows), pareto.quality_of([baseline, *candidates]), (_NO_FRONT,))
+    quality, members, notes = pareto.front([baseline, *candidates])
     measured = [result.measurement is not None and result.failure is None for result in (baseline, *candidates)]
     rows = [
         Row(**{**vars(row), "on_front": index in members if known else None})
@@ -201,7 +195,7 @@ def _change(baseline: VariantResult, candidate: VariantResult) -> tuple[Change |
         return None, [note]
     if ours.metric != theirs.metric:
         return None, [f"{name} has the metric {ours.metric}, the baseline {theirs.metric}: no change is given."]
-    return _score_change(ours, theirs), []
+    return pareto.score_change(ours, theirs), []
 
 
 def _refuse(first: str, second: str, differences: dict[str, tuple[Any, Any]], allow_unlike: bool) -> list[str]:
@@ -219,132 +213,6 @@ def _size_ratio(baseline: VariantResult, candidate: VariantResult) -> float | No
     if baseline.engine is None or candidate.engine is None or baseline.engine.size_bytes == 0:
         return None
     return candidate.engine.size_bytes / baseline.engine.size_bytes
-
-
-def _front(results: Sequence[VariantResult]) -> tuple[Quality, set[int], tuple[str, ...]]:
-    """Return the quality axis, the positions of the results on the Pareto front, and notes.
-
-    One variant dominates another where it is distinguishably better in latency or quality and not distinguishably worse
-    in the other. "Not distinguishable" is not transitive, so that variants may dominate each other in a circle; all of
-    a circle stay on the Pareto front unless something outside it dominates them.
-    """
-    quality = _quality(results)
-    runs = [
-        index
-        for index, result in enumerate(results)
-        if result.measurement is not None
-        and result.failure is None
-        and (quality == "none" or result.accuracy is not None)
-    ]
-    beats: dict[int, set[int]] = {index: set() for index in runs}
-    speeds = {index: _Speed.of(results[index]) for index in runs}
-    certain = len(runs) < 2 or all(len(speed.logs) >= FEWEST_ROUNDS for speed in speeds.values())
-    for one, other in combinations(runs, 2):
-        better = _better(results[one], results[other], quality)
-        faster = speeds[one].faster(speeds[other], better)
-        if max(faster, better) > 0 and min(faster, better) >= 0:
-            beats[one].add(other)
-        if min(faster, better) < 0 and max(faster, better) <= 0:
-            beats[other].add(one)
-    notes = () if certain else ("Too few rounds for intervals: the Pareto front is drawn from single values.",)
-    return quality, undominated(beats), notes
-
-
-def undominated(beats: dict[int, set[int]]) -> set[int]:
-    """Return what nothing dominates, directly or through others, unless it dominates that in turn (a circle).
-
-    Args:
-        beats: item -> the items that it dominates; every item is a key.
-    """
-    reach = {item: _reachable(item, beats) for item in beats}
-    return {item for item in beats if all(item not in reach[other] or other in reach[item] for other in beats)}
-
-
-def _reachable(start: int, beats: dict[int, set[int]]) -> set[int]:
-    seen: set[int] = set()
-    ahead = [start]
-    while ahead:
-        found = beats[ahead.pop()] - seen
-        seen |= found
-        ahead += found
-    return seen
-
-
-@dataclass(frozen=True)
-class _Speed:
-    """A measurement as a front of many variants needs it: each round summed up once, not once a pair."""
-
-    measurement: Measurement
-    logs: dict[int, float]
-
-    @classmethod
-    def of(cls, result: VariantResult) -> _Speed:
-        assert result.measurement is not None
-        return cls(result.measurement, statistics.logs_by_round(result.measurement))
-
-    def faster(self, other: _Speed, better: int) -> int:
-        """Return 1, 0 or -1: faster, equal, slower.
-
-        Args:
-            better: whether the answers are better; where every round speaks for the same side, an interval would not
-                change which of the two dominates, and is not made.
-        """
-        if better and self._always(other, better):
-            return 0
-        in_turns = statistics.interleaved(self.measurement, other.measurement)
-        ratio = statistics.ratio_of_logs(other.logs, self.logs, in_turns)
-        if ratio.verdict == "no interval":
-            return (ratio.value > 1) - (ratio.value < 1)
-        return {"faster": 1, "slower": -1}.get(ratio.verdict, 0)
-
-    def _always(self, other: _Speed, better: int) -> bool:
-        ours, theirs = self.logs.values(), other.logs.values()
-        return max(ours) < min(theirs) if better > 0 else min(ours) > max(theirs)
-
-
-def _quality(results: Sequence[VariantResult]) -> Quality:
-    checks = [result.accuracy for result in results if result.accuracy is not None]
-    like = len({check.data_sha256 for check in checks}) == 1
-    axes: dict[Quality, Callable[[Accuracy], int]] = {
-        "score": lambda check: len(check.scores),
-        "agreement": lambda check: len(check.predictions),
-        "sqnr": lambda check: len(check.sqnr_db),
-    }
-    for name, length in axes.items():
-        lengths = {length(check) for check in checks}
-        if like and len(lengths) == 1 and 0 not in lengths:
-            return name
-    return "none"
-
-
-def _better(one: VariantResult, other: VariantResult, quality: Quality) -> int:
-    """Return 1, 0 or -1: whether the answers of the first are distinguishably better, or worse, than the second's."""
-    if quality == "none" or one.accuracy is None or other.accuracy is None:
-        return 0
-    if quality == "sqnr":
-        first, second = _worst_sqnr(one.accuracy), _worst_sqnr(other.accuracy)
-        return (first > second) - (first < second)
-    if quality == "agreement":
-        change = statistics.score_change(accuracy.agreeing(one.accuracy), accuracy.agreeing(other.accuracy))
-    else:
-        change = _score_change(one.accuracy, other.accuracy)
-        if change.verdict == "unknown" and change.difference:
-            return 1 if (change.difference > 0) == one.accuracy.higher_is_better else -1
-    return {"better": 1, "worse": -1}.get(change.verdict, 0)
-
-
-def _score_change(ours: Accuracy, theirs: Accuracy) -> Change:
-    return statistics.score_change(
-        np.asarray(ours.scores),
-        np.asarray(theirs.scores),
-        higher_is_better=ours.higher_is_better,
-        display=ours.display,
-    )
-
-
-def _worst_sqnr(check: Accuracy) -> float:
-    lowest = accuracy.lowest_sqnr_db(check)
-    return float("inf") if lowest is None else lowest
 
 
 def _shapes(measurement: Measurement) -> dict[str, tuple[int, ...]]:

@@ -32,6 +32,8 @@ _TRIM_MORE = 0.3
 # The interval of two rounds reaches over eight decades; it says nothing.
 FEWEST_ROUNDS = 3
 _RESAMPLES = 1999
+# So many show whether two are alike, where they are.
+_FIRST_RESAMPLES = 128
 _CHUNK_VALUES = 1_000_000
 # From here on a studentized mean is normal within what anyone could see, and resampling only costs time.
 _NORMAL_FROM = 2000
@@ -52,6 +54,7 @@ class Interval:
     p_value: float
 
 
+@functools.lru_cache(maxsize=64)
 def required_samples(quantile: float, confidence: float = CONFIDENCE) -> int:
     """Return the fewest samples from which a percentile may be shown.
 
@@ -94,6 +97,7 @@ def wilson(successes: int, n: int, confidence: float = ACCURACY_CONFIDENCE) -> t
     return (0.0 if successes == 0 else center - half, 1.0 if successes == n else center + half)
 
 
+@functools.lru_cache(maxsize=4096)
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided p-value of McNemar's test from the numbers of discordant pairs."""
     n, least = only_first + only_second, min(only_first, only_second)
@@ -138,24 +142,62 @@ def studentized(groups: Sequence[np.ndarray], confidence: float, trim: float | N
         normal = NormalDist()
         wide, p_value = normal.inv_cdf(0.5 + confidence / 2), 2 * (1 - normal.cdf(observed))
     else:
-        spread = np.sort(_resampled(groups, value, trim))
+        spread = np.sort(np.concatenate(list(_resampled(groups, value, trim))))
         wide = float(spread[math.ceil(confidence * (_RESAMPLES + 1)) - 1])
         p_value = float((1 + (spread >= observed).sum()) / (_RESAMPLES + 1))
     return Interval(value, value - wide * error, value + wide * error, p_value)
 
 
-def _resampled(groups: Sequence[np.ndarray], value: float, trim: float | None) -> np.ndarray:
-    """Return |center* - center| / error* of each resample. The seed is fixed: the same raw values, the same interval."""
+def difference(groups: Sequence[np.ndarray], trim: float | None = None) -> float:
+    """Return the value that `studentized` gives, without its interval."""
+    centers = [float(_inner(group, trim)[0].mean()) for group in groups]
+    return centers[0] - (centers[1] if len(groups) > 1 else 0.0)
+
+
+def is_apart(groups: Sequence[np.ndarray], confidence: float, trim: float | None = None) -> bool:
+    """Return whether the interval that `studentized` gives leaves zero out, from as few resamples as decide it.
+
+    Zero is outside unless more resamples than the confidence allows lie as far out as the value itself. Where two cannot be
+    told apart, that shows among the first few.
+    """
+    centers, errors = zip(*(_trimmed(group, trim) for group in groups), strict=True)
+    value = float(centers[0] - (centers[1] if len(groups) > 1 else 0.0))
+    error = math.sqrt(sum(float(one) ** 2 for one in errors))
+    if error > 1e-9 * abs(value) and min(len(group) for group in groups) < _NORMAL_FROM:
+        observed, beyond = abs(value) / error, 0
+        allowed = _RESAMPLES - math.ceil(confidence * (_RESAMPLES + 1))
+        close = 1e-9 * max(observed, 1.0)
+        for part in _resampled(groups, value, trim, first=_FIRST_RESAMPLES):
+            if (np.abs(part - observed) <= close).any():
+                break  # rounding could decide: the interval itself is asked
+            beyond += int((~(part < observed)).sum())
+            if beyond > allowed:
+                return False
+        else:
+            return True
+    interval = studentized(groups, confidence, trim)
+    return math.exp(min(interval.low, 1.0)) > 1 or math.exp(min(interval.high, 1.0)) < 1
+
+
+def _resampled(
+    groups: Sequence[np.ndarray], value: float, trim: float | None, first: int = _RESAMPLES
+) -> Iterator[np.ndarray]:
+    """Yield |center* - center| / error* of each resample. The seed is fixed: the same raw values, the same interval.
+
+    Args:
+        first: resamples that come before all others.
+    """
     sizes = tuple(len(group) for group in groups)
     widths = [n**-0.2 * float(_trimmed(group, trim)[1]) * math.sqrt(n) for n, group in zip(sizes, groups, strict=True)]
-    parts = []
     for draws in _kept_draws(sizes) if max(sizes) <= _KEPT_DRAWS_UP_TO else _draws(sizes):
-        center, variance = np.zeros(len(draws[0][0])), np.zeros(len(draws[0][0]))
-        for sign, group, width, (normal, places) in zip((1, -1), groups, widths, draws, strict=False):
-            one, error = _trimmed(group[places] + width * normal, trim)
-            center, variance = center + sign * one, variance + error**2
-        parts.append(np.abs(center - value) / np.sqrt(variance))
-    return np.concatenate(parts)
+        for some in (slice(0, first), slice(first, None)):
+            center, variance = np.zeros(len(draws[0][0][some])), np.zeros(len(draws[0][0][some]))
+            if not len(center):
+                continue
+            for sign, group, width, (normal, places) in zip((1, -1), groups, widths, draws, strict=False):
+                one, error = _trimmed(group[places[some]] + width * normal[some], trim)
+                center, variance = center + sign * one, variance + error**2
+            yield np.abs(center - value) / np.sqrt(variance)
 
 
 def _draws(sizes: tuple[int, ...]) -> Iterator[_Draws]:
@@ -175,11 +217,16 @@ def _kept_draws(sizes: tuple[int, ...]) -> tuple[_Draws, ...]:
 
 def _trimmed(values: np.ndarray, trim: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Return trimmed mean and winsorized standard error over the last axis (Yuen 1974, Biometrika 61:165)."""
-    n = values.shape[-1]
-    cut = int((trim_share(n) if trim is None else trim) * n)
-    kept = n - 2 * cut
-    ordered = np.sort(values, axis=-1)
-    inner = ordered[..., cut : n - cut]
-    winsorized = np.clip(ordered, inner[..., :1], inner[..., -1:])
+    inner, ordered = _inner(values, trim)
+    n, kept = ordered.shape[-1], inner.shape[-1]
+    winsorized = ordered if kept == n else np.clip(ordered, inner[..., :1], inner[..., -1:])
     squares = winsorized.var(axis=-1) * n
     return inner.mean(axis=-1), np.sqrt(squares / (kept * (kept - 1)))
+
+
+def _inner(values: np.ndarray, trim: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values that a trimmed mean is of, and all of them, both in their order over the last axis."""
+    n = values.shape[-1]
+    cut = int((trim_share(n) if trim is None else trim) * n)
+    ordered = np.sort(values, axis=-1)
+    return ordered[..., cut : n - cut], ordered

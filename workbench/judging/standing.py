@@ -121,7 +121,7 @@ def alike_in_speed(record: StudyRecord) -> Callable[[str, str], bool]:
         first, second = measured.get(one), measured.get(other)
         if first is None or second is None:
             return False
-        return statistics.ratio(first, second).verdict in ("not distinguishable", "no interval")
+        return statistics.is_alike(first, second)
 
     return alike
 

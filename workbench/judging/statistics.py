@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from workbench.judging.intervals import (
     CONFIDENCE,
     FEWEST_ROUNDS,
     center_interval,
+    is_apart,
     mcnemar,
     paired_share_interval,
     required_samples,
@@ -36,6 +38,7 @@ METHOD = (
     "at 95 % confidence."
 )
 
+Made = TypeVar("Made")
 SpeedVerdict = Literal["faster", "slower", "not distinguishable", "no interval"]
 AccuracyVerdict = Literal["better", "worse", "not distinguishable", "unknown"]
 
@@ -118,8 +121,18 @@ class Change:
     words: str
 
 
-# A measurement never changes, and one table asks for its summary many times; forgotten together with the measurement.
-_SUMMARIES: dict[tuple[int, float], tuple[weakref.ref[Measurement], Summary]] = {}
+# A record never changes, and one table asks for what follows from it many times; forgotten together with it.
+_KEPT: dict[tuple[int, object], tuple[weakref.ref[Any], Any]] = {}
+
+
+def _remembered(record: Measurement | Accuracy, what: object, make: Callable[[], Made]) -> Made:
+    key = (id(record), what)
+    kept = _KEPT.get(key)
+    if kept is not None and kept[0]() is record:
+        return cast("Made", kept[1])
+    made = make()
+    _KEPT[key] = (weakref.ref(record, lambda gone: _KEPT.pop(key, None)), made)
+    return made
 
 
 def summary(measurement: Measurement, confidence: float = CONFIDENCE) -> Summary:
@@ -128,13 +141,7 @@ def summary(measurement: Measurement, confidence: float = CONFIDENCE) -> Summary
     Raises:
         DataError: the measurement has no latencies.
     """
-    key = (id(measurement), confidence)
-    kept = _SUMMARIES.get(key)
-    if kept is not None and kept[0]() is measurement:
-        return kept[1]
-    made = _summarised(measurement, confidence)
-    _SUMMARIES[key] = (weakref.ref(measurement, lambda gone: _SUMMARIES.pop(key, None)), made)
-    return made
+    return _remembered(measurement, confidence, lambda: _summarised(measurement, confidence))
 
 
 def _summarised(measurement: Measurement, confidence: float) -> Summary:
@@ -184,6 +191,16 @@ def ratio(baseline: Measurement, candidate: Measurement, confidence: float = CON
     return ratio_of_logs(ours, theirs, interleaved(baseline, candidate), confidence)
 
 
+def is_alike(first: Measurement, second: Measurement) -> bool:
+    """Return whether `ratio` has no verdict for either side, found with less work than the ratio itself.
+
+    Raises:
+        DataError: a measurement has no latencies, or a latency of zero.
+    """
+    groups, _ = groups_of_logs(logs_by_round(first), logs_by_round(second), interleaved(first, second))
+    return min(map(len, groups)) < FEWEST_ROUNDS or not is_apart(groups, CONFIDENCE)
+
+
 def ratio_of_logs(
     ours: Mapping[int, float], theirs: Mapping[int, float], in_turns: bool, confidence: float = CONFIDENCE
 ) -> Ratio:
@@ -192,12 +209,7 @@ def ratio_of_logs(
     Args:
         in_turns: whether they were measured in turns.
     """
-    common = sorted(set(ours) & set(theirs))
-    paired = len(common) > 1 and in_turns
-    if paired:
-        groups = [np.array([ours[index] - theirs[index] for index in common])]
-    else:
-        groups = [np.array(list(ours.values())), np.array(list(theirs.values()))]
+    groups, paired = groups_of_logs(ours, theirs, in_turns)
     rounds = min(len(group) for group in groups)
     if rounds < FEWEST_ROUNDS:
         value = math.exp(sum(sign * float(np.mean(group)) for sign, group in zip((1, -1), groups, strict=False)))
@@ -209,6 +221,16 @@ def ratio_of_logs(
     return Ratio(value, low, high, confidence, verdict, _speed_words(verdict, value, low, high), rounds, paired)
 
 
+def groups_of_logs(
+    ours: Mapping[int, float], theirs: Mapping[int, float], in_turns: bool
+) -> tuple[list[np.ndarray], bool]:
+    """Return what is resampled for a ratio, and whether rounds are paired: one group of differences, or a group a side."""
+    common = sorted(ours.keys() & theirs.keys())
+    if len(common) > 1 and in_turns:
+        return [np.array([ours[index] - theirs[index] for index in common])], True
+    return [np.array(list(ours.values())), np.array(list(theirs.values()))], False
+
+
 def few_rounds(rounds: int) -> str:
     """Say that so many rounds are too few for an interval, and how many more it takes."""
     needed = "is" if FEWEST_ROUNDS - rounds == 1 else "are"
@@ -218,15 +240,24 @@ def few_rounds(rounds: int) -> str:
 
 def interleaved(first: Measurement, second: Measurement) -> bool:
     """Return whether both sides of each round began before either side of the next one."""
-    starts = [{item.index: item.started_at for item in side.rounds} for side in (first, second)]
-    common = sorted(set(starts[0]) & set(starts[1]))
+    starts = [_remembered(side, "starts", functools.partial(_starts, side.rounds)) for side in (first, second)]
+    common = sorted(starts[0].keys() & starts[1].keys())
     turns = [(starts[0][index], starts[1][index]) for index in common]
     return all(max(turn) <= min(following) for turn, following in itertools.pairwise(turns))
 
 
+def _starts(rounds: Sequence[Round]) -> Mapping[int, float]:
+    return {item.index: item.started_at for item in rounds}
+
+
 def score_interval(accuracy: Accuracy, confidence: float = ACCURACY_CONFIDENCE) -> Score | None:
     """Return a variant's score with its interval; None where there is no metric or a value is not finite."""
-    return mean_score(np.asarray(accuracy.scores, dtype=np.float64), accuracy.display, confidence)
+    values, display = accuracy.scores, accuracy.display
+    return _remembered(
+        accuracy,
+        ("score", confidence),
+        lambda: mean_score(np.asarray(values, dtype=np.float64), display, confidence),
+    )
 
 
 def parent_score_interval(accuracy: Accuracy, confidence: float = ACCURACY_CONFIDENCE) -> Score | None:
@@ -327,12 +358,16 @@ def shown_score(values: np.ndarray, display: str) -> float:
     return _exp(mean) if display == "exp_mean" else mean
 
 
-def logs_by_round(measurement: Measurement) -> dict[int, float]:
+def logs_by_round(measurement: Measurement) -> Mapping[int, float]:
     """Return round index -> log of its typical seconds.
 
     Raises:
         DataError: there are no latencies, or a latency of zero.
     """
+    return _remembered(measurement, "logs", lambda: _logs(measurement))
+
+
+def _logs(measurement: Measurement) -> dict[int, float]:
     _check_rounds(measurement)
     seconds = {item.index: _typical_seconds(item, measurement.protocol.boundary) for item in measurement.rounds}
     if min(seconds.values()) <= 0:

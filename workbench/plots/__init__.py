@@ -7,9 +7,11 @@ on any thread. `svg` and `png` turn a figure into text or bytes.
 from __future__ import annotations
 
 from workbench.plots.calibration import convergence, histogram, kl_curve, sensitivity, sqnr_waterfall
+from workbench.plots.device import tracks
 from workbench.plots.distributions import latencies, rounds, sizes
 from workbench.plots.front import front
 from workbench.plots.theme import png, svg
+from workbench.plots.weights import weight
 
 __all__ = [
     "convergence",
@@ -23,4 +25,6 @@ __all__ = [
     "sizes",
     "sqnr_waterfall",
     "svg",
+    "tracks",
+    "weight",
 ]

@@ -3,7 +3,8 @@
 Raw values are stored and statistics are derived (see `workbench.judging.statistics`), so a stored record can be
 judged again with better statistics later. Seconds and bytes everywhere. A shape is a tuple; a dynamic axis is None.
 
-History of SCHEMA_VERSION: 1 - first; 2 - studies hold their build options; 3 - build options have a target.
+History of SCHEMA_VERSION: 1 - first; 2 - studies hold their build options; 3 - build options have a target;
+4 - accuracies hold margins.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from workbench.records.engines import BuildOptions, Engine
 from workbench.records.measuring import Measurement, Protocol
 from workbench.records.models import Model, Variant
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,6 +24,8 @@ class Accuracy(cards.Card):
         scores, parent_scores: the metric's value for each sample (mean is the score); empty where no metric.
         predictions, parent_predictions: class or token index for each sample where the first output is made of
             scores over classes; empty where it is not.
+        margins, parent_margins: by how much the score of the parent's answer is above all others, in the variant and in
+            the parent itself; below zero where the variant answers otherwise; empty where there is not one answer a sample.
         sqnr_db: output name -> 10 log10(sum y^2 / sum (y - y')^2) against the parent; None where the error is zero.
         cosine: output name -> cosine similarity of the flattened outputs.
         largest_error: output name -> largest absolute difference.
@@ -46,6 +48,8 @@ class Accuracy(cards.Card):
     parent_scores: tuple[float, ...] = ()
     predictions: tuple[int, ...] = ()
     parent_predictions: tuple[int, ...] = ()
+    margins: tuple[float, ...] = ()
+    parent_margins: tuple[float, ...] = ()
     sqnr_db: dict[str, float | None] = field(default_factory=dict)
     cosine: dict[str, float] = field(default_factory=dict)
     largest_error: dict[str, float] = field(default_factory=dict)

@@ -35,12 +35,17 @@ _FIGURES = (".svg", ".pdf", ".png")
 _IN_A_FOLDER = ("report.html", "report.md", "report.csv", "study.json")
 
 
-def write(record: StudyRecord, path: str | Path, explanations: Sequence[Explanation] = ()) -> Path:
+def write(
+    record: StudyRecord,
+    path: str | Path,
+    explanations: Sequence[Explanation] = (),
+    reference: StudyRecord | None = None,
+) -> Path:
     """Write a report and return where it is; a file that was there is replaced at once or not at all.
 
     Args:
-        explanations: from `workbench.explain`, for a section of `.html` and `.md`; the others have no
-            place for them.
+        explanations: from `workbench.explain`, for sections of `.html` and `.md`; the others have no place for them.
+        reference: another study, for a section of both that says what is unlike it.
         path: a file `.html`, `.md`, `.csv` or `.json`; `.tex` (a booktabs table); `.svg`, `.pdf` or `.png` (the figure);
             `.ipynb` (a notebook that draws from the record, which is written beside it as `<name>.record.json`); or a folder
             (no suffix, or one that exists), made where it is missing, which gets the first four.
@@ -51,7 +56,7 @@ def write(record: StudyRecord, path: str | Path, explanations: Sequence[Explanat
     path = Path(path)
     if path.is_dir() or not path.suffix:
         for name in _IN_A_FOLDER:
-            write(record, path / name, explanations)
+            write(record, path / name, explanations, reference)
         return path
     suffix = path.suffix.lower()
     if suffix not in (*_WRITERS, *_FIGURES, ".ipynb"):
@@ -59,7 +64,7 @@ def write(record: StudyRecord, path: str | Path, explanations: Sequence[Explanat
             f"There is no report with the suffix {path.suffix!r} ({path.name}). Take .html, .md, .csv or .json, or a "
             f"folder for all four; .tex, .svg, .pdf or .png for a paper; .ipynb for a notebook."
         )
-    told = {"explanations": explanations} if suffix in (".html", ".htm", ".md") else {}
+    told = {"explanations": explanations, "reference": reference} if suffix in (".html", ".htm", ".md") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if suffix in _FIGURES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from workbench.plots.device import Track
 from workbench.records import StudyRecord
 from workbench.reports import formats
 
@@ -48,15 +49,35 @@ def notes(record: StudyRecord) -> list[str]:
     return [f"The GPU was slowed down in {_throttling(bits)}: latencies of those rounds are longer than it can do."]
 
 
+def tracks(record: StudyRecord) -> list[Track]:
+    """Return what changed over the rounds, to be drawn; empty where fewer than two rounds told of it."""
+    rounds = sorted(_rounds(record), key=lambda item: item[0])
+    found = []
+    for key, name, unit in _SCALES:
+        told = [(began, value, state) for began, state in rounds for value in _numbers([state], key)]
+        if len(told) > 1:
+            slowed = tuple(
+                any(_reasons(int(bits)) for bits in _numbers([state], "throttle_bits")) for *_, state in told
+            )
+            seconds = tuple(began - rounds[0][0] for began, *_ in told)
+            found.append(Track(name, unit, seconds, tuple(value for _, value, _ in told), slowed))
+    return found
+
+
 def has_gpu(record: StudyRecord) -> bool:
     """Whether a GPU told its state in some round."""
     return bool(_numbers(_states(record), "device_memory_peak_seen_bytes", "sm_clock_megahertz"))
 
 
 def _states(record: StudyRecord) -> list[dict[str, Any]]:
+    return [state for _, state in _rounds(record)]
+
+
+def _rounds(record: StudyRecord) -> list[tuple[float, dict[str, Any]]]:
+    """Return when each round began, and what the device told after it."""
     rounds = [item for result in record.results if result.measurement is not None for item in result.measurement.rounds]
-    states = [item.conditions.get("device") for item in rounds]
-    return [state for state in states if isinstance(state, dict)]
+    states = [(item.started_at, item.conditions.get("device")) for item in rounds]
+    return [(began, state) for began, state in states if isinstance(state, dict)]
 
 
 def _numbers(states: list[dict[str, Any]], *keys: str) -> list[float]:

@@ -20,16 +20,18 @@ from matplotlib.figure import Figure
 import workbench
 from workbench import plots
 from workbench.explaining.explanation import Explanation
+from workbench.judging import roofline
 from workbench.judging.comparison import Comparison
 from workbench.judging.standing import compared
 from workbench.records import StudyRecord
-from workbench.reports import details, formats
+from workbench.reports import ceilings, details, formats, gpu_state
 from workbench.reports.code import reproduce
 from workbench.reports.examples import Examples, examples
 from workbench.reports.methods import methods
+from workbench.reports.reference import Reference, against
 from workbench.reports.rows import Table, main_table
 from workbench.reports.verdict import verdict
-from workbench.reports.why import Why, WhyFigure, whys
+from workbench.reports.why import Layers, Why, WhyFigure, layers, whys
 
 _TEMPLATES = resources.files("workbench.reports") / "templates"
 
@@ -62,19 +64,28 @@ class Page:
     failures: list[details.FailureDetail]
     examples: Examples | None
     whys: list[tuple[Why, list[Drawing]]]
+    layers: list[tuple[Layers, list[Drawing]]]
+    reference: Reference | None
     details: list[details.VariantDetail]
     methods: list[str]
     environment: list[tuple[str, str]]
+    ceilings: tuple[str, list[tuple[str, str]]] | None
     reproduce: str
     colophon: str
 
 
-def html(record: StudyRecord, comparison: Comparison | None = None, explanations: Sequence[Explanation] = ()) -> str:
+def html(
+    record: StudyRecord,
+    comparison: Comparison | None = None,
+    explanations: Sequence[Explanation] = (),
+    reference: StudyRecord | None = None,
+) -> str:
     """Return the study as a self-contained HTML page.
 
     Args:
         comparison: made from the record where None.
-        explanations: of its variants, for a section of their own.
+        explanations: of its variants, for a section of their layers and one that says why.
+        reference: another study, for a section of what is unlike it.
     """
     refusal = ""
     if comparison is None:
@@ -82,7 +93,7 @@ def html(record: StudyRecord, comparison: Comparison | None = None, explanations
     environment = Environment(loader=BaseLoader(), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     style, script = _ours("style.css"), _ours("sort.js")
     return environment.from_string(_ours("report.html.jinja")).render(
-        page=_page(record, comparison, refusal, explanations),
+        page=_page(record, (comparison, refusal), explanations, reference),
         style=Markup(style),
         script=Markup(script),
         style_hash=_hash(style),
@@ -91,19 +102,27 @@ def html(record: StudyRecord, comparison: Comparison | None = None, explanations
 
 
 def _page(
-    record: StudyRecord, comparison: Comparison | None, refusal: str, explanations: Sequence[Explanation]
+    record: StudyRecord,
+    judged: tuple[Comparison | None, str],
+    explanations: Sequence[Explanation],
+    reference: StudyRecord | None,
 ) -> Page:
+    comparison, refusal = judged
+    roofs = ceilings.known(record, explanations)
     failed, told = details.failures(record), details.variant_details(record)
     disagreements, drawings = examples(record), _drawings(record, comparison)
+    layered = layers(explanations)
     sections = [
         ("results", "Results", True),
         ("failures", "What failed", bool(failed)),
         ("distributions", "What was measured", any(drawing.key != "front" for drawing in drawings)),
+        ("layers", "Layers", bool(layered)),
         ("why", "Why", bool(explanations)),
         ("examples", "Where variants disagree", disagreements is not None),
         ("variants", "What each recipe did", bool(told)),
         ("methods", "How it was measured", True),
         ("environment", "Where it was measured", True),
+        ("reference", "Beside the reference", reference is not None),
         ("reproduce", "Do it again", True),
     ]
     anchors = {item.name: item.anchor for item in told} | {item.variant: item.anchor for item in failed}
@@ -121,9 +140,12 @@ def _page(
         failures=failed,
         examples=disagreements,
         whys=[(one, [_why_drawing(figure) for figure in one.figures]) for one in whys(explanations)],
+        layers=[(one, [_why_drawing(figure) for figure in one.figures]) for one in layered],
+        reference=None if reference is None else against(record, reference),
         details=told,
         methods=methods(record),
-        environment=details.environment_rows(record),
+        environment=[row for row in details.environment_rows(record) if roofs is None or row[0] != roofline.KIND],
+        ceilings=None if roofs is None else (ceilings.words(roofs), ceilings.rows(roofs)),
         reproduce=reproduce(record),
         colophon=f"Made by trt-workbench {workbench.__version__} from a study of {formats.moment(record.created_at)}. "
         f"Statistics are computed from the raw samples, which the JSON form of this report holds.",
@@ -148,6 +170,11 @@ def _drawings(record: StudyRecord, comparison: Comparison | None) -> list[Drawin
         alt = words + "the median of each round over time, as deviation from the variant's own median in percent."
         caption = "Whether the machine drifted. Ratios pair rounds of the same turn, so a common drift cancels in them."
         found.append(_drawing("rounds", lambda theme: plots.rounds(record, theme=theme), alt, caption))
+    told = gpu_state.tracks(record)
+    if told:
+        alt = words + "what the GPU's driver told after each round, as ranges in the table of the environment."
+        caption = "Whether the GPU was slowed down, or still warmed up, while variants took turns."
+        found.append(_drawing("gpu", lambda theme: plots.tracks(told, theme=theme), alt, caption))
     if any(result.engine is not None for result in record.results):
         alt = words + "sizes of the files that run, as in the table."
         found.append(_drawing("sizes", lambda theme: plots.sizes(record, theme=theme), alt, "What has to be shipped."))

@@ -21,6 +21,7 @@ from workbench.reports import why
 from workbench.reports.code import reproduce
 from workbench.reports.details import environment_rows, facts, notes, title
 from workbench.reports.methods import methods
+from workbench.reports.reference import Reference, against
 from workbench.reports.rows import main_table
 from workbench.reports.verdict import verdict
 
@@ -32,9 +33,12 @@ _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def markdown(
-    record: StudyRecord, comparison: Comparison | None = None, explanations: Sequence[Explanation] = ()
+    record: StudyRecord,
+    comparison: Comparison | None = None,
+    explanations: Sequence[Explanation] = (),
+    reference: StudyRecord | None = None,
 ) -> str:
-    """Return the study as Markdown (GitHub's dialect), everything from outside escaped; explanations in a section of theirs."""
+    """Return the study as Markdown (GitHub's dialect), everything from outside escaped; see `workbench.reports.html`."""
     refusal = ""
     if comparison is None:
         comparison, refusal = compared(record)
@@ -59,6 +63,7 @@ def markdown(
         lines += [escape(paragraph), ""]
     lines += ["## Where it was measured", "", "| | |", "| :--- | :--- |"]
     lines += [_row([key, value]) for key, value in environment_rows(record)]
+    lines += [] if reference is None else _reference(against(record, reference))
     lines += ["", "## Do it again", "", *_fenced(reproduce(record), "python"), ""]
     return "\n".join(lines)
 
@@ -113,6 +118,13 @@ def escape(text: str) -> str:
 
 def _row(cells: list[str]) -> str:
     return "| " + " | ".join(escape(cell) for cell in cells) + " |"
+
+
+def _reference(found: Reference) -> list[str]:
+    lines = ["", "## Beside the reference", "", escape(f"The reference is {found.name} of {found.date}. {found.words}")]
+    if found.rows:
+        lines += ["", _row(["Not the same", "Reference", "This study"]), "| :--- | :--- | :--- |"]
+    return [*lines, *(_row(list(row)) for row in found.rows)]
 
 
 def _failures(record: StudyRecord) -> list[str]:

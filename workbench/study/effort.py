@@ -1,7 +1,8 @@
 """How much of a study's work is done and how long the rest takes, from what its own stages took. Runs nothing.
 
 A share of work only grows, and is 1 at the end. The time left comes from stages that were seen to take time; before each kind
-of stage was seen once, here or in an earlier study, none is told.
+of stage was seen once, here or in an earlier study, none is told. Rounds are guessed at while answers are made, from what their
+protocol asks for; once they are being taken, a whole turn of them is seen before more is said, as variants differ.
 """
 
 from __future__ import annotations
@@ -50,6 +51,12 @@ class Effort:
         self._waiting[_ROUND] = len(recipes) * protocol.rounds
         self._seen: dict[_Kind, list[float]] = defaultdict(list)
         self._current: _Kind | None = None
+        self._variant = ""
+        # Of each variant: some take longer than others, and a turn that has begun must not count some of them twice.
+        self._rounds: dict[str, list[float]] = defaultdict(list)
+        # Rounds that must be seen before a time left is told; none before they are taken.
+        self._turn = 0
+        self._ended_at: float | None = None
         self._began = 0.0
         self._within = 0.0
         self._ended: Counter[_Kind] = Counter()
@@ -71,7 +78,8 @@ class Effort:
     @property
     def remaining_seconds(self) -> float | None:
         """How long the rest takes; None while a kind of stage is ahead that was not seen yet."""
-        return self._remaining() if all(map(self._known, ANSWERS)) else None
+        seen = sum(map(len, self._rounds.values())) >= self._turn
+        return self._remaining() if seen and all(map(self._known, ANSWERS)) else None
 
     def begin(self, stage: str, variant: str) -> None:
         """A stage of a variant, or one round, begins; what was under way has ended."""
@@ -79,7 +87,12 @@ class Effort:
         kind = self._kind(stage, variant)
         if self._waiting[kind] > 0:
             self._waiting[kind] -= 1
-        self._current, self._began, self._within = kind, self._clock(), 0.0
+        now = self._clock()
+        if kind == _ROUND and self._ended_at is not None and self._rounds.get(self._variant):
+            # What is written down between two rounds takes time as well.
+            self._rounds[self._variant][-1] += now - self._ended_at
+        self._variant = variant
+        self._current, self._began, self._within, self._ended_at = kind, now, 0.0, None
 
     def at(self, fraction: float) -> None:
         """The stage says itself how far it is; a check consists of several passes, of which each says its own."""
@@ -90,17 +103,20 @@ class Effort:
         """What was under way has ended."""
         if self._current is None:
             return
+        self._ended_at = self._clock() if self._current == _ROUND else None
         took = self._clock() - self._began
         self._ended[self._current] += 1
         if took >= _LEAST_SECONDS:
-            self._seen[self._current].append(took)
+            seen = self._rounds[self._variant] if self._current == _ROUND else self._seen[self._current]
+            seen.append(took)
         self._current = None
 
     def rounds(self, lacking: int) -> None:
         """So many rounds are to be measured from now on: those in the store need not, the baseline's beside a new variant do."""
         self.end()
         self._ended[_ROUND] += max(0, self._waiting[_ROUND] - lacking)
-        self._waiting[_ROUND] = lacking
+        self._waiting[_ROUND], self._ended_at = lacking, None
+        self._turn = 0 if self._pace.round_overhead_seconds is not None else min(lacking, len(self._calibrated))
 
     def drop(self, variant: str, stage: str) -> None:
         """A variant failed in a stage: what would have come after it does not."""
@@ -138,6 +154,8 @@ class Effort:
             return sum(took) / len(took)
         stage = kind[0]
         if stage == "measure":
+            if means := [sum(took) / len(took) for took in self._rounds.values() if took]:
+                return sum(means) / len(means)
             return round_seconds(self._protocol, self._pace)
         # Calibration runs the model over samples as a check does.
         near = [("check", False), ("transform", False)] if kind[1] else [(stage, False), (stage, True)]

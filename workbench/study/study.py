@@ -166,17 +166,21 @@ class Study:
 
         return lens.keeping(self[variant].recipe, rows, name)
 
-    def report(self, path: str | Path, explanations: Sequence[Explanation] = ()) -> Path:
+    def report(
+        self, path: str | Path, explanations: Sequence[Explanation] = (), reference: Study | None = None
+    ) -> Path:
         """Write the study for a reader.
 
         Args:
             path: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four; for a paper `.tex` (a booktabs
                 table), `.svg`, `.pdf` or `.png` (the figure), and `.ipynb` (a notebook that draws from the record).
-            explanations: from `workbench.explain`, for a section of their own in `.html` and `.md`.
+            explanations: from `workbench.explain`, for sections of layers and reasons in `.html` and `.md`.
+            reference: another study, for a section of what is unlike it in both.
         """
         from workbench import reports
 
-        return reports.write(self.record, Path(path), explanations)
+        other = None if reference is None else reference.record
+        return reports.write(self.record, Path(path), explanations, other)
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one.

@@ -91,6 +91,27 @@ def explain(
     return replace(found, trials=trials, notes=(*found.notes, *left))
 
 
+def explain_best(
+    study: Study,
+    data: Dataset | None = None,
+    *,
+    store: Store | None = None,
+    progress: Listener | Literal["auto"] | None = None,
+    cancel: Callable[[], bool] = lambda: False,
+) -> Explanation | None:
+    """Explain the variant that a report says to take, or else the fastest one; None where the baseline alone was measured.
+
+    Layers are profiled; what lowering each alone costs is not looked at. Arguments and errors are those of `explain`.
+    """
+    best = study.best().best
+    rows = [row for row in study.comparison().rows if row.ratio is not None]
+    if best is None and rows:
+        best = max(rows, key=lambda row: 0.0 if row.ratio is None else row.ratio.value).variant
+    if best is None:
+        return None
+    return explain(study, best, data, layers=False, store=store, progress=progress, cancel=cancel)
+
+
 def _keep_ceilings(study: Study, limits: roofline.Ceilings, store: Store) -> None:
     """Write the ceilings into the study that lacks them, here and in its store."""
     if roofline.KIND in study.record.environment:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
@@ -36,10 +36,15 @@ class Box:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Boxes, and arrows between them by place."""
+    """Boxes, and arrows between them by place.
+
+    Attributes:
+        operators: every node that has a name -> its operator.
+    """
 
     boxes: tuple[Box, ...]
     arrows: tuple[tuple[int, int], ...]
+    operators: Mapping[str, str] = field(default_factory=dict)
 
 
 def drawn(model: onnx.ModelProto, modules: Mapping[str, str], depth: int | None) -> Drawn:
@@ -74,7 +79,7 @@ def drawn(model: onnx.ModelProto, modules: Mapping[str, str], depth: int | None)
         for name in node.input
         if name in owner and owner[name] != place
     }
-    return Drawn(boxes, tuple(arrows))
+    return Drawn(boxes, tuple(arrows), {node.name: node.op_type for node in model.graph.node if node.name})
 
 
 def dot(found: Drawn, paint: Callable[[Box], tuple[str, str]], selected: int | None = None) -> str:

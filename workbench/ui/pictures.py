@@ -85,5 +85,10 @@ def divergence(tensor: str, values: Histogram, theme: ThemeName) -> bytes:
     return _png(plots.kl_curve(candidates, divergences, chosen, tensor=tensor, theme=theme))
 
 
+def weight(name: str, values: np.ndarray, axis: int, theme: ThemeName) -> bytes:
+    """Return the histogram of a weight with its output channels."""
+    return _png(plots.weight(values, axis, name=name, theme=theme))
+
+
 def _png(figure: Figure) -> bytes:
     return look.png(figure, _DOTS_PER_INCH)

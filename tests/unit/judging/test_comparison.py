@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from made_up_rounds import measurement
 
 from workbench.errors import CompareError
 from workbench.judging import statistics
-from workbench.judging.comparison import compare, compare_studies, undominated, unlike
+from workbench.judging.accuracy import agreeing
+from workbench.judging.comparison import compare, compare_studies, unlike
+from workbench.judging.pareto import undominated
 from workbench.recipes import NAMED
 from workbench.records import (
     Accuracy,
@@ -97,30 +102,78 @@ def test_latencies_that_are_not_distinguishable_count_as_equal_on_the_front() ->
 def test_variants_that_dominate_each_other_in_a_circle_stay_or_go_together(
     beats: dict[int, set[int]], front: set[int]
 ) -> None:
-    assert undominated(beats) == front
+    assert undominated(list(beats), lambda one, other: other in beats[one]) == front
 
 
-def test_the_front_of_many_is_what_comparing_every_pair_by_itself_gives() -> None:
-    """The shortcuts of a front of many (rounds summed up once, pairs that every round decides) change no verdict."""
-    random = np.random.default_rng(3)
+@given(st.integers(1, 9).flatmap(lambda n: st.lists(st.integers(-1, 1), min_size=n * n, max_size=n * n)))
+def test_what_is_found_by_few_questions_is_what_following_every_pair_finds(verdicts: list[int]) -> None:
+    count = math.isqrt(len(verdicts))
+    beats: dict[int, set[int]] = {item: set() for item in range(count)}
+    for one, other in itertools.combinations(range(count), 2):
+        winner, loser = (one, other) if verdicts[one * count + other] > 0 else (other, one)
+        if verdicts[one * count + other]:
+            beats[winner].add(loser)
+    assert undominated(list(beats), lambda one, other: other in beats[one]) == following_every_pair(beats)
+
+
+def following_every_pair(beats: dict[int, set[int]]) -> set[int]:
+    """What no other item reaches by beating, unless it reaches that too."""
+    reach = {item: set(found) for item, found in beats.items()}
+    for middle, one in itertools.product(beats, beats):
+        if middle in reach[one]:
+            reach[one] |= reach[middle]
+    return {item for item in beats if all(item not in reach[other] or other in reach[item] for other in beats)}
+
+
+@pytest.mark.parametrize(
+    "kind", ["right or wrong", "values, less is better", "agreement", "sqnr", "few rounds", "no turns"]
+)
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_front_of_many_is_what_comparing_every_pair_by_itself_gives(kind: str, seed: int) -> None:
+    """The shortcuts of a front of many (signs before intervals, few resamples, no needless pair) change no verdict."""
+    random = np.random.default_rng(seed)
     names = [name for name in NAMED if name != "fp32"][:14]
-    many = [FP32] + [
+    many = [result("fp32", 2e-3)] + [
         result(name, 2e-3 * (1 + 0.004 * random.integers(-4, 4)), int(random.integers(0, 4) * 6), turn=place)
         for place, name in enumerate(names, 1)
     ]
+    many = [changed(item, kind, random, place) for place, item in enumerate(many)]
     beats: dict[int, set[int]] = {place: set() for place in range(len(many))}
     for one, other in itertools.permutations(range(len(many)), 2):
-        verdict = statistics.ratio(many[other].measurement, many[one].measurement).verdict
-        faster = {"faster": 1, "slower": -1}.get(verdict, 0)
-        change = statistics.score_change(
-            np.array(many[one].accuracy.scores), np.array(many[other].accuracy.scores), higher_is_better=True
-        )
-        better = {"better": 1, "worse": -1}.get(change.verdict, 0)
+        ratio = statistics.ratio(many[other].measurement, many[one].measurement)
+        faster = {"faster": 1, "slower": -1, "no interval": (ratio.value > 1) - (ratio.value < 1)}.get(ratio.verdict, 0)
+        better = better_by_itself(many[one].accuracy, many[other].accuracy, kind)
         if max(faster, better) > 0 and min(faster, better) >= 0:
             beats[one].add(other)
-    expected = {many[place].recipe.name for place in undominated(beats)}
+    expected = {many[place].recipe.name for place in following_every_pair(beats)}
     assert set(compare(many[0], many[1:]).front) == expected
-    assert 1 < len(expected) < len(many)
+    assert 0 < len(expected) < len(many)
+
+
+def changed(item: VariantResult, kind: str, random: np.random.Generator, place: int) -> VariantResult:
+    check, measured = item.accuracy, item.measurement
+    assert check is not None and measured is not None
+    if kind == "values, less is better":
+        values = tuple(random.normal(1 + 0.1 * (place % 5), 0.5, SAMPLES))
+        check = replace(check, metric="error", scores=values, higher_is_better=False)
+    if kind in ("agreement", "sqnr"):
+        check = replace(check, metric=None, scores=(), parent_scores=())
+    if kind == "sqnr":
+        check = replace(check, predictions=(), parent_predictions=(), sqnr_db={"y": float(random.integers(10, 20))})
+    if kind == "few rounds":
+        measured = replace(measured, rounds=measured.rounds[:2])
+    if kind == "no turns":
+        rounds = tuple(replace(one, started_at=one.started_at + 1e6 * place) for one in measured.rounds)
+        measured = replace(measured, rounds=rounds)
+    return replace(item, accuracy=check, measurement=measured)
+
+
+def better_by_itself(ours: Accuracy, theirs: Accuracy, kind: str) -> int:
+    if kind == "sqnr":
+        return int(np.sign(ours.sqnr_db["y"] - theirs.sqnr_db["y"]))
+    scores = [np.array(agreeing(check) if kind == "agreement" else check.scores) for check in (ours, theirs)]
+    change = statistics.score_change(*scores, higher_is_better=kind != "values, less is better")
+    return {"better": 1, "worse": -1}.get(change.verdict, 0)
 
 
 def test_without_labels_agreement_with_the_parent_is_the_axis() -> None:

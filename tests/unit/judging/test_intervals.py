@@ -8,6 +8,8 @@ import pytest
 from workbench.errors import DataError
 from workbench.judging.intervals import (
     center_interval,
+    difference,
+    is_apart,
     mcnemar,
     paired_share_interval,
     required_samples,
@@ -111,3 +113,21 @@ def test_values_that_differ_by_rounding_alone_have_no_width() -> None:
     with np.errstate(all="raise"):
         interval = studentized([values], 0.99)
     assert interval.low == interval.value == interval.high
+
+
+@pytest.mark.parametrize("rounds", [3, 5, 9, 70])
+def test_whether_zero_is_outside_is_what_the_interval_itself_says(rounds: int) -> None:
+    """Few resamples decide, and decide alike: near the edge, far from it, for pairs and for groups of their own."""
+    random = np.random.default_rng(rounds)
+    found = []
+    for place in range(60):
+        shift = random.uniform(0, 3) * random.choice((-1, 1)) * rounds**-0.5
+        groups = [random.normal(shift, 1, rounds)] + [random.normal(0, 1, rounds + 1)] * (place % 2)
+        interval = studentized(groups, 0.99)
+        assert difference(groups) == interval.value
+        found.append(is_apart(groups, 0.99))
+        assert found[-1] == (math.exp(interval.low) > 1 or math.exp(interval.high) < 1)
+    assert rounds == 3 or any(found)
+    assert not all(found)
+    same = np.full(rounds, 0.25)
+    assert is_apart([same], 0.99) and not is_apart([same - same], 0.99) and not is_apart([same, same], 0.99)

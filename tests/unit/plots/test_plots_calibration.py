@@ -116,3 +116,15 @@ def test_sensitivity_refuses_rows_of_another_form(rows: list[tuple[object, ...]]
 def test_the_waterfall_refuses_an_empty_list() -> None:
     with pytest.raises(DataError, match="no layer"):
         plots.sqnr_waterfall([])
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_an_outlier_channel_of_a_weight_is_marked_along_the_axis_of_outputs(name: str) -> None:
+    values = np.random.default_rng(0).normal(size=(6, 4, 3, 3))
+    values[2] *= 40
+    figure = plots.weight(values, 0, name="conv1", theme=name)  # type: ignore[arg-type]
+    assert "channel 2" in words(figure) and "1 of 6 channels" in words(figure)
+    assert "No channel is 8 times" in words(plots.weight(values[[0, 1, 3]], 0))
+    assert "4 channels" in words(plots.weight(values[0, :, 0, :], 0))
+    with pytest.raises(DataError, match="no channels along axis 4"):
+        plots.weight(values, 4)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
 import synthetic_study
 
-from workbench import reports
+from workbench import plots, reports
+from workbench.errors import DataError
 from workbench.judging.standing import compared
 from workbench.records import Protocol, StudyRecord
 from workbench.reports import details, gpu_state
@@ -74,3 +76,18 @@ def test_caveats_come_after_verdict_figure_and_table_and_the_later_ones_are_fold
     assert all(f"Caveat number {place}." in page for place in range(9))
     text = reports.markdown(record)
     assert text.index("## Results") < text.index("Caveat number 0")
+
+
+def test_the_gpu_is_drawn_over_the_run_with_the_rounds_in_which_it_was_slowed_down() -> None:
+    found = gpu_state.tracks(study(COOL, HOT))
+    assert [track.name for track in found] == ["GPU clock", "GPU memory clock", "GPU temperature", "GPU power"]
+    assert all(list(track.seconds) == sorted(track.seconds) and len(track.values) == 8 for track in found)
+    clock = found[0]
+    assert [value == 1500 for value in clock.values] == list(clock.slowed) and sum(clock.slowed) == 4
+    page = reports.html(study(COOL, HOT))
+    assert "what the GPU&#39;s driver told after each round" in page
+    for theme in ("light", "dark"):
+        assert len(plots.tracks(found, theme=theme).axes) == 4  # type: ignore[arg-type]
+    assert gpu_state.tracks(study()) == [] and "driver told" not in reports.html(study())
+    with pytest.raises(DataError, match="nothing to draw"):
+        plots.tracks([])

@@ -11,7 +11,8 @@ from html.parser import HTMLParser
 import pytest
 import synthetic_study
 
-from workbench import reports
+from workbench import codec, reports
+from workbench.judging.roofline import Ceilings
 from workbench.recipes import Recipe
 from workbench.records import Failure, Protocol, Skipped, StepReport, StudyRecord, VariantResult
 from workbench.reports.examples import image_uri
@@ -230,6 +231,32 @@ def test_a_study_in_which_nothing_was_measured_says_why(record: StudyRecord) -> 
     text = Reader(reports.html(replace(record, results=results))).text
     assert "The baseline 'fp32' has no measurement" in text
     assert "What was measured" in text  # the sizes are still there
+
+
+def test_the_ceilings_of_the_machine_stand_below_its_environment(record: StudyRecord) -> None:
+    roofs = Ceilings("onnxruntime-cpu", "1.2", "CPU", 1, {"fp32": 1e11}, (1000, 10**6), (2e10, 1e10), 5e-6, 1e-6, 0.0,
+                     {"fp8": "no such arithmetic here"})  # fmt: skip
+    known = replace(record, environment={**record.environment, "ceilings": codec.to_plain(roofs)})
+    text = Reader(reports.html(known)).text
+    assert "What this machine can do at most" in text and "FP32 arithmetic 100 GFLOP/s" in text
+    assert "FP8 arithmetic no such arithmetic here" in text and "copying 1.00 MB 10.0 GB/s" in text
+    assert "ceilings" not in text and "at most" not in Reader(reports.html(record)).text
+    edited = replace(record, environment={"ceilings": {"rates": HOSTILE}})
+    assert "at most" not in Reader(reports.html(edited)).text
+
+
+def test_what_is_unlike_the_reference_stands_in_page_and_markdown(record: StudyRecord) -> None:
+    before = replace(record, name="before", environment={**record.environment, "cooling": "water"})
+    for text in (Reader(reports.html(record, reference=before)).text, reports.markdown(record, reference=before)):
+        assert "Beside the reference" in text and "The reference is before of" in text
+        assert "has not regressed against before" in text
+        assert "cooling" in text and "water" in text
+    assert "Beside the reference" not in Reader(reports.html(record)).text
+    same = Reader(reports.html(record, reference=replace(record, name="twin"))).text
+    assert "Model, data, recipes, protocol and environment are the same." in same
+    other = replace(before, results=before.results[:1], baseline="fp32")
+    other = replace(other, results=(replace(other.results[0], recipe=Recipe("else")),))
+    assert "share no variant" in Reader(reports.html(record, reference=other)).text
 
 
 @pytest.mark.parametrize(

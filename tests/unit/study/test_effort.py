@@ -85,9 +85,39 @@ def test_what_the_store_had_takes_no_time_and_says_nothing_of_how_long_things_ta
             resumed.begin(stage, recipe.name)
             clock.now += 0.01
     resumed.rounds(2)
-    assert resumed.remaining_seconds == pytest.approx(2 * (0.7 + 0.3)), (
-        "two rounds, of which the protocol says how long"
-    )
+    assert resumed.remaining_seconds is None, "no round was seen yet"
+    for name in ("fp32", "fp16"):
+        assert resumed.remaining_seconds is None
+        resumed.begin("measure", name)
+        clock.now += 1.5
+    resumed.end()
+    assert resumed.remaining_seconds == pytest.approx(0.0)
+
+
+def test_while_rounds_are_taken_the_time_left_falls_although_every_guess_was_too_low() -> None:
+    clock, wanted = Clock(), 9
+    effort = Effort(RECIPES, Protocol(rounds=wanted, min_seconds=0.05, warmup_seconds=0.02), clock=clock)
+    for recipe in RECIPES:
+        for stage in ANSWERS:
+            effort.begin(stage, recipe.name)
+            clock.now += 1.0
+    effort.rounds(len(RECIPES) * wanted)
+    took = {"fp32": 2.6, "fp16": 1.5, "int8-kl": 0.9}
+    total = wanted * (sum(took.values()) + 3 * 0.2)
+    began, told = clock.now, []
+    for turn in range(wanted):
+        for name in sorted(took, reverse=bool(turn % 2)):
+            effort.begin("measure", name)
+            for _ in range(10):
+                clock.now += took[name] / 10
+                told.append((effort.remaining_seconds, total - (clock.now - began)))
+            effort.end()
+            clock.now += 0.2  # what is written down counts as well
+    assert all(left is None for left, _ in told[:20]) and all(left is not None for left, _ in told[31:])
+    known = [(left, truth) for left, truth in told if left is not None]
+    assert all(abs(left - truth) < 0.1 * total for left, truth in known)
+    climbs = sum(max(0.0, after[0] - before[0]) for before, after in pairwise(known))
+    assert climbs < 0.15 * total and known[0][0] > 0.85 * known[0][1]
 
 
 def test_a_stage_that_tells_how_far_it_is_is_believed() -> None:

@@ -143,11 +143,26 @@ def test_a_report_has_a_section_for_it_where_it_is_asked_for(
     page = study.report(tmp_path / "report.html", [explained]).read_text(encoding="utf-8")
     assert '<h2 id="why">Why</h2>' in page and html.escape(explained.main.sentence) in page
     assert page.count('<figure class="drawn">') == 4 + study_figures(study, tmp_path)
+    layers = page[page.index('<h2 id="layers">Layers</h2>') : page.index('<h2 id="why">')]
+    assert "int8-max against fp32" in layers and layers.count('<figure class="drawn">') == 2
+    assert "saved ms" in layers and "layers of fp32 and" in layers
+    assert "What this machine can do at most" in page
     text = study.report(tmp_path / "report.md", [explained]).read_text(encoding="utf-8")
     assert "## Why: int8-max" in text
     assert "Why" not in study.report(tmp_path / "plain.md").read_text(encoding="utf-8")
     folder = study.report(tmp_path / "all", [explained])
     assert (folder / "study.json").exists() and "## Why" in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_what_a_report_shows_layers_of_is_the_best_variant_or_else_the_fastest(
+    study: Study, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(why, "explain", lambda study, variant, *rest, **options: asked.append(variant))
+    why.explain_best(study, data)
+    alone = Study(replace(study.record, results=study.record.results[:1]))
+    assert why.explain_best(alone, data) is None
+    assert asked == [study.best().best or "int8-max"]
 
 
 def study_figures(study: Study, folder: Path) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from traitlets import Bool, HasTraits, Unicode
 
 from workbench.errors import StoreError
+from workbench.explaining.explanation import Explanation
 from workbench.reports import code
-from workbench.study import Study
-from workbench.ui.jobs import DRAWING, Job
+from workbench.study import Study, catalog
+from workbench.study.why import explain_best
+from workbench.ui.jobs import DRAWING, STUDIES, Job
 from workbench.ui.state.plan import Plan
 from workbench.ui.state.results import Results
 from workbench.ui.state.selection import FOLDER, GIVEN, IMAGES, NPZ, ONNX_FILE, RANDOM, SHIPPED, ModelSelection
@@ -28,6 +31,7 @@ class Export(HasTraits):
         study: name of the study that is shown, which the report is of; what was made of another one is gone with it.
         report_path, report_format: where the report goes; `written` is where the last one went.
         report_page: the last report, where it is one HTML page, for a link that opens it.
+        with_layers: whether the best variant is profiled beside the baseline first, for a section of layers.
     """
 
     code = Unicode()
@@ -37,11 +41,19 @@ class Export(HasTraits):
     written = Unicode()
     report_page = Unicode()
     is_writing = Bool(False)
+    with_layers = Bool(False)
 
     def __init__(
-        self, session: Session, selection: ModelSelection, plan: Plan, results: Results, name: str | None = None
+        self,
+        session: Session,
+        selection: ModelSelection,
+        plan: Plan,
+        results: Results,
+        name: str | None = None,
+        look: Callable[..., Explanation | None] = explain_best,
     ) -> None:
         super().__init__()
+        self._look = look
         self.session, self.selection, self.plan, self.results = session, selection, plan, results
         self._name = name
         self._proposed = _FIRST_PATH
@@ -77,7 +89,7 @@ class Export(HasTraits):
         )
 
     def export(self) -> None:
-        """Write the report of the study that is shown, in the background.
+        """Write the report of the study that is shown, in the background; the pinned reference stands in it, where one is.
 
         Raises:
             StoreError: there is nothing to report, or no path.
@@ -91,13 +103,22 @@ class Export(HasTraits):
         suffix = FORMATS[self.report_format]
         path = path.with_suffix(suffix) if suffix and path.suffix != suffix else path
 
+        data, store, with_layers = self.selection.data, self.session.store, self.with_layers
+        known = data if data is not None and data.sha256 == record.data.get("sha256") else None
+
         def work(job: Job[tuple[Path, str]]) -> tuple[Path, str]:
-            written = Study(record).report(path)
+            study, pinned = Study(record), catalog.pinned(store)
+            found = None
+            if with_layers:
+                found = self._look(study, known, store=store, progress=job.report, cancel=job.cancelled)
+            reference = None if pinned in (None, record.name) else Study.open(str(pinned), store)
+            written = study.report(path, [] if found is None else [found], reference)
             return written, written.read_text(encoding="utf-8") if suffix == ".html" else ""
 
         self.written, self.report_page, self.is_writing = "", "", True
         job = Job("report", work, key=("report", id(self)))
-        self.session.start(DRAWING, job, lambda job: self._take(job, record.name))
+        # What is profiled must not run beside what is measured.
+        self.session.start(STUDIES if with_layers else DRAWING, job, lambda job: self._take(job, record.name))
 
     def _take(self, job: Job[tuple[Path, str]], study: str) -> None:
         snapshot = job.snapshot

@@ -9,9 +9,10 @@ import onnx
 from traitlets import HasTraits, Instance, Tuple, Unicode
 
 from workbench.errors import DataError, RecipeError
-from workbench.recipes import Recipe
+from workbench.recipes import QUANTIZED_FORMATS, Recipe
 from workbench.records import StudyRecord
 from workbench.study import Study
+from workbench.study.node_types import TYPES, typed
 from workbench.transformation.accounting import formats_of
 from workbench.ui import graph_drawing
 from workbench.ui.graph_drawing import Box, Drawn
@@ -120,6 +121,28 @@ class Graph(HasTraits):
                 f"{self.variant} lowers none of what is chosen, so that there would be nothing left of it."
             )
         self._add(Study(record).keeping(self.variant, others))
+
+    def give(self, to: str) -> None:
+        """Add a recipe to the study: the variant's, with the chosen nodes in another type and all others as they are.
+
+        Raises:
+            RecipeError: nothing is chosen, a recipe cannot say so (see `workbench.study.node_types`), the backend cannot run
+                it, or it is there already.
+        """
+        record = self._record()
+        if not self.chosen or self.found is None:
+            raise RecipeError("Nothing is chosen. Click a box of the graph first.")
+        recipe = Study(record)[self.variant].recipe
+        self._add(typed(recipe, self.chosen, to, self.found.operators, modules=record.model.modules))
+
+    def refused(self) -> dict[str, str]:
+        """Return the types that the backend or the data rule out -> why."""
+        found = {}
+        for to in TYPES:
+            toggle = "quantization" if to in QUANTIZED_FORMATS else "precision"
+            if why := self.plan.reasons.get((toggle, to)):
+                found[to] = str(why)
+        return found
 
     def _add(self, recipe: Recipe) -> None:
         added = self.plan.add_recipe(recipe)

@@ -12,6 +12,7 @@ from workbench import engines
 from workbench.calibration.table import CalibrationTable
 from workbench.errors import DataError, RecipeError
 from workbench.graph.fused_layers import FusionMap, fusion_map
+from workbench.graph.linear_layers import Weight, values_of, weights_of
 from workbench.machine.handle import Handle
 from workbench.recipes import NAMED
 from workbench.records import StudyRecord, VariantResult
@@ -34,6 +35,8 @@ class Inspection(HasTraits):
         table: what calibration counted; None before it was collected.
         tensors, tensor: names in the table, and the one that is shown.
         histogram_light, histogram_dark, curve_light, curve_dark: PNG.
+        weights, weight: layers with weights, and the one that is shown; `weight_words` where that stands.
+        weight_light, weight_dark: PNG.
         clips: what each calibrator would do to the tensor (`pictures.Clip`).
         variant: whose layers are shown.
         before: operator -> count, in the file that was built.
@@ -49,6 +52,11 @@ class Inspection(HasTraits):
     histogram_dark = Bytes()
     curve_light = Bytes()
     curve_dark = Bytes()
+    weights = Tuple()
+    weight = Unicode()
+    weight_words = Unicode("Not read yet.")
+    weight_light = Bytes()
+    weight_dark = Bytes()
     variant = Unicode()
     before: Any = Instance(dict, args=())
     fusion = Instance(FusionMap, allow_none=True)
@@ -57,6 +65,7 @@ class Inspection(HasTraits):
     def __init__(self, session: Session, selection: ModelSelection, plan: Plan) -> None:
         super().__init__()
         self.session, self.selection, self.plan = session, selection, plan
+        self._weights: dict[str, Weight] = {}
         selection.observe(lambda change: self._forget(), ["model", "data"])
 
     def collect(self) -> None:
@@ -105,6 +114,38 @@ class Inspection(HasTraits):
         self.words = f"Drawing {tensor} …"
         self.session.start(DRAWING, Job("tensor", work, key=("tensor", id(self))), self._take_pictures)
 
+    def read_weights(self) -> None:
+        """List the layers that have constant weights, and draw the first one's.
+
+        Raises:
+            DataError: there is no model, or its file is not here.
+        """
+        path = self._file()
+
+        def work(job: Job[dict[str, Weight]]) -> dict[str, Weight]:
+            return weights_of(onnx.load(str(path), load_external_data=False))
+
+        self.weight_words = "Reading …"
+        self.session.start(DRAWING, Job("weights", work, key=("weights", id(self))), self._take_weights)
+
+    def show_weight(self, name: str) -> None:
+        """Draw the weight of a layer, with its outlier channels.
+
+        Raises:
+            RecipeError: no layer of that name has a weight.
+            DataError: the model's file is not here.
+        """
+        if name not in self._weights:
+            raise RecipeError(f"There is no layer {name!r} with a weight. Read the weights, and choose one of theirs.")
+        self.weight, found, path = name, self._weights[name], self._file()
+
+        def work(job: Job[Any]) -> Any:
+            values = values_of(path, found.tensor)
+            return [pictures.weight(name, values, found.axis, theme) for theme in THEMES]
+
+        self.weight_words = f"Drawing {name} …"
+        self.session.start(DRAWING, Job("weight", work, key=("weight", id(self))), self._take_weight)
+
     def show_layers(self, record: StudyRecord | None, variant: str) -> None:
         """Map the layers of a variant's runtime to the nodes they stand for.
 
@@ -130,6 +171,33 @@ class Inspection(HasTraits):
             return _counts(graphs[0]), fusion_map(*graphs)
 
         self.session.start(DRAWING, Job("layers", work, key=("layers", id(self))), self._take_layers)
+
+    def _file(self) -> Path:
+        model = self.selection.model
+        if model is None or not Path(model.path).is_file():
+            raise DataError("There is no file of a model to read weights from. Choose a model on page `Model`.")
+        return Path(model.path)
+
+    def _take_weights(self, job: Job[dict[str, Weight]]) -> None:
+        snapshot = job.snapshot
+        if snapshot.state == "failed":
+            self.weight_words = "Not read."
+            job.raise_failure()
+        elif snapshot.state == "done" and job.outcome is not None:
+            self._weights = job.outcome
+            self.weights = tuple(job.outcome)
+            self.weight_words = f"{len(self.weights)} layers have constant weights."
+            if self.weights:
+                self.show_weight(self.weight if self.weight in self.weights else self.weights[0])
+
+    def _take_weight(self, job: Job[Any]) -> None:
+        snapshot = job.snapshot
+        if snapshot.state == "failed":
+            self.weight_words = "Not drawn."
+            job.raise_failure()
+        elif snapshot.state == "done" and job.outcome is not None and self.weights:
+            self.weight_light, self.weight_dark = job.outcome
+            self.weight_words = f"{self.weight}, one of {len(self.weights)} layers with constant weights."
 
     def _take_table(self, job: Job[CalibrationTable]) -> None:
         snapshot = job.snapshot
@@ -175,7 +243,9 @@ class Inspection(HasTraits):
     def _forget(self) -> None:
         self.table, self.tensors, self.clips = None, (), ()
         self.words = "Not collected yet."
-        for name in ("histogram_light", "histogram_dark", "curve_light", "curve_dark"):
+        self._weights, self.weights, self.weight, self.weight_words = {}, (), "", "Not read yet."
+        pictures_of = ("histogram", "curve", "weight")
+        for name in (f"{what}_{theme}" for what in pictures_of for theme in THEMES):
             setattr(self, name, b"")
 
 

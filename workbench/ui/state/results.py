@@ -7,6 +7,7 @@ from typing import Any
 
 from traitlets import Bool, Dict, HasTraits, Instance, Tuple, Unicode
 
+from workbench.datasets import Dataset
 from workbench.errors import RecipeError, nearest
 from workbench.judging import best, standing
 from workbench.judging.best import Budget
@@ -25,7 +26,7 @@ from workbench.ui.pictures import Summary
 from workbench.ui.state.selection import ModelSelection
 from workbench.ui.state.session import Session
 
-# From here on finding the front (every pair is compared) takes seconds: it comes after the rest.
+# From here on finding the front takes so long that a study that still grows is shown without it.
 MANY_VARIANTS = 30
 VIEWS = ("Plot", "Table", "Layers", "Graph", "Disagreements", "Calibration")
 THEMES: tuple[ThemeName, ...] = ("light", "dark")
@@ -67,7 +68,6 @@ class Results(HasTraits):
     def __init__(self, session: Session, selection: ModelSelection) -> None:
         super().__init__()
         self.session, self.selection = session, selection
-        self._front_missing = False
         self._beside: tuple[Series, ...] = ()
         self.observe(lambda change: self._draw(), ["is_log", "is_whole", "selected"])
 
@@ -86,9 +86,8 @@ class Results(HasTraits):
             self.selected = self.selected if self.selected in names else ""
             self.first = record.baseline
             self.second = next((name for name in reversed(names) if name != record.baseline), record.baseline)
-        many = len(names) > MANY_VARIANTS
-        self._start("results", lambda job: pictures.summarise(record, front=not many), self._take_summary)
-        self._front_missing = many and final
+        front = final or len(names) <= MANY_VARIANTS
+        self._start("results", lambda job: pictures.summarise(record, front=front), self._take_summary)
 
     def select(self, name: str) -> None:
         """Select a variant everywhere: it is what others are compared with.
@@ -167,10 +166,6 @@ class Results(HasTraits):
         self._choose()
         self._draw()
         self._compare()
-        if self._front_missing:
-            self._front_missing = False
-            record = self.record
-            self._start("front", lambda job: pictures.summarise(record), self._take_summary)
 
     def _choose(self) -> None:
         summary, limits = self.summary, self.budget
@@ -206,16 +201,18 @@ class Results(HasTraits):
         record = self.record
         if record is None:
             return
-        found = disagreements(record, self.first, self.second, self._show(record))
+        data = self._data(record)
+        show, labels = (None, None) if data is None else (data.show, data.evaluation.labels)
+        found = disagreements(record, self.first, self.second, show, labels)
         if found != self.disagreements:
             self.disagreements = found
 
-    def _show(self, record: StudyRecord) -> Callable[[int], dict[str, Any]] | None:
-        """How samples are shown, where the data at hand are those of the record."""
+    def _data(self, record: StudyRecord) -> Dataset | None:
+        """The data at hand, where they are those of the record."""
         data = self.selection.data
         if data is None or data.name != record.data.get("name"):
             return None
-        return data.show if len(data.evaluation) == record.data.get("evaluation_samples") else None
+        return data if len(data.evaluation) == record.data.get("evaluation_samples") else None
 
     def _start(self, what: str, work: Callable[[Job[Any]], Any], news: Callable[[Job[Any]], None]) -> None:
         self.session.start(DRAWING, Job(what, work, key=(what, id(self))), news)

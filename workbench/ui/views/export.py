@@ -44,6 +44,12 @@ def export_page(state: State) -> widgets.Widget:
     controls.bind(session, export, "report_path", path)
     kind = controls.field(widgets.Dropdown(description="Format", options=list(FORMATS)))
     controls.bind(session, export, "report_format", kind)
+    layers = widgets.Checkbox(
+        description="With layers",
+        indent=False,
+        tooltip="Profile the best variant beside the baseline first, which takes seconds to minutes",
+    )
+    controls.bind(session, export, "with_layers", layers)
     write = controls.button(session, "Export report", export.export, "Write the report of the study that is shown")
     link = controls.html()
     controls.follow(export, ("written", "report_page", "is_writing"), lambda: controls.write(link, _link(state)))
@@ -55,6 +61,7 @@ def export_page(state: State) -> widgets.Widget:
         of,
         path,
         kind,
+        layers,
         controls.actions(write),
         link,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 from traitlets import Unicode
 
+from workbench.study.node_types import TYPES
 from workbench.ui.state import State
 from workbench.ui.state.graph import COLOURS, DETAILS
 from workbench.ui.views import controls
@@ -49,6 +50,14 @@ def graph_view(state: State) -> widgets.Widget:
     only = controls.button(
         session, "Lower this alone", graph.only, "Add a recipe that lowers the chosen box and nothing else"
     )
+    kind = controls.field(widgets.Dropdown(description="Type", options=TYPES), "220px")
+    give = controls.button(
+        session,
+        "Give it this type",
+        lambda: graph.give(kind.value),
+        "Add a recipe in which the chosen box has this type and everything else the one that it has",
+    )
+    greyed = controls.html("", "wb-quiet")
     wheel = widgets.Checkbox(description="Zoom with the wheel", indent=False, tooltip="Else the wheel scrolls the page")
     words, legend, chosen = controls.html(), controls.html(), controls.html()
     box = controls.field(widgets.Dropdown(description="Box", options=[("none", "")]))
@@ -88,13 +97,21 @@ def graph_view(state: State) -> widgets.Widget:
         kept = f"<p role='status'>Chosen: <b class='wb-name'>{escape(graph.chosen_words)}</b></p>"
         hint = "<p class='wb-quiet'>Click a box to choose it, or take it from the menu; drag to move the graph.</p>"
         controls.write(chosen, kept if graph.chosen_words else hint)
-        for button in (keep, only):
+        for button in (keep, only, give):
             controls.write(button, not graph.chosen, "disabled")
         keys = "".join(
             f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for colour, name in graph.legend
         )
         controls.write(legend, f'<div class="wb-legend">{keys}</div>' if keys else "")
 
+    def list_types() -> None:
+        refused = graph.refused()
+        there = tuple(name for name in TYPES if name not in refused)
+        if tuple(kind.options) != there:
+            kind.options = there
+        controls.write(greyed, controls.greyed_words(refused))
+
+    controls.follow(graph.plan, "reasons", list_types)
     controls.follow(graph, "dot", draw)
     controls.follow(graph, ("found", "place"), list_boxes)
     box.observe(pick, "value")
@@ -107,7 +124,8 @@ def graph_view(state: State) -> widgets.Widget:
         legend,
         chosen,
         controls.row(box, wheel),
-        controls.row(keep, only),
+        controls.row(keep, only, kind, give),
+        greyed,
         place,
     )
 

@@ -41,7 +41,31 @@ def calibration_view(state: State) -> widgets.Widget:
         controls.picture_pair(
             inspection, "curve_light", "curve_dark", lambda: f"KL divergence of {inspection.tensor} by threshold."
         ),
+        *_weights(state),
     )
+
+
+def _weights(state: State) -> tuple[widgets.Widget, ...]:
+    """Return what shows the weights of a layer."""
+    session, inspection = state.session, state.inspection
+    read = controls.button(
+        session, "Read weights", inspection.read_weights, "List the layers that have constant weights"
+    )
+    layer = controls.menu(session, inspection, "Layer", "weights", "weight", command=inspection.show_weight)
+    layer.layout.width = "700px"
+    words = controls.html()
+    controls.follow(
+        inspection,
+        "weight_words",
+        lambda: controls.write(words, f'<p role="status">{escape(inspection.weight_words)}</p>'),
+    )
+    picture = controls.picture_pair(
+        inspection,
+        "weight_light",
+        "weight_dark",
+        lambda: f"Histogram of the weight of {inspection.weight}, and the largest magnitude of each output channel.",
+    )
+    return controls.html("<h3>Weights</h3>"), controls.row(read), layer, words, picture
 
 
 def fusion_box(state: State) -> widgets.Accordion:

@@ -7,6 +7,7 @@ from html import escape
 
 from workbench.graph.cost import Cost
 from workbench.graph.fused_layers import FusionMap
+from workbench.judging.classes import ClassChange
 from workbench.judging.comparison import Comparison
 from workbench.records import Model, TensorSpec
 from workbench.reports import formats
@@ -18,6 +19,7 @@ from workbench.ui.state.running import VariantProgress
 
 __all__ = ["escape"]
 
+_MOST_MOVED = 20
 _MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
 
 
@@ -121,9 +123,54 @@ def failures(items: Iterable[VariantProgress]) -> str:
 
 
 def disagreements(found: Disagreements, first: str, second: str) -> str:
-    """Return the samples on which two variants differ."""
-    cards = "".join(_sample(sample, first, second) for sample in found.samples)
-    return f'<p>{escape(found.words)}</p><div class="wb-cards">{cards}</div>'
+    """Return the samples on which two variants differ, those that are least certain, and what moved by class."""
+    parts = [f"<p>{escape(found.words)}</p>", _cards(found.samples, first, second)]
+    left = f" {found.unlabelled} samples whose label nobody got right are left out." if found.unlabelled else ""
+    if found.by_class:
+        rows = [
+            (
+                str(row.label),
+                str(row.samples),
+                f"{100 * row.before:.1f}",
+                f"{100 * row.after:.1f}",
+                f"{100 * (row.after - row.before):+.1f}<small>{_interval(row)}</small>",
+                escape(row.change.verdict),
+            )
+            for row in found.by_class
+        ]
+        headings = ("Class", "Samples", f"{escape(first)} (%)", f"{escape(second)} (%)", "Change (points)", "Verdict")
+        parts += [
+            f"<h3>Classes that lost or gained right answers</h3>{table(headings, rows, numbers=(1, 2, 3, 4))}",
+            f'<p class="wb-quiet">Intervals hold for all classes together.{left}</p>',
+        ]
+    if found.moved:
+        answers = [
+            (str(row.label), str(row.answer), str(row.before), str(row.after), f"{row.after - row.before:+d}")
+            for row in found.moved[:_MOST_MOVED]
+        ]
+        columns = ("Class", "Wrongly answered", escape(first), escape(second), "Change")
+        rest = len(found.moved) - len(answers)
+        more = f'<p class="wb-quiet">{rest} smaller changes are not shown.</p>' if rest else ""
+        parts.append(
+            f"<h3>Wrong answers that became more or fewer</h3>{table(columns, answers, numbers=(2, 3, 4))}{more}"
+        )
+    if found.unsure:
+        parts.append(
+            f"<h3>Least certain under {escape(second)}</h3><p class='wb-quiet'>The margin is how far the score of the "
+            f"parent's answer is above all others; below zero another answer won.</p>"
+            f"{_cards(found.unsure, first, second)}"
+        )
+    return "".join(parts)
+
+
+def _interval(row: ClassChange) -> str:
+    if row.change.low is None or row.change.high is None:
+        return ""
+    return f"[{100 * row.change.low:+.1f}, {100 * row.change.high:+.1f}]"
+
+
+def _cards(samples: Sequence[Sample], first: str, second: str) -> str:
+    return f'<div class="wb-cards">{"".join(_sample(sample, first, second) for sample in samples)}</div>'
 
 
 def clips(found: Iterable[Clip]) -> str:
@@ -223,5 +270,6 @@ def _sample(sample: Sample, first: str, second: str) -> str:
     shown = picture if sample.image else f"<pre>{escape(sample.text)}</pre>"
     answers = f"{escape(first)}: {escape(sample.first)}<br>{escape(second)}: {escape(sample.second)}"
     answers = answers if sample.second else escape(sample.first)
+    answers += f"<br>{escape(sample.margin)}" if sample.margin else ""
     kind = "" if sample.image else ' class="wb-text"'
     return f"<figure{kind}>{shown}<figcaption><b>#{sample.index}</b>, {label}<br>{answers}</figcaption></figure>"
