@@ -14,7 +14,7 @@ TRITON := nvidia-pytriton tritonclient grpcio geventhttpclient gevent greenlet p
 # An experiment tracker that keeps runs on this machine; it wants an older pillow.
 TRACKIO := trackio gradio_client orjson httptools python-dotenv python-multipart uvloop watchfiles
 
-.PHONY: demo test check unit rtx notebooks book gallery lab app clean
+.PHONY: demo test check unit rtx ray notebooks book gallery lab app clean
 
 demo: $(VENV)/.demo
 	$(BIN)/python -m workbench demo
@@ -27,12 +27,18 @@ check: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
+# Two at once: most tests wait for a process that starts; those that measure take turns.
 unit: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every shipped model under every recipe, through NVIDIA's builder (no GPU; Linux on x86-64). About six minutes on two cores.
 rtx: $(VENV)/.test
 	$(BIN)/python -m pytest -m rtx_all
+
+# A Ray cluster in one machine, of which a part is killed. Ray gives its own helpers 15 seconds to start: let nothing else run.
+ray: $(VENV)/.test
+	$(INSTALL) -e ".[ray]"
+	$(BIN)/python -m pytest -m ray
 
 notebooks: $(VENV)/.test
 	$(BIN)/python -m pytest --nbmake --nbmake-timeout=300 --override-ini testpaths=notebooks notebooks

@@ -116,6 +116,7 @@ def started(start: Callable[[], Any]) -> Any:
     return start()
 
 
+@pytest.mark.ray
 def test_a_cluster_of_which_a_machine_is_killed_finishes_everything_and_refuses_what_none_has(
     cluster: Any, models: list[Path], data: Any, tmp_path: Path
 ) -> None:
