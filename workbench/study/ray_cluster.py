@@ -7,6 +7,7 @@ study that went on there before goes on where it stopped.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from workbench.errors import BackendMissing, Cancelled, WorkbenchError
 # A study whose machine was lost so often is not sent out again: it may be what takes machines down.
 _MOST_LOST = 3
 _ASK_SECONDS = 0.5
+_LONGEST_EMPTY_SECONDS = 60.0
 # Backends that need a GPU of their own while they measure.
 _ON_GPUS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cudagraph")
 
@@ -81,12 +83,27 @@ def _dispatched(
     ray: Any, waiting: deque[Work], told: Callable[[str, str], None], cancel: Callable[[], bool]
 ) -> Iterator[Answer]:
     out: dict[Any, tuple[Work, str]] = {}
+    gone: set[str] = set()
+    empty = 0.0
     try:
         while waiting or out:
             if cancel():
                 raise Cancelled("The sweep was cancelled; what is finished is in the store.")
-            machines = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+            # A head without processors only leads; a machine that is gone may be listed for a while.
+            machines = {
+                node["NodeID"]: node
+                for node in ray.nodes()
+                if node["Alive"] and node["Resources"].get("CPU", 0) >= 1 and node["NodeID"] not in gone
+            }
+            empty = 0.0 if machines else empty + _ASK_SECONDS
+            if empty > _LONGEST_EMPTY_SECONDS:
+                for item in waiting:
+                    yield Answer(item.name, None, "The cluster has no machine with a processor any more.")
+                waiting.clear()
             for item in [*waiting]:
+                for place, machine in machines.items():
+                    if item.backend in _ON_GPUS and machine["Resources"].get("GPU", 0) < 1:
+                        item.refused[place] = f"{machine['NodeManagerHostname']} has no GPU"
                 if machines.keys() <= item.refused.keys() and machines:
                     waiting.remove(item)
                     said = "; ".join(sorted(set(item.refused.values())))
@@ -97,10 +114,12 @@ def _dispatched(
                     waiting.remove(item)
                     out[_sent(ray, item, place)] = (item, place)
                     told(item.name, f"on {machines[place]['NodeManagerHostname']}")
+            if not out:
+                time.sleep(_ASK_SECONDS if waiting else 0.0)
             done, _ = ray.wait(list(out), timeout=_ASK_SECONDS) if out else ([], [])
             for reference in done:
                 item, place = out.pop(reference)
-                answer = _received(ray, reference, item, place)
+                answer = _received(ray, reference, item, place, gone)
                 if answer is None:
                     waiting.append(item)
                 else:
@@ -131,10 +150,13 @@ def _sent(ray: Any, item: Work, place: str) -> Any:
     return job.remote(item.capsule, item.name, item.backend)
 
 
-def _received(ray: Any, reference: Any, item: Work, place: str) -> Answer | None:
+def _received(ray: Any, reference: Any, item: Work, place: str, gone: set[str]) -> Answer | None:
     """Return the answer, or None where the study is to go to another machine."""
     try:
         found = ray.get(reference)
+    except ray.exceptions.TaskUnschedulableError:
+        gone.add(place)  # it was never begun: no fault of the study
+        return None
     except ray.exceptions.RayTaskError as error:
         return Answer(item.name, None, f"The machine's program failed: {str(error).splitlines()[-1]}")
     except ray.exceptions.RayError as error:

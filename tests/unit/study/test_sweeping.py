@@ -141,7 +141,7 @@ def test_a_cluster_of_which_a_machine_is_killed_finishes_everything_and_refuses_
     )  # fmt: skip
     assert [study.name for study in found.studies] == ["sweep first onnxruntime-cpu", "sweep second onnxruntime-cpu"]
     assert [name for name, _ in found.failures] == ["sweep first tensorrt", "sweep second tensorrt"]
-    assert all("No machine of the cluster can run tensorrt" in message for _, message in found.failures)
+    assert all("No machine of the cluster can run tensorrt" in message for _, message in found.failures), found.failures
     assert killed.is_set()
     for study in found.studies:
         assert wb.Study.open(study.name, store).frame()["variant"].tolist() == RECIPES
@@ -165,11 +165,14 @@ class Lost:
         class RayTaskError(RayError):
             pass
 
+        class TaskUnschedulableError(RayError):
+            pass
+
     def __init__(self) -> None:
         self.sent = 0
 
     def nodes(self) -> list[dict[str, Any]]:
-        return [{"NodeID": "a", "Alive": True, "Resources": {}, "NodeManagerHostname": "here"}]
+        return [{"NodeID": "a", "Alive": True, "Resources": {"CPU": 1.0}, "NodeManagerHostname": "here"}]
 
     def wait(self, references: list[int], timeout: float) -> tuple[list[int], list[int]]:
         return references, []
@@ -201,3 +204,44 @@ def test_a_study_that_is_lost_again_and_again_is_given_up_and_cancel_stops_the_o
     with pytest.raises(Cancelled):
         list(ray_cluster._dispatched(lost, deque([work]), lambda name, where: None, lambda: next(asked)))
     assert lost.sent < 0, "what was out is stopped"
+
+
+def test_a_machine_that_is_gone_is_not_asked_again_and_that_is_no_fault_of_the_study(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from collections import deque
+
+    lost = Lost()
+    nodes = [{"NodeID": name, "Alive": True, "Resources": {"CPU": 1.0}, "NodeManagerHostname": name} for name in "ab"]
+    lost.nodes = lambda: [*nodes, {"NodeID": "head", "Alive": True, "Resources": {}}]  # type: ignore[method-assign]
+    places: list[str] = []
+
+    def got(reference: int) -> Any:
+        if places[-1] == "a":
+            raise Lost.exceptions.TaskUnschedulableError("gone")
+        return {"record": "{}"}
+
+    lost.get = got  # type: ignore[method-assign]
+    monkeypatch.setattr(ray_cluster, "_sent", lambda ray, item, place: places.append(place) or len(places))
+    work = deque([ray_cluster.Work("one", b"", "onnxruntime-cpu"), ray_cluster.Work("two", b"", "onnxruntime-cpu")])
+    for item in work:
+        item.lost = 2  # once more would be too often
+    answers = list(ray_cluster._dispatched(lost, work, lambda name, where: None, lambda: False))
+    assert [answer.record for answer in answers] == ["{}", "{}"] and places.count("a") == 1 and "head" not in places
+
+
+def test_a_cluster_without_machines_is_given_up_and_one_without_gpus_refuses_what_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from collections import deque
+
+    monkeypatch.setattr(ray_cluster, "_ASK_SECONDS", 0.01)
+    monkeypatch.setattr(ray_cluster, "_LONGEST_EMPTY_SECONDS", 0.03)
+    lost = Lost()
+    work = deque([ray_cluster.Work("one", b"", "tensorrt")])
+    (answer,) = ray_cluster._dispatched(lost, deque(work), lambda name, where: None, lambda: False)
+    assert answer.record is None and "here has no GPU" in answer.message
+    lost.nodes = lambda: []  # type: ignore[method-assign]
+    work[0].refused.clear()
+    (answer,) = ray_cluster._dispatched(lost, work, lambda name, where: None, lambda: False)
+    assert answer.record is None and "no machine with a processor" in answer.message
