@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -151,11 +152,35 @@ def make_still(path: Path) -> None:
     for cell in notebook["cells"]:
         if "outputs" not in cell:
             continue
+        cell["outputs"] = _printed(cell["outputs"])
         widgets = [output for output in cell["outputs"] if _WIDGET in output.get("data", {})]
         cell["outputs"] = [output for output in cell["outputs"] if output not in widgets]
         if widgets and re.search(r"\b(Workbench|explore)\(", "".join(cell["source"])):
             cell["outputs"].append({"output_type": "display_data", "metadata": {}, "data": {"text/markdown": _STILL}})
     path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+def _printed(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the outputs with printed text as a terminal shows it at the end: progress that was written over is gone."""
+    merged: list[dict[str, Any]] = []
+    for output in outputs:
+        text = "".join(output.get("text", ()))
+        if output["output_type"] != "stream":
+            merged.append(output)
+        elif merged and merged[-1].get("name") == output["name"]:
+            merged[-1]["text"] += text
+        else:
+            merged.append({**output, "text": text})
+    for output in merged:
+        if output["output_type"] == "stream":
+            lines = [line for line in output["text"].split("\n") if "\r" not in line or _last(line)]
+            output["text"] = "\n".join(_last(line) for line in lines)
+    return [output for output in merged if output["output_type"] != "stream" or output["text"].strip()]
+
+
+def _last(line: str) -> str:
+    """Return what stands in a line after its last carriage return; a bar that is closed leaves blanks and returns."""
+    return line.rsplit("\r", 1)[-1].rstrip() if "\r" in line else line
 
 
 if __name__ == "__main__":

@@ -48,3 +48,16 @@ def test_code_of_the_how_to_pages_compiles_and_names_what_exists(path: Path) -> 
         found = workbench
         for name in said.strip(".").split("."):
             found = getattr(found, name)
+
+
+def test_progress_that_was_written_over_is_not_in_the_book(make: ModuleType) -> None:
+    outputs = [
+        {"output_type": "stream", "name": "stdout", "text": ["first\n", "\r  0%|"]},
+        {"output_type": "stream", "name": "stdout", "text": ["\r 50%|##", "\r          \r", "then\n"]},
+        {"output_type": "execute_result", "data": {"text/plain": "7"}},
+        {"output_type": "stream", "name": "stdout", "text": "\r 10%|\r      \r"},
+    ]
+    assert make._printed(outputs) == [
+        {"output_type": "stream", "name": "stdout", "text": "first\nthen\n"},
+        {"output_type": "execute_result", "data": {"text/plain": "7"}},
+    ]
