@@ -16,10 +16,10 @@ import onnx
 from workbench.calibration import thresholds
 from workbench.datasets import Dataset, as_dataset
 from workbench.engines.tensorrt import calibration_cache, trtexec
-from workbench.errors import DataError, RecipeError, StoreError
+from workbench.errors import DataError, RecipeError
 from workbench.graph.tensor_types import tensor_types
 from workbench.handoff import dla
-from workbench.machine import disk, leftovers
+from workbench.machine import disk
 from workbench.machine.store import Store, write_bytes, write_text
 from workbench.models import as_model
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe, named
@@ -27,7 +27,7 @@ from workbench.records import BuildOptions, Model, ShapeProfile
 from workbench.transformation.steps import load_proto, observed_graph, transform
 from workbench.tuning.calibrating import calibrate
 
-# What JetPack 5 and 6 hold; both read explicit Q/DQ on the GPU, and neither does on the DLA.
+# What JetPack 6.0, and 6.1 and 6.2, hold; both read explicit Q/DQ on the GPU, and neither does on the DLA.
 RELEASES = {"8.6": "8.6.2", "10.3": "10.3.0"}
 _DIALECT = "trt-8.6"
 
@@ -79,8 +79,7 @@ def for_orin(
         StoreError: the folder exists or cannot be written.
     """
     target, store = Path(folder), store or Store()
-    if target.exists():
-        raise StoreError(f"{target} exists already, and is not written over. Name a folder that does not exist.")
+    disk.refuse_existing(target)
     if release not in RELEASES:
         raise DataError(f"TensorRT {release} is not known for Orin; take {' or '.join(RELEASES)}.")
     model, recipe = as_model(model, "for_orin", store), named(recipe)
@@ -100,25 +99,20 @@ def for_orin(
         "gpu": _command("model.onnx", recipe, options, RELEASES[release], "gpu"),
         "dla": _command("model_dla.onnx", recipe, options, RELEASES[release], "dla"),
     }
-    with disk.writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with leftovers.working(target.parent) as scratch:
-            made = scratch / target.name
-            made.mkdir()
-            onnx.save(load_proto(variant.path), made / "model.onnx")
-            onnx.save(on_dla, made / "model_dla.onnx")
-            if (step := recipe.step("quantize")) is not None and calibrated.table is not None:
-                assert isinstance(step, Quantize)
-                # The DLA wants scales of tensors that have no pair, too; those with one are as the pair says.
-                limits = {name: thresholds.threshold(histogram, calibrated.calibrators.get(name, step.calibrator))
-                          for name, histogram in calibrated.table.items()}  # fmt: skip
-                report = next(report for report in variant.reports if report.kind == "quantize")
-                limits |= {name: entry["threshold"] for name, entry in report.details["thresholds"].items()}
-                cache = calibration_cache.from_thresholds(limits, RELEASES[release])
-                write_bytes(made / "calibration.cache", calibration_cache.render(cache))
-            write_text(made / "dla.md", _listed(refused, len(on_dla.graph.node)))
-            write_text(made / "commands.sh", _sheet(commands))
-            made.replace(target)
+    with disk.whole_folder(target) as made:
+        onnx.save(load_proto(variant.path), made / "model.onnx")
+        onnx.save(on_dla, made / "model_dla.onnx")
+        if (step := recipe.step("quantize")) is not None and calibrated.table is not None:
+            assert isinstance(step, Quantize)
+            # The DLA wants scales of tensors that have no pair, too; those with one are as the pair says.
+            limits = {name: thresholds.threshold(histogram, calibrated.calibrators.get(name, step.calibrator))
+                      for name, histogram in calibrated.table.items()}  # fmt: skip
+            report = next(report for report in variant.reports if report.kind == "quantize")
+            limits |= {name: entry["threshold"] for name, entry in report.details["thresholds"].items()}
+            cache = calibration_cache.from_thresholds(limits, RELEASES[release])
+            write_bytes(made / "calibration.cache", calibration_cache.render(cache))
+        write_text(made / "dla.md", _listed(refused, len(on_dla.graph.node)))
+        write_text(made / "commands.sh", _sheet(commands))
     return OrinFiles(str(target), commands, refused, len(on_dla.graph.node), _notes(recipe, refused))
 
 

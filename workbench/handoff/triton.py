@@ -17,7 +17,7 @@ from workbench.engines import onnxruntime
 from workbench.errors import EngineError, StoreError, WorkbenchError, nearest
 from workbench.handoff import batching, triton_config
 from workbench.handoff.triton_config import Served
-from workbench.machine import disk, leftovers
+from workbench.machine import disk
 from workbench.machine.arrays import dtype_of
 from workbench.machine.store import write_text
 from workbench.models import onnx_file
@@ -84,8 +84,7 @@ def deploy(record: StudyRecord, variant: str, folder: Path, options: Options) ->
     platform = _platform(engine, options.backend)
     if options.instances is not None and (not isinstance(options.instances, int) or options.instances < 1):
         raise EngineError(f"instances is {options.instances}; it must be a whole number of at least 1.")
-    if folder.exists():
-        raise StoreError(f"{folder} exists already, and is not written over. Name a folder that does not exist.")
+    disk.refuse_existing(folder)
     name = options.name or re.sub(r"[^\w.-]+", "_", f"{record.model.name}-{variant}").strip("._") or "model"
     if not re.fullmatch(r"[\w-][\w.-]*", name):
         raise StoreError(f"The name {name!r} is no name of a folder: use letters, digits, dots, dashes, underscores.")
@@ -195,23 +194,18 @@ def _not_batched(engine: Engine, measurement: Measurement) -> str | None:
 
 
 def _write(folder: Path, served: Served, config: str, engine: Engine) -> None:
-    """Write into a temporary folder beside it and rename that: there is never half a repository."""
-    with disk.writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with leftovers.working(folder.parent) as scratch:
-            made = scratch / folder.name
-            model = made / served.name
-            place = model / _VERSION
-            place.mkdir(parents=True)
-            write_text(model / "config.pbtxt", config)
-            if served.platform == "tensorrt_plan":
-                shutil.copyfile(engine.path, place / "model.plan")
-            elif engine.backend.startswith("onnxruntime"):
-                _copy_onnx(Path(engine.path), place, "model.onnx")
-            if served.platform == "python":
-                shutil.copyfile(Path(__file__).with_name("triton_model.py"), place / "model.py")
-                write_text(place / "served.json", json.dumps(_settings(served, engine, place), indent=1))
-            made.replace(folder)
+    with disk.whole_folder(folder) as made:
+        model = made / served.name
+        place = model / _VERSION
+        place.mkdir(parents=True)
+        write_text(model / "config.pbtxt", config)
+        if served.platform == "tensorrt_plan":
+            shutil.copyfile(engine.path, place / "model.plan")
+        elif engine.backend.startswith("onnxruntime"):
+            _copy_onnx(Path(engine.path), place, "model.onnx")
+        if served.platform == "python":
+            shutil.copyfile(Path(__file__).with_name("triton_model.py"), place / "model.py")
+            write_text(place / "served.json", json.dumps(_settings(served, engine, place), indent=1))
 
 
 def _settings(served: Served, engine: Engine, place: Path) -> dict[str, Any]:

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.errors import DataError, LoadError, StoreError, nearest
+from workbench.errors import DataError, LoadError, nearest
 from workbench.llm.loading import LanguageModel, causal
-from workbench.machine import disk, leftovers
+from workbench.machine import disk
 from workbench.machine.store import write_text
 from workbench.models import sources
 from workbench.version import __version__
@@ -84,28 +83,22 @@ def to_tensorrt_llm(
         raise DataError(
             f"TensorRT-LLM files are written in {', '.join(PRECISIONS)}. {nearest(str(precision), PRECISIONS)}"
         )
-    if target.exists():
-        raise StoreError(f"{target} exists already, and is not written over. Name a folder that does not exist.")
+    disk.refuse_existing(target)
     if min(prompt_tokens, new_tokens, requests) < 1 or prompt_tokens + new_tokens > language.largest_length:
         raise DataError(
             f"{requests} requests of {prompt_tokens} + {new_tokens} tokens were asked for; the model takes 1 to "
             f"{language.largest_length} tokens, prompt and answer together."
         )
     source = Path(language.folder)
-    network = causal(sources.transformers_folder(source), source)
+    network = causal(sources.transformers_folder(source), source).eval()
     _check(network)
     largest = _largest_inputs(network, _checked(samples, language)) if precision == "fp8" else {}
-    with disk.writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with leftovers.working(target.parent) as scratch:
-            made = scratch / target.name
-            made.mkdir()
-            _write(made, network, source, precision, largest)
-            write_text(made / "requests.jsonl", _requests(language, prompt_tokens, new_tokens, requests))
-            commands = _commands(language, precision, prompt_tokens + new_tokens)
-            lines = [f"# {what}\n{command}\n" for what, command in commands.items()]
-            write_text(made / "commands.sh", "\n".join(["#!/usr/bin/env bash", "set -e", *lines]))
-            made.replace(target)
+    with disk.whole_folder(target) as made:
+        _write(made, network, source, precision, largest)
+        write_text(made / "requests.jsonl", _requests(language, prompt_tokens, new_tokens, requests))
+        commands = _commands(language, precision, prompt_tokens + new_tokens)
+        lines = [f"# {what}\n{command}\n" for what, command in commands.items()]
+        write_text(made / "commands.sh", "\n".join(["#!/usr/bin/env bash", "set -e", *lines]))
     notes = ["Written after TensorRT-LLM's public formats; not run here."]
     if precision == "fp8":
         notes.append(
@@ -170,23 +163,13 @@ def _largest_inputs(network: Any, samples: list[list[int]]) -> dict[str, float]:
 
     watching = [watch(prefix + name) for prefix, group in _groups(network) for name in group]
     try:
-        with _evaluating(network), torch.no_grad():
+        with torch.no_grad():
             for sample in samples:
                 network(input_ids=torch.tensor([sample]), use_cache=False)
     finally:
         for handle in watching:
             handle.remove()
     return found
-
-
-@contextmanager
-def _evaluating(network: Any) -> Iterator[None]:
-    training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(training)
 
 
 def _write(made: Path, network: Any, source: Path, precision: str, largest: dict[str, float]) -> None:

@@ -79,3 +79,29 @@ def _free(path: Path) -> str:
     if place is None:
         return "free space unknown"
     return f"{shutil.disk_usage(place).free / 2**20:.0f} MiB are free there"
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise before long work where a folder that is to be made is there already.
+
+    Raises:
+        StoreError: it is.
+    """
+    if folder.exists():
+        raise StoreError(f"{folder} exists already, and is not written over. Name a folder that does not exist.")
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give an empty folder to be filled, which becomes the target when all went well: there is never half of one.
+
+    Raises:
+        StoreError: the disk is full, or the place cannot be written.
+    """
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with leftovers.working(target.parent) as scratch:
+            made = scratch / target.name
+            made.mkdir()
+            yield made
+            made.replace(target)

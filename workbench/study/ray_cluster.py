@@ -27,10 +27,14 @@ _ON_GPUS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorr
 
 @dataclass
 class Work:
-    """A study to be run somewhere."""
+    """A study to be run somewhere.
+
+    Attributes:
+        capsule: the file that travels; it is read when it is sent.
+    """
 
     name: str
-    capsule: bytes
+    capsule: Path
     backend: str
     lost: int = 0
     refused: dict[str, str] = field(default_factory=dict)
@@ -38,7 +42,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of it: its record as JSON, or why there is none."""
+    """What became of it: its record as JSON and no message, or why there is none."""
 
     name: str
     record: str | None
@@ -51,7 +55,7 @@ def spread(
     """Run all studies on the cluster and yield each as it ends.
 
     Args:
-        told: called with the name of a study and where it was sent, or what became of it.
+        told: called with the name of a study and where it was sent.
 
     Raises:
         BackendMissing: Ray is not installed, or no cluster is at that address.
@@ -123,7 +127,6 @@ def _dispatched(
                 if answer is None:
                     waiting.append(item)
                 else:
-                    told(item.name, "done" if answer.record else "failed")
                     yield answer
     finally:
         for reference in out:
@@ -131,11 +134,11 @@ def _dispatched(
 
 
 def _free(item: Work, machines: dict[str, Any], out: dict[Any, tuple[Work, str]]) -> str | None:
-    """Return a machine that may have the backend and is not measuring, the one with least to do."""
+    """Return a machine that may have the backend and room for a study, or None."""
     busy = Counter(place for _, place in out.values())
     for place, machine in machines.items():
-        room = int(machine["Resources"].get("GPU", 0)) if item.backend in _ON_GPUS else 1
-        if place not in item.refused and busy[place] < max(room, 1):
+        room = int(machine["Resources"]["GPU"]) if item.backend in _ON_GPUS and place not in item.refused else 1
+        if place not in item.refused and busy[place] < room:
             return place
     return None
 
@@ -147,7 +150,7 @@ def _sent(ray: Any, item: Work, place: str) -> Any:
     # No soft affinity, no retries of Ray's own: where it runs again is decided here.
     job = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(study_job)
     job = job.options(scheduling_strategy=NodeAffinitySchedulingStrategy(place, soft=False))
-    return job.remote(item.capsule, item.name, item.backend)
+    return job.remote(item.capsule.read_bytes(), item.name, item.backend)
 
 
 def _received(ray: Any, reference: Any, item: Work, place: str, gone: set[str]) -> Answer | None:

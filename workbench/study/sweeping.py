@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -111,26 +111,23 @@ def sweep(
     cells = _cells(models, backends, data, name, store, here=on == "local")
     terms = _Terms(tuple(recipes), protocol, options, baseline, store)
     # What is wrong with recipes, data or protocol is said before the first study is begun.
-    for cell in cells:
-        terms.request(cell)
+    requests = {cell.name: terms.request(cell) for cell in cells}
+    waiting = [cell for cell in cells if not _is_done(requests[cell.name], store)]
     failures: dict[str, str] = {}
-    waiting = [cell for cell in cells if not _is_done(cell, terms)]
+    ended = len(cells) - len(waiting)
 
     def told(cell: str, where: str) -> None:
-        share = 1 - sum(not _is_done(each, terms) and each.name not in failures for each in cells) / len(cells)
-        tell(Progress("sweep", cell, min(share, 0.999), where))
+        tell(Progress("sweep", cell, min(ended / len(cells), 0.999), where))
 
     if on == "ray":
-        failures |= _on_ray(waiting, terms, address, told, cancel)
+        outcomes = _on_ray(waiting, requests, terms, address, told, cancel)
     else:
-        for cell in waiting:
-            told(cell.name, "")
-            try:
-                terms.run(cell, cancel)
-            except Cancelled:
-                raise
-            except WorkbenchError as error:
-                failures[cell.name] = str(error)
+        outcomes = _here(waiting, terms, told, cancel)
+    for name, message in outcomes:
+        ended += 1
+        if message:
+            failures[name] = message
+        told(name, "failed" if message else "done")
     tell(Progress("finished", "", 1.0))
     done = [Study.open(cell.name, store) for cell in cells if cell.name not in failures]
     return Sweep(tuple(done), tuple(failures.items()))
@@ -160,9 +157,8 @@ class _Terms:
             baseline=self.baseline, name=cell.name, store=self.store, progress=None, cancel=cancel,
         )  # fmt: skip
 
-    def capsule(self, cell: Cell, folder: Path) -> Path:
+    def capsule(self, cell: Cell, request: Request, folder: Path) -> Path:
         """Write a study of which nothing is done, for another machine; this one need not have its backend."""
-        request = self.request(cell)
         options = with_profiles(
             replace(request.options, profiles=self.options.profiles if self.options else ()),
             cell.backend, request.dataset, request.protocol,
@@ -207,36 +203,55 @@ def _cells(
     return cells
 
 
-def _is_done(cell: Cell, terms: _Terms) -> bool:
+def _is_done(request: Request, store: Store) -> bool:
     try:
-        study = Study.open(cell.name, terms.store)
+        study = Study.open(request.name, store)
     except StoreError:
         return False
-    request = terms.request(cell)
     record = study.record
-    same = record.model.sha256 == cell.model.sha256 and record.data.get("sha256") == request.dataset.sha256
-    there = {item.recipe for item in record.results}
-    return same and record.protocol == request.protocol and set(request.recipes) <= there and is_finished(study)
+    return (
+        record.model.sha256 == request.model.sha256
+        and record.data.get("sha256") == request.dataset.sha256
+        and record.protocol == request.protocol
+        and set(request.recipes) <= {item.recipe for item in record.results}
+        and is_finished(study)
+    )
+
+
+def _here(
+    waiting: list[Cell], terms: _Terms, told: Callable[[str, str], None], cancel: Callable[[], bool]
+) -> Iterator[tuple[str, str]]:
+    """Run the studies one after the other, and yield each as it ends with what went wrong, if anything."""
+    for cell in waiting:
+        told(cell.name, "")
+        try:
+            terms.run(cell, cancel)
+            message = ""
+        except Cancelled:
+            raise
+        except WorkbenchError as error:
+            message = str(error)
+        yield cell.name, message
 
 
 def _on_ray(
     waiting: list[Cell],
+    requests: Mapping[str, Request],
     terms: _Terms,
     address: str | None,
     told: Callable[[str, str], None],
     cancel: Callable[[], bool],
-) -> dict[str, str]:
-    failures: dict[str, str] = {}
+) -> Iterator[tuple[str, str]]:
+    """Spread the studies over the cluster, and yield each as it ends with what went wrong, if anything."""
     if not waiting:
-        return failures
+        return
     with terms.store.scratch() as scratch:
         work = [
-            ray_cluster.Work(cell.name, terms.capsule(cell, scratch).read_bytes(), cell.backend) for cell in waiting
+            ray_cluster.Work(cell.name, terms.capsule(cell, requests[cell.name], scratch), cell.backend)
+            for cell in waiting
         ]
-    for answer in ray_cluster.spread(work, address, told, cancel):
-        if answer.record is None:
-            failures[answer.name] = answer.message
-        else:
-            record = replace(codec.from_json(StudyRecord, answer.record), name=answer.name)
-            terms.store.put("study", answer.name, codec.to_json(record))
-    return failures
+        for answer in ray_cluster.spread(work, address, told, cancel):
+            if answer.record is not None:
+                record = replace(codec.from_json(StudyRecord, answer.record), name=answer.name)
+                terms.store.put("study", answer.name, codec.to_json(record))
+            yield answer.name, answer.message

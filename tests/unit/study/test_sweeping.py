@@ -196,7 +196,7 @@ def test_a_study_that_is_lost_again_and_again_is_given_up_and_cancel_stops_the_o
         return lost.sent
 
     monkeypatch.setattr(ray_cluster, "_sent", sent)
-    work = ray_cluster.Work("one", b"", "onnxruntime-cpu")
+    work = ray_cluster.Work("one", Path(), "onnxruntime-cpu")
     (answer,) = ray_cluster._dispatched(lost, deque([work]), lambda name, where: None, lambda: False)
     assert answer.record is None and "lost 3 times" in answer.message and lost.sent == 3
     asked = iter([False, True])
@@ -223,7 +223,9 @@ def test_a_machine_that_is_gone_is_not_asked_again_and_that_is_no_fault_of_the_s
 
     lost.get = got  # type: ignore[method-assign]
     monkeypatch.setattr(ray_cluster, "_sent", lambda ray, item, place: places.append(place) or len(places))
-    work = deque([ray_cluster.Work("one", b"", "onnxruntime-cpu"), ray_cluster.Work("two", b"", "onnxruntime-cpu")])
+    work = deque(
+        [ray_cluster.Work("one", Path(), "onnxruntime-cpu"), ray_cluster.Work("two", Path(), "onnxruntime-cpu")]
+    )
     for item in work:
         item.lost = 2  # once more would be too often
     answers = list(ray_cluster._dispatched(lost, work, lambda name, where: None, lambda: False))
@@ -238,7 +240,7 @@ def test_a_cluster_without_machines_is_given_up_and_one_without_gpus_refuses_wha
     monkeypatch.setattr(ray_cluster, "_ASK_SECONDS", 0.01)
     monkeypatch.setattr(ray_cluster, "_LONGEST_EMPTY_SECONDS", 0.03)
     lost = Lost()
-    work = deque([ray_cluster.Work("one", b"", "tensorrt")])
+    work = deque([ray_cluster.Work("one", Path(), "tensorrt")])
     (answer,) = ray_cluster._dispatched(lost, deque(work), lambda name, where: None, lambda: False)
     assert answer.record is None and "here has no GPU" in answer.message
     lost.nodes = lambda: []  # type: ignore[method-assign]
