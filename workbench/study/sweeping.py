@@ -119,10 +119,10 @@ def sweep(
     def told(cell: str, where: str) -> None:
         tell(Progress("sweep", cell, min(ended / len(cells), 0.999), where))
 
-    if on == "ray":
-        outcomes = _on_ray(waiting, requests, terms, address, told, cancel)
-    else:
-        outcomes = _here(waiting, terms, told, cancel)
+    elsewhere = on == "ray"
+    outcomes = (
+        _on_ray(waiting, requests, terms, address, told, cancel) if elsewhere else _here(waiting, terms, told, cancel)
+    )
     for name, message in outcomes:
         ended += 1
         if message:
