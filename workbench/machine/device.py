@@ -10,10 +10,13 @@ import importlib
 import os
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 PACKAGES = (
     "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx-cu12-bindings", "torch",
@@ -144,15 +147,19 @@ def cpu_device() -> str:
 
 @functools.cache
 def gpus() -> tuple[Gpu, ...]:
-    """Return the NVIDIA GPUs here; empty without a driver or without nvidia-ml-py."""
+    """Return the NVIDIA GPUs that this process may use; empty without a driver or without nvidia-ml-py.
+
+    `CUDA_VISIBLE_DEVICES` hides and orders them, by numbers or by the beginnings of their UUIDs. Numbers are taken in the
+    order of the PCI bus, which is CUDA's own where all devices are of one kind or `CUDA_DEVICE_ORDER` says so.
+    """
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
     except Exception:  # noqa: BLE001 - any failure of the driver's library means: no GPU that we could use
         return ()
     found = []
-    for index in range(nvml.nvmlDeviceGetCount()):
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+    handles = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    for handle in _visible(handles, nvml.nvmlDeviceGetUUID, os.environ.get("CUDA_VISIBLE_DEVICES")):
         major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
         found.append(
             Gpu(
@@ -163,6 +170,23 @@ def gpus() -> tuple[Gpu, ...]:
             )
         )
     return tuple(found)
+
+
+def _visible(handles: list[_T], uuid: Callable[[_T], Any], chosen: str | None) -> list[_T]:
+    """Return the devices that `CUDA_VISIBLE_DEVICES` leaves; as in CUDA, the first word that is none ends the list."""
+    if chosen is None:
+        return handles
+    found = []
+    for word in map(str.strip, chosen.split(",")):
+        fitting = (
+            handles[int(word) : int(word) + 1]
+            if word.isdecimal()
+            else [one for one in handles if word and str(uuid(one)).startswith(word)]
+        )
+        if len(fitting) != 1:
+            break
+        found += fitting
+    return found
 
 
 def gpu_peak(name: str) -> Peak:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -36,10 +38,30 @@ _ALL_TYPES = ("fp32", "tf32", "fp16", "bf16", "int8")
 _RECIPES = {"int8": "int8-max"}
 _BATCH = 4
 _PROTOCOL = Protocol(batch=_BATCH, rounds=1, min_seconds=0.1, min_runs=12, warmup_seconds=0.03, warmup_runs=3)
-# Bytes that a copy moves in one call, read and written: from what stays in the nearest cache to what fits in none.
-COPY_BYTES = (1 << 16, 1 << 19, 1 << 22, 1 << 26)
 _CHAIN = 33
 _Net = tuple[onnx.ModelProto, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the probes are: enough to keep the device busy far longer than a launch takes.
+
+    Attributes:
+        rows, width: of each product, a batch of `rows` by `width` times `width` by `width`.
+        convolution: channels and side of 3x3 convolutions; None where products alone are tried, as where the same units do both.
+        copy_bytes: that a copy moves in one call, read and written: from what stays in the nearest cache to what fits in none.
+        launched: the operator that a chain of launches is made of: one that the engine does not fuse with the next.
+    """
+
+    rows: int
+    width: int
+    convolution: tuple[int, int] | None
+    copy_bytes: tuple[int, ...]
+    launched: Literal["MatMul", "Conv"]
+
+
+ON_CPU = Sizes(128, 1024, (64, 28), (1 << 16, 1 << 19, 1 << 22, 1 << 26), "MatMul")
+ON_GPU = Sizes(512, 4096, None, (1 << 20, 1 << 24, 1 << 27, 1 << 29), "Conv")
 
 
 def ceilings(
@@ -84,20 +106,23 @@ class _Probes:
     def __init__(self, backend: str, threads: int | None, store: Store, handle: Handle) -> None:
         self.backend, self.store, self.handle = backend, store, handle
         self.options = BuildOptions(threads=threads)
+        on_cpu = engines.backend(backend).device(backend) == device.cpu_device()
+        self.sizes = ON_CPU if on_cpu else ON_GPU
 
     def measured(self) -> Ceilings:
         module = engines.backend(self.backend)
-        chain, one = self._seconds("fp32", _chain(_CHAIN)), self._seconds("fp32", _chain(1))
+        chain, one = (self._seconds("fp32", _chain(length, self.sizes.launched)) for length in (_CHAIN, 1))
         layer = max((chain - one) / (_CHAIN - 1), 0.0)
         rates, absent = self._rates(one)
-        copies = [size / _without(one, self._seconds("fp32", _copy(size))) for size in COPY_BYTES]
+        sizes = self.sizes.copy_bytes
+        copies = [size / _without(one, self._seconds("fp32", _copy(size))) for size in sizes]
         return Ceilings(
             self.backend,
             module.version(self.backend),
             module.device(self.backend),
             self.options.threads,
             rates,
-            COPY_BYTES,
+            sizes,
             tuple(copies),
             one,
             layer,
@@ -108,15 +133,15 @@ class _Probes:
     def _rates(self, call_seconds: float) -> tuple[dict[str, float], dict[str, str]]:
         rates: dict[str, float] = {}
         absent = {}
+        nets = [_products(self.sizes.rows, self.sizes.width)]
+        if self.sizes.convolution is not None:
+            nets.append(_convolutions(*self.sizes.convolution))
         for name in _ALL_TYPES:
             if name not in _TYPES.get(self.backend, _ALL_TYPES) or not _has(self.backend, name):
                 absent[name] = f"{self.backend} has no {name.upper()} arithmetic on this device"
                 continue
             try:
-                rates[name] = max(
-                    flops / _without(call_seconds, self._seconds(name, net))
-                    for net, flops in (_products(), _convolutions())
-                )
+                rates[name] = max(flops / _without(call_seconds, self._seconds(name, net)) for net, flops in nets)
             except WorkbenchError as error:
                 if name == "fp32":
                     raise
@@ -152,9 +177,8 @@ def _without(call_seconds: float, seconds: float) -> float:
     return max(seconds - call_seconds, seconds / 2)
 
 
-def _products() -> tuple[_Net, int]:
-    """Two products, each of 512 x 1024 by 1024 x 1024."""
-    rows, size = 128, 1024
+def _products(rows: int, size: int) -> tuple[_Net, int]:
+    """Two products, one behind the other."""
     weights = {f"w{i}": _values((size, size), i, size**-0.5) for i in range(2)}
     nodes = [
         helper.make_node("MatMul", ["x", "w0"], ["h"], name="first"),
@@ -163,9 +187,8 @@ def _products() -> tuple[_Net, int]:
     return _net(nodes, (_BATCH, rows, size), weights), 2 * 2 * _BATCH * rows * size * size
 
 
-def _convolutions() -> tuple[_Net, int]:
-    """Three 3x3 convolutions of 64 channels on 28 x 28 values; the pool behind them keeps all of them quantizable."""
-    channels, side = 64, 28
+def _convolutions(channels: int, side: int) -> tuple[_Net, int]:
+    """Three 3x3 convolutions; the pool behind them keeps all of them quantizable."""
     weights = {f"w{i}": _values((channels, channels, 3, 3), i, (9 * channels) ** -0.5) for i in range(3)}
     nodes, last = [], "x"
     for index in range(3):
@@ -179,20 +202,23 @@ def _convolutions() -> tuple[_Net, int]:
     return _net(nodes, (_BATCH, channels, side, side), weights), flops
 
 
-def _chain(length: int) -> _Net:
-    """Products so small that only their launch counts."""
+def _chain(length: int, operator: str) -> _Net:
+    """Layers so small that only their launch counts."""
     names = ["x", *(f"t{index}" for index in range(length - 1)), "y"]
     nodes = [
-        helper.make_node("MatMul", [names[index], f"w{index}"], [names[index + 1]], name=f"tiny{index}")
+        helper.make_node(operator, [names[index], f"w{index}"], [names[index + 1]], name=f"tiny{index}")
         for index in range(length)
     ]
-    return _net(nodes, (_BATCH, 1, 8), {f"w{index}": _values((8, 8), index, 0.3) for index in range(length)})
+    one, shape = ((8, 8), (_BATCH, 1, 8)) if operator == "MatMul" else ((8, 8, 1, 1), (_BATCH, 8, 1, 1))
+    return _net(nodes, shape, {f"w{index}": _values(one, index, 0.3) for index in range(length)})
 
 
 def _copy(size_bytes: int) -> _Net:
     """Half of the bytes are read, half are written."""
     elements = size_bytes // 2 // 4
-    return _net([helper.make_node("Relu", ["x"], ["y"], name="copy")], (_BATCH, elements // _BATCH), {})
+    shape = (_BATCH, elements // _BATCH)
+    proto, _ = _net([helper.make_node("Relu", ["x"], ["y"], name="copy")], shape, {})
+    return proto, np.resize(_values((1 << 12,), 99), shape)
 
 
 def _net(nodes: list[onnx.NodeProto], shape: tuple[int, ...], weights: Mapping[str, np.ndarray]) -> _Net:

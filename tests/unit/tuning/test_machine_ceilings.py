@@ -10,6 +10,7 @@ import workbench as wb
 from workbench import codec, doctor
 from workbench.errors import BackendMissing, BuildError
 from workbench.judging.roofline import KIND, Ceilings
+from workbench.machine.handle import QUIET
 from workbench.machine.store import Store
 from workbench.reports.details import environment_rows
 from workbench.tuning import machine_ceilings
@@ -58,6 +59,27 @@ def test_a_type_that_fails_has_the_failure_as_reason_and_fp32_must_not(tmp_path:
     failing = {"fp32"}
     with pytest.raises(BuildError, match="no kernel"):
         wb.ceilings("onnxruntime-cpu", store=Store(tmp_path / "b"))
+
+
+def test_probes_on_a_gpu_are_larger_than_its_caches_and_keep_it_busy(tmp_path: Path, monkeypatch) -> None:
+    class Module:
+        device = staticmethod(lambda name: "NVIDIA H200")
+        version = staticmethod(lambda name: "8.6.0")
+
+    def noted(self, precision: str, net: tuple) -> float:
+        proto, x = net
+        probed.append((proto.graph.node[0].op_type, len(proto.graph.node), x.nbytes))
+        return 1e-3
+
+    probed: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(machine_ceilings.engines, "backend", lambda name: Module)
+    monkeypatch.setattr(machine_ceilings._Probes, "_seconds", noted)
+    found = machine_ceilings._Probes("tensorrt", 1, Store(tmp_path), QUIET).measured()
+    assert [kind for kind, _, _ in probed] == ["Conv", "Conv", *["MatMul"] * 5, *["Relu"] * 4]
+    assert found.device == "NVIDIA H200" and set(found.rates) == {"fp32", "tf32", "fp16", "bf16", "int8"}
+    assert max(size for kind, _, size in probed if kind == "Relu") * 2 >= 4 * 60 * 2**20  # its second-level cache
+    work = found.rates["fp16"] * 0.5e-3  # half of the millisecond counts as launch
+    assert work / 1e15 > 20 * 5e-6  # at 1,000 TFLOP/s still twenty times a launch
 
 
 def test_bf16_on_a_cpu_without_it_is_no_rate_of_openvino(monkeypatch: pytest.MonkeyPatch) -> None:

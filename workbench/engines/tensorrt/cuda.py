@@ -13,6 +13,8 @@ import numpy as np
 from workbench.engines.tensorrt.capabilities import INSTALL, Device
 from workbench.errors import BackendMissing, OutOfMemory, RunError
 
+_ADDRESS_BYTES = 32
+
 
 def load(install: str = INSTALL) -> Cuda:
     """Return the CUDA runtime.
@@ -73,6 +75,11 @@ class Cuda:
         name = properties.name
         words = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
         return Device(words.rstrip("\0"), (int(properties.major), int(properties.minor)))
+
+    def pci_address(self) -> str:
+        """Return where on the PCI bus the current device is, such as `0000:3B:00.0`."""
+        raw = self.call("cudaDeviceGetPCIBusId", _ADDRESS_BYTES, self.call("cudaGetDevice"))
+        return (raw.decode() if isinstance(raw, bytes) else str(raw)).rstrip("\0")
 
     def used_bytes(self) -> int:
         """Return how much of the device's memory is in use now, by all programs."""

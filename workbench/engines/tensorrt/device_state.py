@@ -6,12 +6,17 @@ import importlib
 from typing import Any
 
 
-def read(index: int = 0) -> dict[str, Any]:
-    """Return what can be read, with units in the names; empty where the driver's library is not there."""
+def read(address: str) -> dict[str, Any]:
+    """Return what can be read, with units in the names; empty where the driver's library is not there.
+
+    Args:
+        address: the device's on the PCI bus. Its number would not do: CUDA counts the devices that a program may see,
+            the driver's library all of them, and in another order.
+    """
     try:
         nvml = importlib.import_module("pynvml")
         nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        handle = nvml.nvmlDeviceGetHandleByPciBusId(address)
     except Exception:  # noqa: BLE001 - no library, no driver and no permission all mean: nothing can be read
         return {}
     queries = {

@@ -70,7 +70,7 @@ class TensorRTRunner(Context):
         used = self.cuda.used_bytes()
         self.peak_bytes = max(self.peak_bytes, used)
         return {
-            **device_state.read(),
+            **device_state.read(self.cuda.pci_address()),
             "device_memory_used_bytes": used,
             "device_memory_peak_seen_bytes": self.peak_bytes - self.before_bytes,
             "activation_memory_bytes": self.activation_bytes,

@@ -141,6 +141,12 @@ class Runtime:
     def cudaGetDeviceProperties(self, device):
         return OK, SimpleNamespace(name=self.name.encode(), major=self.capability[0], minor=self.capability[1])
 
+    def cudaGetDevice(self):
+        return OK, 0
+
+    def cudaDeviceGetPCIBusId(self, length, device):
+        return OK, b"0000:3B:00.0".ljust(length, b"\0")
+
     def cudaMemGetInfo(self):
         used = sum(len(block) for block in self._device.values())
         return OK, self.memory_limit_bytes - used, self.memory_limit_bytes

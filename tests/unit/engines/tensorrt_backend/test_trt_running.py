@@ -193,21 +193,30 @@ def test_what_the_driver_says_is_read_as_far_as_it_answers(monkeypatch) -> None:
 
     library = SimpleNamespace(
         nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByPciBusId=lambda address: {"0000:3B:00.0": "ours"}[address],
         NVML_CLOCK_SM=1,
         NVML_CLOCK_MEM=2,
         NVML_TEMPERATURE_GPU=0,
-        nvmlDeviceGetClockInfo=lambda handle, kind: 1980 if kind == 1 else 3201,
+        nvmlDeviceGetClockInfo=lambda handle, kind: {"ours": (1980, 3201)}[handle][kind - 1],
         nvmlDeviceGetCurrentClocksThrottleReasons=refuse,
         nvmlDeviceGetTemperature=lambda handle, kind: 41,
         nvmlDeviceGetPowerUsage=lambda handle: 120_500,
     )
     monkeypatch.setitem(sys.modules, "pynvml", library)
-    assert device_state.read() == {
+    assert device_state.read("0000:3B:00.0") == {
         "sm_clock_megahertz": 1980, "memory_clock_megahertz": 3201, "temperature_celsius": 41, "power_watts": 120.5,
     }  # fmt: skip
+    assert device_state.read("0000:5E:00.0") == {}
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert device_state.read() == {}
+    assert device_state.read("0000:3B:00.0") == {}
+
+
+def test_the_device_that_is_used_is_the_one_whose_state_is_told(machine, tmp_path: Path, monkeypatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(device_state, "read", lambda address: asked.append(address) or {"power_watts": 1.0})
+    with backend.open_runner(machine.build(variant(tmp_path)), None) as runner:
+        assert runner.conditions()["power_watts"] == 1.0
+    assert asked == ["0000:3B:00.0"]
 
 
 # What goes wrong
