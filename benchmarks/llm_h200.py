@@ -8,7 +8,9 @@ it was stopped, and each ends with a table of all that is there:
     python3.10 benchmarks/llm_h200.py engine FOLDER     builds and measures; waits for exports that are under way
     python     benchmarks/llm_h200.py table  FOLDER
 
-`--seconds 480` stops in time; `--stages small,large,serve,int8` chooses; `--out DIR` gets results.json and table.txt after
+`--seconds 480` stops in time; `--stages small,large,serve,int8` chooses, as do `--depths 22` and `--layouts plain` for exports;
+stage `chat` is the shortest way to a chatbot of the deepest model, and `one` looks for the fastest step of one sequence and
+prefills beyond level 0. `--out DIR` gets results.json and table.txt after
 every result. `--rehearse` does all of it on a CPU at tiny sizes, ONNX Runtime in TensorRT's place.
 Random weights say nothing of quality; speed, memory and serving do not depend on their values.
 """
@@ -31,7 +33,7 @@ import llm_h200_torch as torch_half  # noqa: E402
 from llm_h200_cases import FULL, REHEARSAL, Case  # noqa: E402
 from llm_h200_engine import CANDIDATES, PLAIN, Bench, Settings, Wanted  # noqa: E402
 
-STAGES = ("small", "large", "serve", "int8")
+STAGES = ("small", "large", "serve", "int8")  # and, where they are asked for, "chat" and "one"
 
 
 class Results:
@@ -70,15 +72,79 @@ class Results:
         return found
 
 
+def run_chat(bench: Bench, prefill: Settings) -> None:
+    """Build what a chatbot needs, measure both halves, and search its highest rate with and without company.
+
+    Args:
+        prefill: how the prefill is built; the step is built at level 1.
+    """
+    case, depth = bench.case, bench.case.depths[-1]
+    if not bench.wait_for(depth, "plain"):
+        return
+    many = Wanted(depth, "plain", f"step-{case.slots}x{case.columns}", PLAIN, 400.0)
+    several = Wanted(depth, "plain", f"prefill-{case.prompts_at_once}x{case.prompt}", prefill, 400.0)
+    engine_half.build_all(bench, [many, several])
+    measure(bench, many)
+    measure_prompts(bench, several)
+    verify(bench, [several, many])
+    for together in (1, case.together):
+        search_rate(bench, [several, many], f"serve-{depth}-plain-prefill_{prefill.name}-{together}_together", together)
+    layers(bench, many)
+
+
+def run_one(bench: Bench) -> None:
+    """Build alone, one after the other, what did not end beside other builds: small steps, and prefills at level 1."""
+    case, depth = bench.case, bench.case.depths[-1]
+    if not bench.wait_for(depth, "plain"):
+        return
+    few = Wanted(depth, "plain", f"step-{case.few}x{case.columns}", PLAIN, 400.0)
+    engine_half.build_all(bench, [few])
+    measure(bench, few)
+    layers(bench, few)
+    run_chat(bench, PLAIN)
+    long = Wanted(depth, "plain", f"prefill-1x{case.long_prompt}", PLAIN, 400.0)
+    engine_half.build_all(bench, [long])
+    measure_prompts(bench, long)
+    one = Wanted(depth, "plain", f"step-1x{case.columns}", PLAIN, 400.0)
+    engine_half.build_all(bench, [one])
+    measure(bench, one)
+    layers(bench, one)
+
+
+def measure_prompts(bench: Bench, item: Wanted) -> None:
+    """Time a prefill that was built."""
+    key, engine = f"prefill-{item.key}", bench.engine(item.key)
+    if engine is not None and not bench.results.get(key) and bench.left > 20:
+        bench.results.put(key, engine_half.isolated(engine_half.measure_prefill, bench.backend, engine))
+
+
+def search_rate(bench: Bench, items: list[Wanted], key: str, together: int) -> None:
+    """Search the highest rate of a chatbot made of prefills and a step, the last one."""
+    key = key.replace(" ", "_")
+    engines = [found for found in (bench.engine(item.key) for item in items) if found is not None]
+    if len(engines) < 2 or bench.engine(items[-1].key) is None or bench.results.get(key) or bench.left < 40:
+        return
+    seconds = min(120.0, bench.left - 25)
+    bench.results.put(
+        key, engine_half.isolated(engine_half.serve, bench.backend, engines, bench.case, seconds, together)
+    )
+
+
 def run_engine(bench: Bench, stages: list[str]) -> None:
     """Build and measure, small depths first."""
     case, results = bench.case, bench.results
+    if "chat" in stages:
+        run_chat(bench, CANDIDATES[0])
+    if "one" in stages:
+        run_one(bench)
+    if not {*STAGES} & {*stages}:
+        return
     small, *middle, large = case.depths
     if "small" in stages and bench.wait_for(small, "turned") and bench.wait_for(small, "plain"):
         many, one = f"step-{case.slots}x{case.columns}", f"step-1x{case.columns}"
         prefill = f"prefill-1x{case.prompt}"
         wanted = [Wanted(small, layout, many) for layout in ("turned", "plain")]
-        wanted += [Wanted(small, "turned", prefill), Wanted(small, "turned", f"step-8x{case.columns}")]
+        wanted += [Wanted(small, "turned", prefill), Wanted(small, "turned", f"step-{case.few}x{case.columns}")]
         wanted += [Wanted(small, "turned", one, settings, 110.0) for settings in CANDIDATES[:2]]
         wanted += [Wanted(small, "turned", many, CANDIDATES[0]), Wanted(small, "plain", one)]
         wanted += [Wanted(small, "turned", one, settings, 110.0) for settings in CANDIDATES[2:]]
@@ -111,7 +177,7 @@ def run_engine(bench: Bench, stages: list[str]) -> None:
 
 def run_large(bench: Bench, depth: int, layout: str, stages: list[str]) -> None:
     """Build the whole model and measure steps, prefill and traffic."""
-    case, results = bench.case, bench.results
+    case = bench.case
     wanted = deep(bench, depth, layout)
     engine_half.build_all(bench, wanted)
     many, one, prompt, long, several = wanted
@@ -119,14 +185,9 @@ def run_large(bench: Bench, depth: int, layout: str, stages: list[str]) -> None:
         measure(bench, item)
         verify(bench, [prompt, item])
     for item in (prompt, long, several):
-        key, engine = f"prefill-{item.key}", bench.engine(item.key)
-        if engine is not None and not results.get(key) and bench.left > 20:
-            results.put(key, engine_half.isolated(engine_half.measure_prefill, bench.backend, engine))
-    engines = [found for found in (bench.engine(item.key) for item in (prompt, several, many)) if found is not None]
-    key = f"serve-{depth}-{layout}"
-    if "serve" in stages and len(engines) >= 2 and bench.engine(many.key) and not results.get(key) and bench.left > 40:
-        seconds = min(120.0, bench.left - 25)
-        results.put(key, engine_half.isolated(engine_half.serve, bench.backend, engines, case, seconds))
+        measure_prompts(bench, item)
+    for together in (1, case.together) if "serve" in stages else ():
+        search_rate(bench, [prompt, several, many], f"serve-{depth}-{layout}-{together}_together", together)
     for item in (many, one):
         layers(bench, item)
 
@@ -163,7 +224,7 @@ def verify(bench: Bench, items: list[Wanted]) -> None:
     engines = [bench.engine(item.key) for item in items]
     key = f"check-{items[-1].key}"
     if all(engines) and not bench.results.get(key) and bench.left > 20:
-        folder = str(bench.case.folder(bench.root, items[0].depth, "turned"))
+        folder = str(bench.case.folder(bench.root, items[0].depth, items[0].layout))
         bench.results.put(key, engine_half.isolated(engine_half.check, bench.backend, engines, bench.case, folder))
 
 
@@ -187,8 +248,8 @@ def best_settings(bench: Bench, graph: str) -> Settings:
 
 
 def best_one(bench: Bench) -> tuple[str, Settings]:
-    """Return the graph for one sequence: of one slot, or of eight where that was faster or the other did not build."""
-    graphs = [f"step-{slots}x{bench.case.columns}" for slots in (1, 8)]
+    """Return the graph for one sequence: of one slot, or of a few where that was faster or the other did not build."""
+    graphs = [f"step-{slots}x{bench.case.columns}" for slots in (1, bench.case.few)]
     choices = [(graph, best_settings(bench, graph)) for graph in graphs]
     small = bench.case.depths[0]
     return min(choices, key=lambda choice: step_seconds(bench, Wanted(small, "turned", *choice)))
@@ -239,13 +300,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for results.json and table.txt")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop in time")
     parser.add_argument("--stages", default=",".join(STAGES))
+    parser.add_argument("--depths", help="to export, such as 22; all where left out")
+    parser.add_argument("--layouts", default="turned,plain", help="to export (default: %(default)s)")
     parser.add_argument("--parallel", type=int, default=1, help="builds at once; each slows the others")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on a CPU")
     options = parser.parse_args()
     case = REHEARSAL if options.rehearse else FULL
     results = Results(options.folder, options.out, case)
     if options.half in ("export", "torch"):
-        torch_half.export_all(options.folder, case, results.put)
+        depths = case.depths if options.depths is None else [int(word) for word in options.depths.split(",")]
+        torch_half.export_all(options.folder, case, results.put, depths, options.layouts.split(","))
     if options.half == "torch":
         torch_half.measure_torch(case, results.put, lambda key: results.get(key) is not None, options.seconds)
     if options.half == "engine":

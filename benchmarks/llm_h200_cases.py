@@ -38,18 +38,23 @@ class Case:
         depths: numbers of layers, the smallest first.
         slots: sequences at once where many are served.
         columns: of the cache.
+        few: slots of a step for one sequence where that of one slot cannot be built.
         prompt, long_prompt: tokens of a prefill.
+        together, wait_seconds: newcomers that start together while others run, and how long the first waits for them.
     """
 
     config: dict[str, object]
     depths: tuple[int, ...]
     slots: int
+    few: int
     columns: int
     prompt: int
     long_prompt: int
     prompts_at_once: int
     answer: int
     requests: int
+    together: int = 8
+    wait_seconds: float = 0.1
 
     def graphs(self, depth: int, layout: str) -> list[GraphSize]:
         """Return the graphs of a depth with keys `turned` (heads, width, columns) or `plain` (heads, columns, width)."""
@@ -57,7 +62,7 @@ class Case:
             GraphSize("prefill", 1, self.prompt),
             GraphSize("step", self.slots, self.columns),
             GraphSize("step", 1, self.columns),
-            GraphSize("step", 8, self.columns),
+            GraphSize("step", self.few, self.columns),
         ]
         if depth == self.depths[-1]:
             found += [
@@ -99,5 +104,5 @@ class Case:
         return depth * (2.0 * tokens * self.layer_weights() + attention) + 2.0 * self.head_weights()
 
 
-FULL = Case(TINYLLAMA, (2, 8, 22), 64, 256, 128, 2048, 8, 32, 662)
-REHEARSAL = Case(TINY, (1, 2, 3), 4, 32, 8, 64, 2, 8, 662)
+FULL = Case(TINYLLAMA, (2, 8, 22), 64, 16, 256, 128, 2048, 8, 32, 662)
+REHEARSAL = Case(TINY, (1, 2, 3), 4, 2, 32, 8, 64, 2, 8, 662)

@@ -275,15 +275,19 @@ def measure_prefill(backend: str, engine: Engine) -> dict[str, Any]:
         device.close()
 
 
-def serve(backend: str, engines: Sequence[Engine], case: Case, seconds: float) -> dict[str, Any]:
-    """Search the highest Poisson rate whose 99th percentile of whole answers stays under 500 ms; continuous batching."""
+def serve(backend: str, engines: Sequence[Engine], case: Case, seconds: float, together: int) -> dict[str, Any]:
+    """Search the highest Poisson rate whose 99th percentile of whole answers stays under 500 ms; continuous batching.
+
+    Args:
+        together: newcomers that wait for each other while others run; 1 starts each as it comes.
+    """
     generator = np.random.default_rng(0)
     text = generator.integers(0, int(str(case.config["vocab_size"])), 1 << 16)
     lengths = (llm.Lengths(case.prompt, 0.0, 1, case.prompt), llm.Lengths(case.answer, 0.0, 1, case.answer))
     traffic = llm.Traffic(case.requests, *lengths, seed=1)
     until = time.monotonic() + seconds
     with open_decoder(backend, engines) as decoder:
-        policy = llm.ContinuousBatching(decoder.slots)
+        policy = llm.ContinuousBatching(decoder.slots, together, case.wait_seconds if together > 1 else 0.0)
         step = next(engine for engine in engines if "mask" in {spec.name for spec in engine.inputs})
         late = (LIMIT_SECONDS, QUANTILE, "answer")
         run_once(decoder, step, policy, 1e6, llm_draw(replace(traffic, requests=20), 1e6, text))
@@ -311,6 +315,7 @@ def serve(backend: str, engines: Sequence[Engine], case: Case, seconds: float) -
         best = next((run for run in probes if run.rate == passed), None)
         record = HighestRate(policy.label, QUANTILE, LIMIT_SECONDS, "answer", passed, failed, tuple(probes))
     return {
+        "policy": policy.label,
         "requests_per_second": passed,
         "fails_at": failed,
         "p99_seconds": None if best is None else best.percentile(QUANTILE),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,17 @@ KEPT_MODELS = "models.json"
 _REPEATS = 40
 
 
-def export_all(root: Path, case: Case, note: Callable[[str, dict[str, Any]], None]) -> None:
-    """Write the graphs of every depth, small ones first; a folder that is whole is left as it is."""
-    for depth in case.depths:
+def export_all(
+    root: Path,
+    case: Case,
+    note: Callable[[str, dict[str, Any]], None],
+    depths: Sequence[int],
+    layouts: Sequence[str] = ("turned", "plain"),
+) -> None:
+    """Write the graphs of these depths; a folder that is whole is left as it is."""
+    for depth in depths:
         network = None
-        for layout in ("turned", "plain"):
+        for layout in layouts:
             folder = case.folder(root, depth, layout)
             if (folder / KEPT_MODELS).exists():
                 continue
@@ -32,7 +38,7 @@ def export_all(root: Path, case: Case, note: Callable[[str, dict[str, Any]], Non
             scratch = folder.with_name(f".{folder.name}")
             shutil.rmtree(scratch, ignore_errors=True)
             llm.write_slots(network, case.graphs(depth, layout), scratch, keys_transposed=layout == "turned")
-            if layout == "turned":
+            if depth in (case.depths[0], case.depths[-1]):
                 np.savez(scratch / "checked.npz", logits=checked_logits(network, case))
             scratch.rename(folder)
             read = llm.open_slot_folder(folder)

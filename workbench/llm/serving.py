@@ -89,15 +89,27 @@ class DynamicBatching:
 class ContinuousBatching:
     """Let requests join and leave between any two steps, as long as there is a free slot (Yu et al. 2022, Orca).
 
+    Reading a prompt holds up all answers under way, and an engine for several prompts takes about as long for one: while
+    others run, newcomers may wait for company.
+
     Attributes:
         slots: requests that run at once.
+        together: newcomers that start at once, however short they have waited.
+        longest_wait_seconds: how long the first one waits for that many while others run.
     """
 
     slots: int = 8
+    together: int = 1
+    longest_wait_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ValueError(f"ContinuousBatching.slots is {self.slots}; it must be at least 1")
+        if self.together < 1 or not self.longest_wait_seconds >= 0:
+            raise ValueError(
+                f"ContinuousBatching needs together >= 1 and longest_wait_seconds >= 0, got {self.together} and "
+                f"{self.longest_wait_seconds}"
+            )
 
     @property
     def most(self) -> int:
@@ -107,11 +119,15 @@ class ContinuousBatching:
     @property
     def label(self) -> str:
         """Name in tables."""
-        return f"continuous, {self.slots} slots"
+        company = f", {self.together} together or {self.longest_wait_seconds * 1e3:g} ms" if self.together > 1 else ""
+        return f"continuous, {self.slots} slots{company}"
 
     def admit(self, waiting: Sequence[float], running: int, now: float) -> int:
-        """Return how many of the waiting requests to start now."""
-        return min(len(waiting), self.slots - running)
+        """Return how many of the waiting requests to start now; `waiting` are their arrivals."""
+        count = min(len(waiting), self.slots - running)
+        if running and count and count < self.together and now < waiting[0] + self.longest_wait_seconds:
+            return 0
+        return count
 
     def wake(self, waiting: Sequence[float]) -> float:
         """Return when to look again, though nothing arrives or ends before."""

@@ -19,7 +19,7 @@ from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatchin
 
 FIXED, EACH = 0.010, 0.002  # seconds: a call of the fake decoder costs FIXED + EACH * batch
 ALONE = FIXED + EACH
-POLICIES = [NoBatching(), DynamicBatching(4, 0.005), ContinuousBatching(3)]
+POLICIES = [NoBatching(), DynamicBatching(4, 0.005), ContinuousBatching(3), ContinuousBatching(4, 2, 0.02)]
 
 
 class ScriptedClock:
@@ -114,6 +114,16 @@ def test_with_continuous_batching_a_request_joins_at_the_next_step() -> None:
     np.testing.assert_allclose(served.finished, [2 * ALONE + pair + 2 * ALONE, 2 * ALONE + pair])
 
 
+def test_newcomers_wait_for_company_while_others_run_and_no_longer_than_allowed() -> None:
+    requests = asked([0.0, 0.001, 0.002, 0.2, 0.201], [40, 2, 2, 2, 2])
+    served, decoder = played(requests, ContinuousBatching(8, together=2, longest_wait_seconds=0.1))
+    assert decoder.batches[:2] == [1, 2], "the first starts at once, the two behind it together"
+    alone = played(asked([0.0, 0.001], [40, 2]), ContinuousBatching(8, together=2, longest_wait_seconds=0.1))[0]
+    waited = alone.first_token[1] - 0.001
+    assert 0.1 < waited < 0.1 + 2 * (FIXED + 2 * EACH), "nobody came, so it started when it had waited long enough"
+    assert not np.isnan(served.finished).any()
+
+
 def test_continuous_batching_never_runs_more_requests_than_it_has_slots() -> None:
     served, decoder = played(asked([0.0] * 7, [3] * 7), ContinuousBatching(2))
     assert max(decoder.batches) == served.widest == 2
@@ -178,6 +188,8 @@ def test_every_policy_gives_each_request_the_answer_it_gets_alone(
         (lambda: DynamicBatching(2, -1.0), "longest_wait_seconds >= 0"),
         (lambda: DynamicBatching(2, math.nan), "longest_wait_seconds >= 0"),
         (lambda: ContinuousBatching(0), "slots is 0"),
+        (lambda: ContinuousBatching(4, 0), "together >= 1"),
+        (lambda: ContinuousBatching(4, 2, math.nan), "longest_wait_seconds >= 0"),
     ],
 )
 def test_policies_without_room_are_refused(make: object, said: str) -> None:
