@@ -105,4 +105,4 @@ class Case:
 
 
 FULL = Case(TINYLLAMA, (2, 8, 22), 64, 16, 256, 128, 2048, 8, 32, 662)
-REHEARSAL = Case(TINY, (1, 2, 3), 4, 2, 32, 8, 64, 2, 8, 662)
+REHEARSAL = Case(TINY, (1, 2, 3), 4, 2, 32, 8, 64, 2, 8, 662, 2, 0.02)

@@ -105,10 +105,10 @@ class ContinuousBatching:
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ValueError(f"ContinuousBatching.slots is {self.slots}; it must be at least 1")
-        if self.together < 1 or not self.longest_wait_seconds >= 0:
+        if not 1 <= self.together <= self.slots or not self.longest_wait_seconds >= 0:
             raise ValueError(
-                f"ContinuousBatching needs together >= 1 and longest_wait_seconds >= 0, got {self.together} and "
-                f"{self.longest_wait_seconds}"
+                f"ContinuousBatching needs together from 1 to slots ({self.slots}) and longest_wait_seconds >= 0, got "
+                f"{self.together} and {self.longest_wait_seconds}"
             )
 
     @property

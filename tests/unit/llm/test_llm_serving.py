@@ -188,7 +188,8 @@ def test_every_policy_gives_each_request_the_answer_it_gets_alone(
         (lambda: DynamicBatching(2, -1.0), "longest_wait_seconds >= 0"),
         (lambda: DynamicBatching(2, math.nan), "longest_wait_seconds >= 0"),
         (lambda: ContinuousBatching(0), "slots is 0"),
-        (lambda: ContinuousBatching(4, 0), "together >= 1"),
+        (lambda: ContinuousBatching(4, 0), "together from 1 to slots"),
+        (lambda: ContinuousBatching(4, 5), "slots .4.* got 5 and"),
         (lambda: ContinuousBatching(4, 2, math.nan), "longest_wait_seconds >= 0"),
     ],
 )
