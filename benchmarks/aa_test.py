@@ -6,6 +6,9 @@ planted share of each call's time after it. Both are then compared with the base
 
     python benchmarks/aa_test.py --trials 100 --output aa_test.json
 
+On a machine of many cores several can run at once, each on cores of its own (`taskset`, WORKBENCH_TURN_FILE) and with trials
+of its own (`--first 25`); `--merge a.json b.json` joins what they wrote.
+
 Goals: the same is "not distinguishable" in at least 95 of 100, 5 % slower is found in at least 90 of 100, with at most
 60 seconds of measuring a variant. The output holds every round's median, so that other statistics can be tried on it.
 """
@@ -196,9 +199,23 @@ def show(found: dict[str, Any], slowdown: float) -> None:
     )
 
 
+def merge(files: list[Path], output: Path) -> None:
+    """Join the trials of several runs of one protocol into one file, and print its totals."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    first = found[0]
+    if any((one["slowdown"], one["protocol"]) != (first["slowdown"], first["protocol"]) for one in found):
+        raise SystemExit("These runs had different protocols; their trials are not joined.")
+    trials = [trial for one in found for trial in one["trials"]]
+    joined = {**first, "totals": totals(trials, first["slowdown"]), "runs_at_once": len(found), "trials": trials}
+    output.write_text(json.dumps(joined, indent=1), encoding="utf-8")
+    show(joined["totals"], first["slowdown"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--first", type=int, default=0, help="number of the first trial, which seeds it")
+    parser.add_argument("--merge", type=Path, nargs="+", help="join the trials of these files instead of measuring")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=0.4, help="timed seconds a round")
     parser.add_argument("--slowdown", type=float, default=0.05)
@@ -208,8 +225,11 @@ def main() -> None:
     if options.child is not None:
         child_main(options.child)
         return
+    if options.merge is not None:
+        merge(options.merge, options.output)
+        return
     trials: list[dict[str, Any]] = []
-    for seed in range(options.trials):
+    for seed in range(options.first, options.first + options.trials):
         protocol = Protocol(rounds=options.rounds, min_seconds=options.seconds, warmup_seconds=0.2, seed=seed)
         trials.append(trial(protocol, options.slowdown))
         found = totals(trials, options.slowdown)

@@ -57,7 +57,7 @@ def main() -> None:
     print(f"{name}: {time.perf_counter() - started:.0f} s", flush=True)
     show(study)
     if options.why:
-        explained(study, options.why, options.out / f"{name}-why.json")
+        explained(study, options.why, options.out / f"{name}-why")
         ranked(model, data, options.why, how, options.out / f"{name}-layer-costs.json")
         searched(model, data, options.why, how, options.out / f"{name}-optimize.json")
 
@@ -78,16 +78,19 @@ def show(study: wb.Study) -> None:
 
 
 def explained(study: wb.Study, variant: str, kept: Path) -> None:
-    """Write and print why a variant takes the time that it takes."""
+    """Write and print why a variant takes the time that it takes; the explanation whole, and a report with it."""
     started = time.perf_counter()
     why = wb.explain(study, variant)
+    kept.with_suffix(".explanation.json").write_text(codec.to_json(why), encoding="utf-8")
+    study.save(kept.with_name(kept.name.removesuffix("-why")).with_suffix(".json"))  # it holds the ceilings now
+    study.report(kept.with_suffix(".html"), [why])
     found = {
         "sentences": list(why.sentences),
         "ceilings": codec.to_plain(wb.ceilings(study.record.backend)),
         "layers": json.loads(study.layers().to_json(orient="records")),
         "device": device.describe(),
     }
-    kept.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    kept.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"\nwhy {variant}, {time.perf_counter() - started:.0f} s", *why.sentences, sep="\n", flush=True)
 
 

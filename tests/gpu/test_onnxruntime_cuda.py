@@ -1,0 +1,111 @@
+"""ONNX Runtime's CUDA provider on a real GPU. Skipped, with the reason, where onnxruntime-gpu or the GPU is missing.
+
+The right answer is the FP32 file on ONNX Runtime's CPU provider. Tolerances are stated where they are used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import workbench as wb
+from workbench import datasets, engines
+from workbench.engines import onnxruntime as backend
+from workbench.machine.store import Store
+from workbench.records import BuildOptions, Engine, Model
+
+NAME = "onnxruntime-cuda"
+ABSENT = backend.missing(NAME)
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ABSENT is not None, reason=f"no CUDA provider here: {ABSENT}")]
+MODEL = Path(__file__).parents[2] / "data" / "models" / "digits_resnet.onnx"
+# Relative to the largest logit, through about ten layers: FP32 differs by the order of sums; TF32 and FP16 keep 10 bits.
+TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2}
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("store"))
+
+
+@pytest.fixture(scope="session")
+def model() -> Model:
+    return wb.load(MODEL)
+
+
+@pytest.fixture(scope="session")
+def data(model: Model) -> datasets.Dataset:
+    return datasets.digits().bound_to(model)
+
+
+@pytest.fixture(scope="session")
+def built(model: Model, data: datasets.Dataset, store: Store) -> Callable[[str], Engine]:
+    made: dict[str, Engine] = {}
+
+    def make(recipe: str) -> Engine:
+        if recipe not in made:
+            table = (
+                wb.calibrate(model, data.calibration, recipe, dialect=backend.dialect(NAME))
+                if "int8" in recipe
+                else None
+            )
+            variant = wb.transform(model, recipe, dialect=backend.dialect(NAME), table=table, store=store)
+            made[recipe] = engines.build(variant, NAME, BuildOptions(), store=store)
+        return made[recipe]
+
+    return make
+
+
+@pytest.mark.parametrize("recipe", TOLERANCE)
+def test_answers_agree_with_the_cpu(built, data: datasets.Dataset, recipe: str) -> None:
+    feeds = {name: array[:16] for name, array in data.evaluation.inputs.items()}
+    with backend.open_file(MODEL) as runner:
+        want = runner.infer(feeds)["logits"]
+    with engines.open_runner(built(recipe)) as runner:
+        got = runner.infer(feeds)["logits"]
+    assert np.abs(got - want).max() <= TOLERANCE[recipe] * np.abs(want).max()
+
+
+def test_int8_keeps_the_answers(built, data: datasets.Dataset) -> None:
+    def right(recipe: str) -> float:
+        with engines.open_runner(built(recipe)) as runner:
+            return float(np.mean(runner.infer(data.evaluation.inputs)["logits"].argmax(1) == data.evaluation.labels))
+
+    assert right("int8-max") >= right("fp32") - 0.02  # 539 images: 2 points is 11 of them
+
+
+def test_the_engine_names_the_gpu_and_runs_all_nodes_there(built) -> None:
+    engine = built("fp32")
+    assert "NVIDIA" in engine.device
+    assert not any("run on the CPU" in note for note in engine.notes)
+
+
+@pytest.mark.parametrize("boundary", ["compute", "end_to_end"])
+def test_stopwatches_tell_a_time(built, data: datasets.Dataset, boundary) -> None:
+    feeds = {name: array[:16] for name, array in data.evaluation.inputs.items()}
+    with engines.open_runner(built("fp16")) as runner:
+        watch = runner.stopwatch(feeds, boundary)
+        assert min(watch() for _ in range(20)) > 0
+
+
+def test_layers_have_times_on_the_gpu(built, data: datasets.Dataset) -> None:
+    feeds = {name: array[:16] for name, array in data.evaluation.inputs.items()}
+    rows = backend.layer_times(built("fp32"), feeds, 5)
+    assert any(row.operator.endswith("Conv") and row.seconds > 0 for row in rows)
+
+
+def test_a_whole_study_runs(store: Store) -> None:
+    protocol = wb.Protocol(batch=8, rounds=3, min_seconds=0.02, min_runs=20, warmup_seconds=0.05)
+    study = wb.run(
+        "digits_resnet",
+        datasets.digits(),
+        ["fp32", "fp16"],
+        backend=NAME,
+        protocol=protocol,
+        store=store,
+        progress=None,
+    )
+    assert study.failures == {}
+    assert study.best().best is not None or study.comparison().rows
