@@ -9,6 +9,7 @@ from typing import Any
 
 import onnx
 
+from workbench.engines.tensorrt import plugins
 from workbench.engines.tensorrt.capabilities import Capabilities, name_of
 from workbench.engines.tensorrt.log import NO_DRIVER
 from workbench.errors import BuildError, UnsupportedOperator
@@ -63,8 +64,8 @@ def _refusal(caps: Capabilities, errors: list[Any], graph: onnx.ModelProto, path
     for error, sentence in zip(errors, words, strict=True):
         if name_of(error.code()).startswith("UNSUPPORTED_NODE") or _NO_IMPORTER.search(error.desc()):
             return UnsupportedOperator(
-                f"{caps.name} cannot run {sentence}. Export the model without this operator, or use the "
-                f"backend onnxruntime-cuda.",
+                f"{caps.name} cannot run {sentence}. Name the library of a plugin for it "
+                f"(BuildOptions.extra['plugins']), export the model without it, or use the backend onnxruntime-cuda.",
                 "\n".join(words),
             )
     for pattern, reason in _FOREIGN_CODES:
@@ -125,7 +126,12 @@ def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str
     graph = load_graph(path)
     parser = caps.trt.OnnxParser(network, logger)
     operators = Counter(node.op_type for node in graph.graph.node)
-    missing = {name: "TensorRT has no importer for it" for name in operators if not parser.supports_operator(name)}
+    as_plugins = plugins.registered(caps)
+    missing = {
+        name: "TensorRT has no importer for it"
+        for name in operators
+        if not parser.supports_operator(name) and name not in as_plugins
+    }
     unsupported = [index for index in _unsupported_nodes(caps, parser, path) if 0 <= index < len(graph.graph.node)]
     named: dict[str, str] = {}
     for index in range(parser.num_errors):
@@ -136,6 +142,8 @@ def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str
         return {**missing, **named}
     for index in unsupported:
         node = graph.graph.node[index]
+        if node.op_type in as_plugins and not parser.supports_operator(node.op_type):
+            continue  # 8.6 counts importers alone
         missing.setdefault(node.op_type, f"TensorRT cannot run node {node.name!r} as it is used here")
     return missing
 

@@ -37,6 +37,21 @@ class NetworkBehaviour:
             raise TypeError(f"Could not resolve TensorRT datatype to an equivalent numpy datatype: {dtype}")
         return NUMPY[dtype.name]
 
+    # Plugins
+
+    def do_get_plugin_registry(self, _: Any) -> Any:
+        return self.new("IPluginRegistry")
+
+    def do_IPluginRegistry_plugin_creator_list(self, registry: Any) -> list[Any]:
+        return [self.new("IPluginCreator", name=name) for name in sorted(self.plugins)]
+
+    def do_IPluginRegistry_all_creators(self, registry: Any) -> list[Any]:
+        return self.do_IPluginRegistry_plugin_creator_list(registry)
+
+    def do_IPluginRegistry_load_library(self, registry: Any, path: str) -> Any:
+        self.plugins |= self.libraries.get(Path(path).name, set())
+        return None
+
     # Building
 
     def do_Builder___init__(self, builder: Any, logger: Any) -> None:
