@@ -1,7 +1,8 @@
-"""Operators that TensorRT does not know: shared libraries of plugins, opened once a process and told apart by content.
+"""Operators that TensorRT does not know: libraries of plugins, opened once a process and told apart by their content.
 
-A library of plugins is native code, as a plan is: the engine remembers its sha256, and another one is not opened for it.
-TensorRT's parser looks up a node of any domain by its operator type, so that nothing else is needed to use one.
+A library is a shared one, or a Python file (see `python_plugins`). It is code, as a plan is: the engine remembers its
+sha256, and another one is not opened for it. TensorRT's parser looks up a node of any domain by its operator type, so
+that nothing else is needed to use one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from workbench.engines.tensorrt import python_plugins
 from workbench.engines.tensorrt.capabilities import Capabilities
 from workbench.errors import EngineError
 from workbench.machine.store import digest
@@ -43,7 +45,7 @@ def load(caps: Capabilities, logger: Any, libraries: Mapping[str, str]) -> None:
         if (found := _sha256(path)) != sha256:
             raise EngineError(
                 f"The library of plugins {path} changed: its sha256 is {found[:12]}..., expected {sha256[:12]}.... It is "
-                f"native code and is not opened. Rebuild the engine, or put the library back."
+                f"code and is not opened. Rebuild the engine, or put the library back."
             )
         if _opened.get(path, sha256) != sha256:
             raise EngineError(f"This process opened an earlier {path}, which stays. Open the engine in a new process.")
@@ -72,6 +74,9 @@ def _sha256(path: str) -> str:
 
 def _open(caps: Capabilities, path: str) -> None:
     """Open a library, which may register its plugins itself; else have TensorRT ask it for them."""
+    if path.endswith(".py"):
+        python_plugins.register(caps, path)
+        return
     before = registered(caps)
     try:
         ctypes.CDLL(path)

@@ -35,7 +35,7 @@ class Switches:
         verbosity: how much the engine tells of its layers: `none`, `names`, `detailed`.
         auxiliary_streams: streams beside the main one; None takes TensorRT's own choice.
         timing_iterations: timings a tactic, of which the mean counts; None takes TensorRT's own choice.
-        plugins: paths of shared libraries with plugins, for operators that TensorRT does not know.
+        plugins: paths of libraries with plugins, for operators that TensorRT does not know: shared ones, or Python files.
     """
 
     batch: tuple[int, int, int] = (1, 8, 32)
