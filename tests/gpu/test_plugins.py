@@ -147,6 +147,35 @@ def test_an_engine_is_built_and_measured_in_other_processes_with_its_plugin(tmp_
     np.testing.assert_allclose(answers(engine, samples(32)), snake(samples(32) @ weights()), atol=2e-5)
 
 
+DEFINITION = """<opset_import: ["": 17], domain: "made.here">
+Snake <alpha: float = 1.0> (x) => (y) {
+  a = Constant <value_float: float = @alpha> ()
+  angle = Mul (a, x)
+  sine = Sin (angle)
+  square = Mul (sine, sine)
+  part = Div (square, a)
+  y = Add (x, part)
+}"""
+
+
+def test_a_study_puts_a_plugin_beside_what_it_is_defined_by(tmp_path: Path, library: Path) -> None:
+    store = Store(tmp_path / "store")
+    source = Path(one_node(tmp_path, snake_node()).path)
+    model = wb.load(wb.define(source, DEFINITION), name="snake", store=store)
+    whole = wb.Recipe("plugin", (wb.Fuse(keep=("Snake",)),))
+    options = BuildOptions(extra={"batch": [1, 32, 64], "plugins": [str(library)]})
+    study = wb.run(
+        model, wb.datasets.arrays(samples(64)), ["fp32", whole], backend="tensorrt", options=options, store=store,
+        protocol=Protocol(batch=32, rounds=2), progress=None,
+    )  # fmt: skip
+    assert [study[name].failure for name in ("fp32", "plugin")] == [None, None]
+    found = study["plugin"].accuracy
+    assert found is not None
+    assert all(value is None or value > 100 for value in found.sqnr_db.values())  # FP32, sines of two makes
+    kinds = {name: {row.kind for row in backend.layer_table(study[name].engine)[0]} for name in ("fp32", "plugin")}
+    assert "plugin" in kinds["plugin"] and "plugin" not in kinds["fp32"]
+
+
 def test_a_library_that_is_gone_or_another_is_not_opened(tmp_path: Path, library: Path) -> None:
     engine = built(tmp_path, one_node(tmp_path, snake_node()), library)
     kept = library.rename(tmp_path / "kept.so")

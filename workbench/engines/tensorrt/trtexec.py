@@ -187,7 +187,7 @@ def from_trtexec(line: str, major: int = 10) -> Parsed:
         reading.notes.append(f"The line's quotes do not match ({error}); it was split at spaces.")
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
-        if name in _PLUGINS:  # may be given several times
+        if word.startswith("--") and name in _PLUGINS:  # may be given several times
             reading.plugins.append(value)
         elif word.startswith("--") and name:
             reading.flags[name] = value

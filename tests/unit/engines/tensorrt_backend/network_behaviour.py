@@ -172,6 +172,11 @@ class NetworkBehaviour:
         parser.state.network.state.path = path
         return True
 
+    def do_OnnxParser_parse(self, parser: Any, model: bytes, path: str | None = None) -> bool:
+        parser.state.network.state.graph = onnx.load_from_string(model).graph
+        parser.state.network.state.path = path
+        return True
+
     def do_OnnxParser_num_errors(self, parser: Any) -> int:
         return len(self.parser_errors)
 

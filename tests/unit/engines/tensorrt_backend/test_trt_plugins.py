@@ -7,6 +7,8 @@ import json
 import shutil
 from pathlib import Path
 
+import onnx
+import onnx.parser
 import pytest
 from onnx import helper
 from releases import only_8
@@ -140,6 +142,31 @@ def test_an_operator_that_a_plugin_has_is_not_lacking(machine, tmp_path: Path) -
     assert set(backend.lacks("tensorrt", Path(made.path))) == {"Snake"}
     machine.world.plugins.add("Snake")
     assert backend.lacks("tensorrt", Path(made.path)) == {}
+
+
+def test_a_definition_does_not_go_before_a_plugin(machine, tmp_path: Path, library: Path) -> None:
+    model = custom()
+    for name in ("Snake", "Unused"):
+        text = f'<opset_import: ["": 17], domain: "made.here"> {name} (x) => (y) {{ y = Sin(x) }}'
+        model.functions.append(onnx.parser.parse_function(text))
+    made = variant(tmp_path, model=model)
+    machine.build(made)
+    assert machine.trt.called("OnnxParser.parse") == []
+    machine.build(made, extra={"plugins": [str(library)]})
+    ((parsed, path),) = machine.trt.called("OnnxParser.parse")
+    assert [function.name for function in onnx.load_from_string(parsed).functions] == ["Unused"]
+    assert path == made.path, "weights may lie beside the file"
+
+
+def test_what_a_definition_is_made_of_is_asked_not_its_name(machine, tmp_path: Path) -> None:
+    model = custom()
+    text = '<opset_import: ["": 17], domain: "made.here"> Snake (x) => (y) { y = Sin(x) }'
+    model.functions.append(onnx.parser.parse_function(text))
+    made = variant(tmp_path, model=model)
+    machine.world.unsupported = {"Snake"}
+    assert backend.lacks("tensorrt", Path(made.path)) == {}
+    machine.world.unsupported = {"Sin"}
+    assert set(backend.lacks("tensorrt", Path(made.path))) == {"Sin"}
 
 
 @only_8
