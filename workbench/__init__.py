@@ -15,6 +15,7 @@ from workbench.version import __version__
 # importing it would put the module where the verb should be.
 _HOMES = {
     "load": "workbench.models",
+    "define": "workbench.models.operators",
     "transform": "workbench.transformation.steps",
     "calibrate": "workbench.tuning.calibrating",
     "build": "workbench.engines.jobs",
@@ -87,6 +88,7 @@ if TYPE_CHECKING:
     from workbench.measuring.answers import check
     from workbench.measuring.latency import measure
     from workbench.models import load
+    from workbench.models.operators import define
     from workbench.recipes import Fuse, Precision, Quantize, QuantizeWeights, Recipe, SmoothQuant, Sparsify
     from workbench.records import BuildOptions, Protocol, ShapeProfile
     from workbench.reports import report

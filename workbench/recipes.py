@@ -50,10 +50,13 @@ class Fuse:
 
     Attributes:
         products: also merge products with weights that read one activation (query, key and value; gate and up).
+        keep: operator types that stay whole although the file defines them by others (see `workbench.define`), for an
+            engine that has a plugin for them.
     """
 
     level: Literal["off", "basic", "all"] = "all"
     products: bool = False
+    keep: tuple[str, ...] = ()
     kind: Literal["fuse"] = "fuse"
 
     def __post_init__(self) -> None:

@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 # What stands in the book, in its order; the pages of the reference are made below.
 TUTORIALS = [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))]
-HOW_TO = [f"docs/how_to/{name}" for name in ("choose", "own_data", "gpu", "regressions", "hand_over", "read_a_report")]
+HOW_TO = [
+    f"docs/how_to/{name}"
+    for name in ("choose", "own_data", "gpu", "custom_operators", "regressions", "hand_over", "read_a_report")
+]
 BACKGROUND = [
     "docs/truth", "docs/robustness", "benchmarks/results/h200/README", "data/README", "ARCHITECTURE", "CONTRIBUTING",
 ]  # fmt: skip
@@ -30,7 +33,7 @@ BACKGROUND = [
 REFERENCE = {
     "models": (
         "Models and recipes",
-        "load calibrate transform Recipe Fuse Precision Quantize QuantizeWeights SmoothQuant Sparsify recipes zoo",
+        "load define calibrate transform Recipe Fuse Precision Quantize QuantizeWeights SmoothQuant Sparsify recipes zoo",
     ),
     "engines": (
         "Engines",

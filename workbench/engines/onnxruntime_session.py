@@ -117,7 +117,8 @@ def _build_error(error: Exception) -> BuildError:
     if kind == "NotImplemented" or "is not a registered function/op" in text or "No opset import" in text:
         return UnsupportedOperator(
             f"ONNX Runtime {runtime().__version__} cannot run an operator of this model: {text}. "
-            f"Replace the operator, choose another backend or opset, or leave the node out of the recipe if that put it there.",
+            f"Define it by others (workbench.define), choose another backend or opset, or leave the node out of the recipe "
+            f"if that put it there.",
             log=text,
         )
     if isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text:

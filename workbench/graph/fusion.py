@@ -55,14 +55,17 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
     """
     started = time.perf_counter()
     before = len(model.graph.node)
+    absent = set(step.keep) - {node.op_type for node in model.graph.node}
+    notes = tuple(f"Fuse.keep names {name}, and no node is one." for name in sorted(absent))
     if step.level == "off":
         note = "Fusion is off: the graph is as exported, and engines that can leave it so do."
         details = {"nodes_before": before, "nodes_after": before}
-        return StepReport("fuse", time.perf_counter() - started, notes=(note,), details=details)
+        return StepReport("fuse", time.perf_counter() - started, notes=(note, *notes), details=details)
     log = _Log()
     if model.functions:
-        log.counts["functions_inlined"] = len(model.functions)
-        model.CopyFrom(onnx.inliner.inline_local_functions(model))
+        kept = [(function.domain, function.name) for function in model.functions if function.name in step.keep]
+        log.counts["functions_inlined"] = len(model.functions) - len(kept)
+        model.CopyFrom(onnx.inliner.inline_selected_functions(model, kept, exclude=True))
     graph = Graph(model)
     log.counts["constants_lifted"] = len(graph.lift_constants())
     for _ in range(_MOST_PASSES):
@@ -85,6 +88,7 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
         seconds=time.perf_counter() - started,
         changed=tuple(dict.fromkeys(log.changed)),
         skipped=tuple(Skipped(name, reason) for name, reason in log.skipped.items() if name in present),
+        notes=notes,
         details={**log.counts, "nodes_before": before, "nodes_after": len(graph.nodes)},
     )
 

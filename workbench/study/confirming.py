@@ -98,6 +98,11 @@ def confirm(
         if options.extra:
             notes.append(f"The build options {sorted(options.extra)} are for {record.backend}, and were left out.")
         options = replace(options, extra={}, profiles=())
+    if "plugins" in options.extra:  # whoever wrote the capsule must not choose what code is opened here
+        notes.append(
+            f"The plugins {options.extra['plugins']} are code, which a capsule opens none of; they were left out."
+        )
+        options = replace(options, extra={name: value for name, value in options.extra.items() if name != "plugins"})
     study = run(
         found.model, samples, [item.recipe for item in record.results], backend=chosen, protocol=record.protocol,
         options=options, baseline=record.baseline, name=name or _name(record, chosen), store=store, progress=progress,

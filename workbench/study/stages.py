@@ -16,7 +16,7 @@ from workbench.datasets.metrics import identity
 from workbench.engines import jobs
 from workbench.machine import arrays, disk
 from workbench.machine.handle import Handle
-from workbench.machine.store import Store, key_of
+from workbench.machine.store import Store, digest, key_of
 from workbench.measuring.answers import check
 from workbench.measuring.arithmetic import arithmetic_note
 from workbench.measuring.own_arithmetic import judged
@@ -94,7 +94,15 @@ class Stages:
         backend = engines.backend(self.backend)
         where = (self.backend, backend.version(self.backend), backend.device(self.backend))
         # Precision can be the builder's flag, not the file's: the recipe is part of what an engine depends on.
-        parts = (variant.sha256, variant.program, variant.recipe, self.options, *where, self._native_samples())
+        parts = (
+            variant.sha256,
+            variant.program,
+            variant.recipe,
+            self.options,
+            *where,
+            self._native_samples(),
+            self._plugins(),
+        )
 
         def make() -> Engine:
             with self.store.scratch() as scratch:
@@ -186,6 +194,12 @@ class Stages:
         if not self.options.extra.get("native_calibrator") or self.dataset.calibration is None:
             return None
         return self.dataset.calibration.sha256
+
+    def _plugins(self) -> list[str]:
+        """What is in the libraries that the builder is to open; to refuse a missing one, or no path, is its part."""
+        given = self.options.extra.get("plugins")
+        paths = [Path(item) for item in given if isinstance(item, str)] if isinstance(given, (list, tuple)) else []
+        return [digest(path) for path in paths if path.is_file()]
 
 
 def identity_of(engine: Engine) -> tuple[object, ...]:

@@ -281,6 +281,19 @@ def test_functions_of_the_model_are_inlined_so_that_later_steps_see_their_nodes(
     np.testing.assert_array_equal(run(model, {"x": values((3,))})["y"], 2 * values((3,)))
 
 
+def test_functions_that_are_to_be_kept_stay_whole_and_what_is_none_is_named() -> None:
+    text = """<ir_version: 8, opset_import: ["" : 17, "local" : 1]>
+    net (float[N] x) => (float[N] y) { t = local.twice (x)  y = local.thrice (t) }
+    <opset_import: ["" : 17], domain: "local"> twice (a) => (b) { b = Add (a, a) }
+    <opset_import: ["" : 17], domain: "local"> thrice (a) => (c) { b = Add (a, a)  c = Add (b, a) }"""
+    model = onnx.parser.parse_model(text)
+    report = fusion.apply(model, Fuse(keep=("thrice", "Snake")), Context())
+    assert operators(model) == ["Add", "thrice"] and report.details["functions_inlined"] == 1
+    assert report.notes == ("Fuse.keep names Snake, and no node is one.",)
+    np.testing.assert_array_equal(run(model, {"x": values((3,))})["y"], 6 * values((3,)))
+    assert fusion.apply(model, Fuse("off", keep=("Snake",)), Context()).notes[1:] == report.notes
+
+
 def test_level_off_changes_no_byte_and_says_so() -> None:
     model = net(CONV_BN % ("Conv", ""), w=values((4, 8, 1, 1)), **batchnorm(4))
     before = copied(model)

@@ -176,6 +176,16 @@ def test_build_options_of_another_backend_are_left_out_and_that_is_said(
     assert any("['refit'] are for onnxruntime-cpu" in note for note in found.notes)
 
 
+def test_plugins_that_a_capsule_names_are_not_opened(
+    study: wb.Study, store: Store, there: Store, data, tmp_path: Path
+) -> None:
+    options = replace(study.record.options, extra={"plugins": ["/lib/x.so"], "mine": 3})
+    path = wb.Study(replace(study.record, options=options)).capsule(tmp_path / "x.zip", data, store)
+    found = wb.confirm(path, backend="onnxruntime-cpu", store=there, progress=None)
+    assert found.study.record.options.extra == {"mine": 3}
+    assert any("/lib/x.so" in note and "left out" in note for note in found.notes)
+
+
 def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["confirm", str(tmp_path / "none.zip"), "--store", str(tmp_path / "store")]) == 1
     assert "There is no file" in capsys.readouterr().err

@@ -211,3 +211,20 @@ def test_turns_put_the_baseline_next_to_whoever_lacks_a_round() -> None:
         have[name] += 1
         seen.append((index, name))
     assert sorted(seen) == [(10, "a"), (10, "b"), (10, "fp32"), (11, "b"), (11, "fp32")]
+
+
+@pytest.mark.parametrize("given", [["libmine.so"], "libmine.so", None, [3]])
+def test_an_engine_depends_on_what_is_in_its_libraries_of_plugins(
+    model, data, store, tmp_path, monkeypatch, flagged, given: object
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    builds: list[str] = []
+    stages = Stages(store, model, data, "onnxruntime-cpu", BuildOptions(extra={"plugins": given}), batch=8)
+    make = jobs.build
+    monkeypatch.setattr(jobs, "build", lambda *given, **more: builds.append("") or make(*given, **more))
+    monkeypatch.setattr("workbench.engines.intact", lambda engine: True)
+    variant = stages.variant(NAMED["fp32"])
+    for content in ("first", "first", "second"):
+        (tmp_path / "libmine.so").write_text(content)
+        stages.engine(variant)
+    assert len(builds) == (2 if given == ["libmine.so"] else 1)

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from workbench.engines.tensorrt import (
     log,
     parsing,
     plan,
+    plugins,
     precision,
     profiles,
     progress,
@@ -63,6 +65,7 @@ class Session:
     monitor: Any = None
     cache: Any = None
     profiles: tuple[profiles.Profile, ...] = ()
+    libraries: dict[str, str] = field(default_factory=dict)
     resources: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
@@ -81,11 +84,13 @@ def build(caps: Capabilities, cuda: Cuda | None, request: BuildRequest, sink: Ca
 
     Raises:
         BuildError, UnsupportedOperator, OutOfMemory, CalibrationError, Cancelled: see each.
+        EngineError: a library of plugins is missing or cannot be opened.
     """
     started = time.perf_counter()
     wanted, notes = targets.read(caps, request.options, None if cuda is None else cuda.device())
     chosen, more = switches.read(request.options, ahead_of_time=caps.ahead_of_time)
     notes += more
+    libraries = plugins.hashed(chosen.plugins)
     graph = parsing.load_graph(Path(request.variant.path))
     quantized = parsing.is_quantized(graph)
     flags = precision.decide(caps, wanted, request.variant, chosen, quantized=quantized)
@@ -101,6 +106,7 @@ def build(caps: Capabilities, cuda: Cuda | None, request: BuildRequest, sink: Ca
         chosen,
         flags,
         [*notes, *flags.notes],
+        libraries=libraries,
     )
     with contextlib.closing(journal), session.resources:
         _fill_network(session)
@@ -110,16 +116,21 @@ def build(caps: Capabilities, cuda: Cuda | None, request: BuildRequest, sink: Ca
         return _record(session, memoryview(data).nbytes, time.perf_counter() - started)
 
 
-def new_builder(caps: Capabilities, logger: Any, network_flags: tuple[str, ...]) -> tuple[Any, Any]:
+def new_builder(
+    caps: Capabilities, logger: Any, network_flags: tuple[str, ...], libraries: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Any, Any]:
     """Return a builder and an empty network.
+
+    Args:
+        libraries: of plugins; see `plugins.load`.
 
     Raises:
         BuildError: TensorRT cannot start, mostly because of the driver.
+        EngineError: a library of plugins is missing or cannot be opened.
     """
-    trt = caps.trt
-    trt.init_libnvinfer_plugins(logger, "")
+    plugins.load(caps, logger, libraries)
     try:
-        builder = trt.Builder(logger)
+        builder = caps.trt.Builder(logger)
     except (TypeError, RuntimeError) as error:
         raise BuildError(
             f"{caps.name} cannot start on this machine: {error}. Look with nvidia-smi whether the driver is "
@@ -131,7 +142,7 @@ def new_builder(caps: Capabilities, logger: Any, network_flags: tuple[str, ...])
 
 def _fill_network(session: Session) -> None:
     caps = session.caps
-    session.builder, session.network = new_builder(caps, session.logger, session.flags.network)
+    session.builder, session.network = new_builder(caps, session.logger, session.flags.network, session.libraries)
     path = Path(session.request.variant.path)
     session.parser = parsing.parse(caps, session.network, session.logger, path, session.graph)
     if session.flags.hold_fp32:
@@ -287,6 +298,7 @@ def _keep(session: Session, data: Any) -> None:
         version_compatible=chosen.version_compatible,
         hardware_compatibility=_runs_on(session),
         refittable=chosen.refit,
+        plugins=session.libraries,
     )
     if session.cache is not None and session.request.cache_folder is not None:
         path = timing_cache.place(Path(session.request.cache_folder), caps, session.targets.devices[0])
@@ -294,7 +306,13 @@ def _keep(session: Session, data: Any) -> None:
     if caps.ahead_of_time:
         return  # the log tells of the layers (see `kernels`), and loading would need one of the targets here
     try:
-        runtime, engine = plan.deserialize(caps, session.logger, data, version_compatible=chosen.version_compatible)
+        runtime, engine = plan.deserialize(
+            caps,
+            session.logger,
+            data,
+            version_compatible=chosen.version_compatible,
+            libraries=session.libraries,
+        )
     except EngineError as error:
         session.notes.append(f"The layers of the new engine could not be read: {error}")
         return

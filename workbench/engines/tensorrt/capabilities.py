@@ -152,6 +152,11 @@ class Capabilities:
         return self.has("ILayer", "precision") and self.member("BuilderFlag", "OBEY_PRECISION_CONSTRAINTS") is not None
 
     @property
+    def plugins(self) -> bool:
+        """Whether operators can be added to it (TensorRT for RTX: no)."""
+        return hasattr(self.trt, "get_plugin_registry")
+
+    @property
     def parser_refitter(self) -> bool:
         """Whether an engine can be refitted from an ONNX file by TensorRT itself."""
         return hasattr(self.trt, "OnnxParserRefitter")

@@ -58,7 +58,11 @@ class Context:
         self._journal = log.Journal()
         self._logger = log.logger(self.caps.trt, self._journal)
         self._runtime, self.engine = plan.deserialize(
-            self.caps, self._logger, data, version_compatible=sidecar.version_compatible
+            self.caps,
+            self._logger,
+            data,
+            version_compatible=sidecar.version_compatible,
+            libraries=sidecar.plugins,
         )
         self.first_run_seconds: float | None = None
         self.jit: just_in_time.JustInTime | None = None

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx.inliner
 
+from workbench.engines.tensorrt import plugins
 from workbench.engines.tensorrt.capabilities import Capabilities, name_of
 from workbench.engines.tensorrt.log import NO_DRIVER
 from workbench.errors import BuildError, UnsupportedOperator
@@ -50,10 +52,23 @@ def parse(caps: Capabilities, network: Any, logger: Any, path: Path, graph: onnx
         BuildError: the parser refuses the file for another reason.
     """
     parser = caps.trt.OnnxParser(network, logger)
-    if parser.parse_from_file(str(path)):
+    bare = _without_plugins(caps, graph)
+    if parser.parse_from_file(str(path)) if bare is None else parser.parse(bare, str(path)):
         return parser
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     raise _refusal(caps, errors, graph, path)
+
+
+def _without_plugins(caps: Capabilities, graph: onnx.ModelProto) -> bytes | None:
+    """Return the file without its definitions of operators that a plugin has, which go before plugins; None: it has none."""
+    as_plugins = plugins.registered(caps)
+    if not any(function.name in as_plugins for function in graph.functions):
+        return None
+    bare = onnx.ModelProto()
+    bare.CopyFrom(graph)
+    del bare.functions[:]
+    bare.functions.extend(function for function in graph.functions if function.name not in as_plugins)
+    return bytes(bare.SerializeToString())
 
 
 def _refusal(caps: Capabilities, errors: list[Any], graph: onnx.ModelProto, path: Path) -> BuildError:
@@ -63,8 +78,8 @@ def _refusal(caps: Capabilities, errors: list[Any], graph: onnx.ModelProto, path
     for error, sentence in zip(errors, words, strict=True):
         if name_of(error.code()).startswith("UNSUPPORTED_NODE") or _NO_IMPORTER.search(error.desc()):
             return UnsupportedOperator(
-                f"{caps.name} cannot run {sentence}. Export the model without this operator, or use the "
-                f"backend onnxruntime-cuda.",
+                f"{caps.name} cannot run {sentence}. Define it by others (workbench.define), name the library of a plugin for it "
+                f"(BuildOptions.extra['plugins']), or use the backend onnxruntime-cuda.",
                 "\n".join(words),
             )
     for pattern, reason in _FOREIGN_CODES:
@@ -122,11 +137,18 @@ def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str
 
     Where the parser names nodes, these are the reason, and what it left unread after them is not blamed.
     """
-    graph = load_graph(path)
+    graph = onnx.inliner.inline_local_functions(load_graph(path))  # as a recipe does
     parser = caps.trt.OnnxParser(network, logger)
     operators = Counter(node.op_type for node in graph.graph.node)
-    missing = {name: "TensorRT has no importer for it" for name in operators if not parser.supports_operator(name)}
-    unsupported = [index for index in _unsupported_nodes(caps, parser, path) if 0 <= index < len(graph.graph.node)]
+    as_plugins = plugins.registered(caps)
+    missing = {
+        name: "TensorRT has no importer for it"
+        for name in operators
+        if not parser.supports_operator(name) and name not in as_plugins
+    }
+    unsupported = [
+        index for index in _unsupported_nodes(caps, parser, graph, path) if 0 <= index < len(graph.graph.node)
+    ]
     named: dict[str, str] = {}
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -136,13 +158,15 @@ def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str
         return {**missing, **named}
     for index in unsupported:
         node = graph.graph.node[index]
+        if node.op_type in as_plugins and not parser.supports_operator(node.op_type):
+            continue  # 8.6 counts importers alone
         missing.setdefault(node.op_type, f"TensorRT cannot run node {node.name!r} as it is used here")
     return missing
 
 
-def _unsupported_nodes(caps: Capabilities, parser: Any, path: Path) -> list[int]:
+def _unsupported_nodes(caps: Capabilities, parser: Any, graph: onnx.ModelProto, path: Path) -> list[int]:
     """Ask the parser about the whole model: the same operator may be fine in one place and not in another."""
-    data = path.read_bytes()
+    data = graph.SerializeToString()  # weights that lie beside the file stay there
     if caps.has("OnnxParser", "supports_model_v2"):
         if parser.supports_model_v2(data, str(path)):
             return []

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from workbench.engines.tensorrt import just_in_time
+from workbench.engines.tensorrt import just_in_time, plugins
 from workbench.engines.tensorrt.capabilities import Capabilities, Device
 from workbench.errors import EngineError
 from workbench.machine import store
 
 PLAN_NAME = "model.plan"
 _LARGEST_SIDECAR_BYTES = 64 * 1024
+_KINDS = {"str": str, "bool": bool, "dict[str, str]": dict}
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Sidecar:
         structure_sha256: of the ONNX graph without its weights; a refit needs the same.
         hardware_compatibility: `none`, `ampere+`, `same-compute-capability`, or `listed` where `compute_capability` names
             every one that it was compiled for.
+        plugins: path of each shared library that its plugins are in -> the sha256 of its content.
     """
 
     tensorrt: str
@@ -40,6 +43,7 @@ class Sidecar:
     version_compatible: bool = False
     hardware_compatibility: str = "none"
     refittable: bool = False
+    plugins: dict[str, str] = field(default_factory=dict)
 
 
 def sidecar_path(plan: Path) -> Path:
@@ -73,7 +77,9 @@ def read_sidecar(plan: Path) -> Sidecar:
         found = json.loads(path.read_text(encoding="utf-8")) if size <= _LARGEST_SIDECAR_BYTES else None
     except (OSError, ValueError, RecursionError) as error:
         raise EngineError(f"Cannot read {path}, which says what the plan was built with: {error}. Rebuild.") from error
-    kinds = {item.name: bool if item.type == "bool" else str for item in fields(Sidecar)}
+    kinds = {item.name: _KINDS[str(item.type)] for item in fields(Sidecar)}
+    if isinstance(found, dict):
+        found.setdefault("plugins", {})  # earlier ones had none
     if not isinstance(found, dict) or set(found) != set(kinds):
         raise EngineError(
             f"{path} does not say what the plan was built with. Was it written by something else? Rebuild."
@@ -81,6 +87,8 @@ def read_sidecar(plan: Path) -> Sidecar:
     for name, kind in kinds.items():
         if not isinstance(found[name], kind):
             raise EngineError(f"{path}: {name} is {found[name]!r}, expected {kind.__name__}. Rebuild the engine.")
+    if not all(isinstance(sha256, str) for sha256 in found["plugins"].values()):
+        raise EngineError(f"{path}: plugins is {found['plugins']!r}, expected paths and hashes. Rebuild the engine.")
     return Sidecar(**found)
 
 
@@ -130,12 +138,18 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"\d+", version))
 
 
-def deserialize(caps: Capabilities, logger: Any, data: Any, *, version_compatible: bool) -> tuple[Any, Any]:
+def deserialize(
+    caps: Capabilities, logger: Any, data: Any, *, version_compatible: bool, libraries: Mapping[str, str]
+) -> tuple[Any, Any]:
     """Return a runtime and the engine made from a plan's bytes; the runtime must outlive the engine.
 
+    Args:
+        libraries: of its plugins; see `Sidecar.plugins`.
+
     Raises:
-        EngineError: TensorRT refuses the plan.
+        EngineError: TensorRT refuses the plan, or a library is missing or changed.
     """
+    plugins.load(caps, logger, libraries)
     try:
         runtime = caps.trt.Runtime(logger)
         if version_compatible:

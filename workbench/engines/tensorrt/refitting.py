@@ -56,7 +56,9 @@ def refit(
     journal = log.Journal(folder / "build.log", sink)
     logger = log.logger(caps.trt, journal)
     try:
-        runtime, opened = plan.deserialize(caps, logger, data, version_compatible=sidecar.version_compatible)
+        runtime, opened = plan.deserialize(
+            caps, logger, data, version_compatible=sidecar.version_compatible, libraries=sidecar.plugins
+        )
         _exchange(caps, opened, logger, source, journal)
         fresh = bytes(memoryview(opened.serialize()))
         del opened, runtime

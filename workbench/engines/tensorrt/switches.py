@@ -35,6 +35,7 @@ class Switches:
         verbosity: how much the engine tells of its layers: `none`, `names`, `detailed`.
         auxiliary_streams: streams beside the main one; None takes TensorRT's own choice.
         timing_iterations: timings a tactic, of which the mean counts; None takes TensorRT's own choice.
+        plugins: paths of libraries with plugins, for operators that TensorRT does not know: shared ones, or Python files.
     """
 
     batch: tuple[int, int, int] = (1, 8, 32)
@@ -49,6 +50,7 @@ class Switches:
     verbosity: str = "detailed"
     auxiliary_streams: int | None = None
     timing_iterations: int | None = None
+    plugins: tuple[str, ...] = ()
 
 
 def read(options: BuildOptions, *, ahead_of_time: bool = False) -> tuple[Switches, list[str]]:
@@ -90,6 +92,7 @@ def _ahead_of_time(chosen: Switches, given: dict[str, Any], notes: list[str]) ->
     for name, on, reason in (
         ("refit", chosen.refit, "a build without a GPU fails with it; build the new weights, which takes seconds"),
         ("version_compatible", chosen.version_compatible, "its wheels lack the runtime that such a plan carries"),
+        ("plugins", bool(chosen.plugins), "it takes none; define the operator by others that it knows"),
         ("hardware_compatibility", chosen.hardware_compatibility != "none", "name them in BuildOptions.target instead"),
     ):
         if on:
@@ -156,6 +159,12 @@ def _path(value: Any) -> str | None:
     return value
 
 
+def _paths(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) for item in value):
+        raise TypeError("it must be a list of paths as text")
+    return tuple(value)
+
+
 _CHECKS: dict[str, Callable[[Any], Any]] = {
     "batch": _batch,
     "native_calibrator": _optional_calibrator,
@@ -169,4 +178,5 @@ _CHECKS: dict[str, Callable[[Any], Any]] = {
     "verbosity": _choice(VERBOSITY),
     "auxiliary_streams": _optional_count(0),
     "timing_iterations": _optional_count(1),
+    "plugins": _paths,
 }

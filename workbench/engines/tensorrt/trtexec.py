@@ -61,6 +61,7 @@ def build_command(
     return shlex.join(words + _switch_words(options.extra))
 
 
+_PLUGINS = ("plugins", "staticPlugins", "dynamicPlugins")
 _ENDS = {"min": "smallest", "opt": "typical", "max": "largest"}
 
 
@@ -104,6 +105,8 @@ def _switch_words(extra: Mapping[str, Any]) -> list[str]:
         words.append(f"--avgTiming={extra['timing_iterations']}")
     if extra.get("tactic_sources") is not None:
         words.append("--tacticSources=" + ",".join(f"+{name}" for name in extra["tactic_sources"]))
+    # Those that are written in Python have no counterpart: trtexec runs none.
+    words += [f"--dynamicPlugins={path}" for path in extra.get("plugins", ()) if not path.endswith(".py")]
     return words
 
 
@@ -143,6 +146,7 @@ class _Reading:
 
     major: int
     flags: dict[str, str] = field(default_factory=dict)
+    plugins: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def take(self, *names: str) -> str | None:
@@ -183,7 +187,9 @@ def from_trtexec(line: str, major: int = 10) -> Parsed:
         reading.notes.append(f"The line's quotes do not match ({error}); it was split at spaces.")
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name:
+        if word.startswith("--") and name in _PLUGINS:  # may be given several times
+            reading.plugins.append(value)
+        elif word.startswith("--") and name:
             reading.flags[name] = value
         elif not re.search(r"(^|[/\\])trtexec(\.exe)?$", word):
             reading.notes.append(f"{word!r} is no flag and was left out.")
@@ -251,7 +257,7 @@ def _options(reading: _Reading) -> tuple[BuildOptions, dict[str, Shape]]:
         name: ShapeProfile(ends["min"].get(name, shape), shape, ends["max"].get(name, shape))
         for name, shape in typical.items()
     }
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = {"plugins": list(reading.plugins)} if reading.plugins else {}
     if reading.take("versionCompatible", "vc") is not None:
         extra["version_compatible"] = True
     if reading.take("refit") is not None:

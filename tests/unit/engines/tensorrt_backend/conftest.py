@@ -13,6 +13,7 @@ from cuda_stand_in import Runtime
 from world import World
 
 from workbench.engines.base import BuildRequest
+from workbench.engines.tensorrt import plugins
 from workbench.records import BuildOptions, Engine, Variant
 
 
@@ -60,6 +61,7 @@ def machine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp
     cuda = Runtime()
     world = World(cuda)
     trt = tensorrt_stand_in.make(request.param, world)
+    monkeypatch.setattr(plugins, "_opened", {})  # every stand-in is a process of its own
     monkeypatch.setitem(sys.modules, "tensorrt", trt)
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
     yield Machine(trt, world, cuda, tmp_path)

@@ -37,6 +37,32 @@ class NetworkBehaviour:
             raise TypeError(f"Could not resolve TensorRT datatype to an equivalent numpy datatype: {dtype}")
         return NUMPY[dtype.name]
 
+    # Plugins
+
+    def do_get_plugin_registry(self, _: Any) -> Any:
+        return self.new("IPluginRegistry")
+
+    def do_IPluginRegistry_plugin_creator_list(self, registry: Any) -> list[Any]:
+        return [*(self.new("IPluginCreator", name=name) for name in sorted(self.plugins)), *self.creators]
+
+    def do_IPluginRegistry_all_creators(self, registry: Any) -> list[Any]:
+        return self.do_IPluginRegistry_plugin_creator_list(registry)
+
+    def do_IPluginRegistry_register_creator(self, registry: Any, creator: Any, plugin_namespace: str = "") -> bool:
+        taken = creator.name in {known.name for known in self.do_IPluginRegistry_plugin_creator_list(registry)}
+        self.creators += [] if taken else [creator]
+        return not taken
+
+    def do_PluginField___init__(self, field: Any, name: str, data: Any, kind: Any) -> None:
+        field.state.__dict__.update(name=name, data=np.frombuffer(data, data.dtype), type=kind)
+
+    def do_PluginFieldCollection___init__(self, collection: Any, fields: Any) -> None:
+        collection.state.fields = list(fields)
+
+    def do_IPluginRegistry_load_library(self, registry: Any, path: str) -> Any:
+        self.plugins |= self.libraries.get(Path(path).name, set())
+        return None
+
     # Building
 
     def do_Builder___init__(self, builder: Any, logger: Any) -> None:
@@ -143,6 +169,11 @@ class NetworkBehaviour:
         if self.parser_errors:
             return False
         parser.state.network.state.graph = onnx.load(path).graph
+        parser.state.network.state.path = path
+        return True
+
+    def do_OnnxParser_parse(self, parser: Any, model: bytes, path: str | None = None) -> bool:
+        parser.state.network.state.graph = onnx.load_from_string(model).graph
         parser.state.network.state.path = path
         return True
 

@@ -223,7 +223,7 @@ def _fits(module: Module, name: str, kind: str, value: Any) -> bool:
     if kind in ("float", "SupportsFloat"):
         return isinstance(value, (int, float))
     if kind in ("buffer", "Buffer"):
-        return hasattr(value, "state") or isinstance(value, (bytes, bytearray, memoryview))
+        return hasattr(value, "state") or isinstance(value, (bytes, bytearray, memoryview, np.ndarray))
     if kind == "Dims":
         return isinstance(value, (tuple, list))
     if re.match(r"(List|list|Sequence)\b", kind):

@@ -126,7 +126,7 @@ def test_a_plan_that_tensorrt_refuses_is_an_engine_error(machine, tmp_path: Path
 def test_bytes_that_the_bindings_refuse_are_an_engine_error(machine) -> None:
     caps = Capabilities(machine.trt)
     with pytest.raises(EngineError, match="cannot load the plan"):
-        plan.deserialize(caps, machine.trt.Logger(), "text", version_compatible=False)
+        plan.deserialize(caps, machine.trt.Logger(), "text", version_compatible=False, libraries={})
 
 
 # New weights

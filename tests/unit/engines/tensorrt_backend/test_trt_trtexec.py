@@ -43,6 +43,14 @@ def test_a_build_command_says_what_the_options_say() -> None:
     )
 
 
+def test_libraries_of_plugins_are_named_both_ways() -> None:
+    options = BuildOptions(extra={"plugins": ["a.so", "b.py", "c.so"]})
+    line = trtexec.build_command("m.onnx", NAMED["fp32"], options, "8.6.0")
+    assert line.endswith("--dynamicPlugins=a.so --dynamicPlugins=c.so")
+    line = "trtexec --onnx=m.onnx --plugins=a.so --staticPlugins=b.so --dynamicPlugins=c.so"
+    assert trtexec.from_trtexec(line).options.extra["plugins"] == ["a.so", "b.so", "c.so"]
+
+
 @pytest.mark.parametrize(
     ("protocol", "version", "present", "absent"),
     [

@@ -16,6 +16,8 @@ class World(NetworkBehaviour, EngineBehaviour):
         parser_errors: what the parser complains about: (code, node index, description); any makes it refuse.
         build_lines: (severity, message) that the builder says; build_fails makes it return nothing.
         unsupported: operator types without an importer.
+        plugins: names in the registry; libraries: file name -> names that a library gives when TensorRT asks it;
+            creators: those written in Python.
         data_dependent: outputs whose shape is known only after the run.
         cancel_after: the progress monitor's steps; each answer is kept in `monitor_answers`.
     """
@@ -27,6 +29,9 @@ class World(NetworkBehaviour, EngineBehaviour):
         self.build_fails = self.run_fails = self.refuses_plan = self.builder_fails = False
         self.context_fails = ""  # what TensorRT says when it makes no context
         self.unsupported: set[str] = set()
+        self.plugins = {"Gelu_TRT"}
+        self.libraries: dict[str, set[str]] = {}
+        self.creators: list[Any] = []
         self.refused: set[str] = set()  # methods of the config that answer False
         self.data_dependent: set[str] = set()
         self.steps = 0
