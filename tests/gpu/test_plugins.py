@@ -45,7 +45,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     major, minor = cuda.load().device().compute_capability
     command = [nvcc, "-shared", "-Xcompiler", "-fPIC", "-cudart", "static", f"-arch=sm_{major}{minor}", "-O2",
                "-I", headers, "-o", str(made), str(SOURCE)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    # A Python that brings libraries of its own must not lend them to the compiler.
+    clean = {name: value for name, value in os.environ.items() if name not in ("LD_LIBRARY_PATH", "PYTHONHOME")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=clean)
     assert done.returncode == 0, done.stderr
     return made
 
