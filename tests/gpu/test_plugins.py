@@ -122,8 +122,8 @@ def test_a_plugin_of_ones_own_runs_inside_an_engine(tmp_path: Path, library: Pat
     np.testing.assert_allclose(answers(engine, samples()), snake(samples() @ weights()), atol=2e-5)  # as above
     np.testing.assert_allclose(answers(engine, samples(3)), snake(samples(3) @ weights()), atol=2e-5)
     rows, _ = backend.layer_table(engine)
-    (row,) = [row for row in rows if "/act/Snake" in row.nodes or "Snake" in row.name]
-    assert row.kind == "plugin"
+    (row,) = [row for row in rows if row.kind == "plugin"]
+    assert "Snake" in row.name
 
 
 def test_a_plugin_computes_in_fp16_where_tensors_are(tmp_path: Path, library: Path) -> None:
@@ -135,7 +135,7 @@ def test_a_plugin_computes_in_fp16_where_tensors_are(tmp_path: Path, library: Pa
         got.astype(np.float32), snake(x.astype(np.float32)), rtol=1e-3, atol=1e-3
     )  # one rounding
     rows, _ = backend.layer_table(engine)
-    (row,) = [row for row in rows if "/act/Snake" in row.nodes or "Snake" in row.name]
+    (row,) = [row for row in rows if row.kind == "plugin"]
     assert row.precision == "fp16"
 
 
