@@ -25,6 +25,7 @@ _HOMES = {
     "for_orin": "workbench.handoff.orin",
     "read_foreign": "workbench.handoff.foreign",
     "foreign_rows": "workbench.handoff.foreign",
+    "nsys_command": "workbench.handoff.nsys",
     "backends": "workbench.engines",
     "measure": "workbench.measuring.latency",
     "check": "workbench.measuring.answers",
@@ -81,6 +82,7 @@ if TYPE_CHECKING:
     from workbench.engines.tensorrt.trtexec import from_trtexec
     from workbench.explaining.files import explain_files
     from workbench.handoff.foreign import foreign_rows, read_foreign
+    from workbench.handoff.nsys import nsys_command
     from workbench.handoff.orin import for_orin
     from workbench.judging import accuracy, statistics
     from workbench.judging.comparison import compare

@@ -47,7 +47,7 @@ REFERENCE = {
     "explaining": ("Layers and reasons", "explain explain_files layer_costs layer_times ceiling ceilings"),
     "reading": (
         "Reports, other devices, and what others made",
-        "report plots for_orin from_trtexec read_foreign foreign_rows",
+        "report plots for_orin from_trtexec read_foreign foreign_rows nsys_command",
     ),
     "data": ("Data and metrics", "datasets metrics"),
     "llm": ("Language models", "llm"),

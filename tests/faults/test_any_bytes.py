@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +105,37 @@ def test_npz_files(tmp_path: Path, content: bytes) -> None:
 def test_calibration_tables(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t.npz").write_bytes(content)
     read(CalibrationTable.load, tmp_path / "t.npz")
+
+
+def export_bytes() -> bytes:
+    """A database of the kind that nsys exports, with one kernel in one range."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as database:
+        database.executescript("""
+            PRAGMA page_size = 512;
+            CREATE TABLE StringIds (id INTEGER, value TEXT);
+            CREATE TABLE NVTX_EVENTS (start INTEGER, end INTEGER, eventType INTEGER, text TEXT, globalTid INTEGER);
+            CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (start INTEGER, globalTid INTEGER, correlationId INTEGER);
+            CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (start INTEGER, end INTEGER, correlationId INTEGER, shortName INTEGER);
+            INSERT INTO StringIds VALUES (1, 'gemm');
+            INSERT INTO NVTX_EVENTS VALUES (0, 100, 59, 'call', 1);
+            INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (10, 1, 7);
+            INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (200, 300, 7, 1);
+        """)
+        return database.serialize()
+
+
+@pytest.mark.skipif(not hasattr(sqlite3.Connection, "serialize"), reason="from Python 3.11 on")
+def test_an_export_of_nsys_is_read(tmp_path: Path) -> None:
+    (tmp_path / "e.sqlite").write_bytes(export_bytes())
+    assert wb.read_foreign(tmp_path / "e.sqlite").layers[0].name == "call"
+
+
+@pytest.mark.skipif(not hasattr(sqlite3.Connection, "serialize"), reason="from Python 3.11 on")
+@FEW
+@given(data=st.data())
+def test_exports_of_nsys(tmp_path: Path, data: st.DataObject) -> None:
+    (tmp_path / "e.sqlite").write_bytes(data.draw(mutated(export_bytes())))
+    read(wb.read_foreign, tmp_path / "e.sqlite")
 
 
 KEYS = ["name", "model", "results", "schema_version", "x"]

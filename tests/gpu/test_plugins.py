@@ -45,7 +45,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     major, minor = cuda.load().device().compute_capability
     command = [nvcc, "-shared", "-Xcompiler", "-fPIC", "-cudart", "static", f"-arch=sm_{major}{minor}", "-O2",
                "-I", headers, "-o", str(made), str(SOURCE)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    # A Python that brings libraries of its own must not lend them to the compiler.
+    clean = {name: value for name, value in os.environ.items() if name not in ("LD_LIBRARY_PATH", "PYTHONHOME")}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=clean)
     assert done.returncode == 0, done.stderr
     return made
 
@@ -120,8 +122,8 @@ def test_a_plugin_of_ones_own_runs_inside_an_engine(tmp_path: Path, library: Pat
     np.testing.assert_allclose(answers(engine, samples()), snake(samples() @ weights()), atol=2e-5)  # as above
     np.testing.assert_allclose(answers(engine, samples(3)), snake(samples(3) @ weights()), atol=2e-5)
     rows, _ = backend.layer_table(engine)
-    (row,) = [row for row in rows if "/act/Snake" in row.nodes or "Snake" in row.name]
-    assert row.kind == "plugin"
+    (row,) = [row for row in rows if row.kind == "plugin"]
+    assert "Snake" in row.name
 
 
 def test_a_plugin_computes_in_fp16_where_tensors_are(tmp_path: Path, library: Path) -> None:
@@ -133,7 +135,7 @@ def test_a_plugin_computes_in_fp16_where_tensors_are(tmp_path: Path, library: Pa
         got.astype(np.float32), snake(x.astype(np.float32)), rtol=1e-3, atol=1e-3
     )  # one rounding
     rows, _ = backend.layer_table(engine)
-    (row,) = [row for row in rows if "/act/Snake" in row.nodes or "Snake" in row.name]
+    (row,) = [row for row in rows if row.kind == "plugin"]
     assert row.precision == "fp16"
 
 

@@ -15,7 +15,7 @@ from workbench.engines.base import Feeds
 from workbench.engines.feeding import as_feeds, fixed_batch
 from workbench.engines.sample_axes import sample_axes
 from workbench.errors import BuildError, EngineError, RunError, expect
-from workbench.machine import child
+from workbench.machine import child, ranges
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.records import BuildOptions, Engine, LayerProfile, LayerTime, Variant
@@ -88,14 +88,15 @@ def build(
 
 def build_job(job: BuildJob, arrays: Feeds) -> tuple[Engine, dict[str, np.ndarray]]:
     """Be the child of `build`."""
-    engine = engines.build(
-        job.variant,
-        job.backend,
-        job.options,
-        store=Store(job.store),
-        calibration=None if job.calibration is None else Path(job.calibration),
-        log=lambda line: print(line, flush=True),  # noqa: T201 - the parent reads the child's output as the log
-    )
+    with ranges.opened(f"build {job.variant.name}"):
+        engine = engines.build(
+            job.variant,
+            job.backend,
+            job.options,
+            store=Store(job.store),
+            calibration=None if job.calibration is None else Path(job.calibration),
+            log=lambda line: print(line, flush=True),  # noqa: T201 - the parent reads the child's output as the log
+        )
     return engine, {}
 
 
@@ -137,7 +138,7 @@ def infer_job(job: InferJob, arrays: Feeds) -> tuple[dict[str, Any], dict[str, n
     fixed = fixed_batch(engine.inputs)
     batch = fixed or job.batch
     calls: list[tuple[int, dict[str, np.ndarray]]] = []
-    with engines.open_runner(engine, job.threads) as runner:
+    with ranges.opened(f"check {engine.variant}"), engines.open_runner(engine, job.threads) as runner:
         for start in range(0, count, batch):
             rows = np.arange(start, min(start + batch, count))
             fed = rows if fixed is None else np.resize(rows, batch)
@@ -205,10 +206,11 @@ def layer_profile(engine: Engine, feeds: Feeds, *, runs: int = 30, handle: Handl
 def profile_job(job: ProfileJob, arrays: Feeds) -> tuple[LayerProfile, dict[str, np.ndarray]]:
     """Be the child of `layer_profile`."""
     module = engines.backend(job.engine.backend)
-    if hasattr(module, "layer_profile"):
-        found = module.layer_profile(job.engine, arrays, job.runs)
-    else:
-        found = LayerProfile(tuple(module.layer_times(job.engine, arrays, job.runs)))
+    with ranges.opened(f"profile {job.engine.variant}"):
+        if hasattr(module, "layer_profile"):
+            found = module.layer_profile(job.engine, arrays, job.runs)
+        else:
+            found = LayerProfile(tuple(module.layer_times(job.engine, arrays, job.runs)))
     with engines.open_runner(job.engine, job.engine.options.threads) as runner:
         watch = runner.stopwatch(arrays, "compute")
         taken = [watch() for _ in range(min(job.runs, 5) + job.runs)][min(job.runs, 5) :]

@@ -3,7 +3,7 @@
 Such numbers come from one process, were taken at another time, and often on another machine: no ratio, interval or
 verdict is made of them. Formats: trtexec's `--exportTimes` and `--exportProfile` of TensorRT 7 to 10 and
 `--exportLayerInfo` of 8.2 and newer, the trace that ONNX Runtime's `enable_profiling` writes, polygraphy's `--save-outputs`,
-Olive's footprints, and the `--report_json` of TensorRT-LLM's trtllm-bench.
+Olive's footprints, the `--report_json` of TensorRT-LLM's trtllm-bench, and the SQLite export of NVIDIA Nsight Systems.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from workbench import codec
 from workbench.errors import DataError, EngineError
+from workbench.handoff import nsys
 from workbench.judging.intervals import required_samples
 from workbench.records import LayerTime
 
@@ -31,7 +32,7 @@ _KERNEL = "_kernel_time"
 _FORMS = (
     "trtexec --exportTimes=FILE, --exportProfile=FILE or --exportLayerInfo=FILE, the trace of ONNX Runtime's "
     "enable_profiling (session.end_profiling() names it), polygraphy run --save-outputs FILE, Olive's footprint.json, "
-    "trtllm-bench ... --report_json FILE"
+    "trtllm-bench ... --report_json FILE, nsys export --type=sqlite"
 )
 
 
@@ -75,7 +76,7 @@ def read_foreign(path: str | Path) -> Foreign:
     """Read a file of another tool.
 
     Args:
-        path: JSON; which tool wrote it is found out from what is in it.
+        path: JSON, or SQLite of nsys; which tool wrote it is found out from what is in it.
 
     Raises:
         DataError: no such file, too large, no JSON, or of no known form.
@@ -84,6 +85,9 @@ def read_foreign(path: str | Path) -> Foreign:
         raise DataError(f"read_foreign takes the path of a file, got a {type(path).__name__}. Pass one of: {_FORMS}.")
     file = Path(path)
     try:
+        if nsys.is_export(file):
+            layers, notes = nsys.kernels(file)
+            return Foreign(file.name, "nsys", "kernels, by NVTX range", layers=layers, notes=notes)
         if (size := codec.size_of(file)) > codec.LARGEST_FILE_BYTES:
             raise DataError(
                 f"{file} has {size} bytes; at most {codec.LARGEST_FILE_BYTES} are read. Profile fewer calls."

@@ -245,7 +245,11 @@ def _for_the_server(platform: str, engine: Engine) -> list[str]:
         "tensorrt_plan": f"The server must have TensorRT {engine.backend_version} and the device {engine.device}.",
     }
     if platform in known:
-        return [known[platform]]
+        libraries = engine.options.extra.get("plugins", ()) if platform == "tensorrt_plan" else ()
+        return [
+            known[platform],
+            *(f"The server must have the plan's plugins, and open them itself: {path}." for path in libraries),
+        ]
     needs = "onnxruntime" if engine.backend.startswith("onnxruntime") else f"trt-workbench with {engine.backend}"
     return [f"The server's python needs numpy and {needs} {engine.backend_version}."]
 

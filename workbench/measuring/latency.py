@@ -22,7 +22,7 @@ from workbench import engines
 from workbench.engines.base import Feeds, Runner
 from workbench.engines.feeding import as_feeds
 from workbench.errors import Cancelled, DataError, EngineError, WorkbenchError, expect
-from workbench.machine import child, conditions, device
+from workbench.machine import child, conditions, device, ranges
 from workbench.machine.handle import QUIET, Handle
 from workbench.records import Engine, Failure, Measurement, Progress, Protocol, Round
 
@@ -181,7 +181,8 @@ class RoundJob:
 
 def measure_job(job: RoundJob, arrays: Feeds) -> tuple[Round, dict[str, np.ndarray]]:
     """Be the child of `take_round`: open the engine, take one round of samples."""
-    return round_here(lambda: engines.open_runner(job.engine, job.threads), arrays, job.protocol, job.index), {}
+    with ranges.opened(f"round {job.index} of {job.engine.variant}"):
+        return round_here(lambda: engines.open_runner(job.engine, job.threads), arrays, job.protocol, job.index), {}
 
 
 def round_here(

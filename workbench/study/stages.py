@@ -14,7 +14,7 @@ from workbench import codec, engines
 from workbench.datasets import Dataset
 from workbench.datasets.metrics import identity
 from workbench.engines import jobs
-from workbench.machine import arrays, disk
+from workbench.machine import arrays, disk, ranges
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store, digest, key_of
 from workbench.measuring.answers import check
@@ -73,18 +73,25 @@ class Stages:
             return Calibrated(self.dialect)
         # Pruned weights and channel maxima are too large for the store; a recipe's variant and its checks both need them.
         if self._last is None or self._last[0] != recipe:
-            found = calibrate(
-                self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, handle=self.handle
-            )
+            with ranges.opened(f"calibrate {recipe.name}"):
+                found = calibrate(
+                    self.model, self.dataset, recipe, dialect=self.dialect, store=self.store, handle=self.handle
+                )
             self._last = (recipe, found)
         return self._last[1]
 
     def variant(self, recipe: Recipe) -> Variant:
         """Apply a recipe, calibrating first where it needs that."""
+
+        def make() -> Variant:
+            known = self.calibrated(recipe)
+            with ranges.opened(f"transform {recipe.name}"):
+                return transform(self.model, recipe, table=known, store=self.store)
+
         made = self.store.remember(
             Variant,
             ("study", self.model.sha256, recipe, self.dialect, self._samples(recipe)),
-            lambda: transform(self.model, recipe, table=self.calibrated(recipe), store=self.store),
+            make,
             lambda made: self.store.holds(made.sha256, Path(made.path).parent),
         )
         return replace(made, program=self.model.program)  # the same ONNX file can come with or without one

@@ -132,7 +132,7 @@ def test_a_plan_is_copied_and_named_with_its_smallest_batch(study: wb.Study, tmp
     profile = {"x": ShapeProfile((2, 8), (4, 8), (4, 8))}
     engine = replace(
         study["fp32"].engine, backend="tensorrt", backend_version="10.13", device="NVIDIA H200", path=str(plan), sha256="",
-        folder=None, options=BuildOptions(profiles=(profile,)),
+        folder=None, options=BuildOptions(profiles=(profile,), extra={"plugins": ["/lib/libsnake.so"]}),
     )  # fmt: skip
     made = changed(study, "fp32", engine=engine).deploy("fp32", tmp_path / "repository")
     config = parsed(tmp_path / "repository", made.name)
@@ -141,6 +141,7 @@ def test_a_plan_is_copied_and_named_with_its_smallest_batch(study: wb.Study, tmp
     assert (tmp_path / "repository" / made.name / "1" / "model.plan").read_bytes() == b"a plan"
     assert any("no fewer than 2 samples" in note for note in made.notes)
     assert any("TensorRT 10.13 and the device NVIDIA H200" in note for note in made.notes)
+    assert any("plugins" in note and "/lib/libsnake.so" in note for note in made.notes)
 
 
 @pytest.mark.parametrize(("fusion", "level"), [("off", 2), ("basic", -1)])

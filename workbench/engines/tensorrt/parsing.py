@@ -61,7 +61,7 @@ def parse(caps: Capabilities, network: Any, logger: Any, path: Path, graph: onnx
 
 def _without_plugins(caps: Capabilities, graph: onnx.ModelProto) -> bytes | None:
     """Return the file without its definitions of operators that a plugin has, which go before plugins; None: it has none."""
-    as_plugins = plugins.registered(caps)
+    as_plugins = plugins.registered(caps) if graph.functions else frozenset()
     if not any(function.name in as_plugins for function in graph.functions):
         return None
     bare = onnx.ModelProto()
@@ -137,7 +137,9 @@ def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str
 
     Where the parser names nodes, these are the reason, and what it left unread after them is not blamed.
     """
-    graph = onnx.inliner.inline_local_functions(load_graph(path))  # as a recipe does
+    graph = load_graph(path)
+    if graph.functions:
+        graph = onnx.inliner.inline_local_functions(graph)  # as a recipe does
     parser = caps.trt.OnnxParser(network, logger)
     operators = Counter(node.op_type for node in graph.graph.node)
     as_plugins = plugins.registered(caps)

@@ -14,6 +14,7 @@ from workbench.engines.tensorrt import layers
 from workbench.engines.tensorrt.context import Context
 from workbench.engines.tensorrt.cuda import Event, Graph
 from workbench.errors import EngineError
+from workbench.machine import ranges
 
 
 class Stopwatch:
@@ -90,7 +91,8 @@ def profile(context: Context, feeds: Feeds, runs: int = 20) -> dict[str, float]:
     context.context.profiler = collected
     context.context.enqueue_emits_profile = True
     for _ in range(runs):
-        _once(context, feeds)
+        with ranges.opened("profiled call"):  # and TensorRT opens one around each layer
+            _once(context, feeds)
     if not collected.times:
         raise EngineError("TensorRT reported no layer times. Build with the option verbosity='detailed'.")
     return {name: float(np.median(values)) for name, values in collected.times.items()}

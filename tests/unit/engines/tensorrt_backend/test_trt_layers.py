@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from workbench.engines import tensorrt as backend
 from workbench.engines.tensorrt import layers
 from workbench.errors import EngineError
 from workbench.explaining.profiles import explain_profiles
+from workbench.machine import ranges
 
 # The shapes of the JSON are those of public dumps of 8.6, 10 and the migration notes of 11.
 OLD = """{"Layers": [{
@@ -154,10 +156,13 @@ def test_an_engine_that_reports_no_times_is_an_error(machine, tmp_path: Path) ->
         backend.layer_table(engine, feeds(2))
 
 
-def test_an_engine_is_explained_from_its_own_layers(machine, tmp_path: Path) -> None:
+def test_an_engine_is_explained_from_its_own_layers(machine, tmp_path: Path, monkeypatch) -> None:
     """By contract: where there is no GPU, the stand-in's engine is profiled, taken apart and judged."""
+    opened: list[str] = []
+    monkeypatch.setattr(ranges, "opened", lambda name: opened.append(name) or contextlib.nullcontext())
     engine = machine.build(variant(tmp_path))
     profile, _ = jobs.profile_job(jobs.ProfileJob(engine, 3), feeds(2))
+    assert opened == [f"profile {engine.variant}", *["profiled call"] * 3], "each call has a range for profilers"
     assert profile.call_seconds is None and profile.plain_seconds is not None, (
         "TensorRT times layers, not profiled calls"
     )
