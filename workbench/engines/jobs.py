@@ -113,7 +113,8 @@ def infer(
 
     Args:
         feeds: input name -> samples on axis 0.
-        batch: samples a call; an engine with a batch of its own takes that, the last call filled up with copies.
+        batch: samples a call; an engine with a batch of its own, or limits to it, takes that, the last call filled up with
+            copies.
         axes: output name -> the axis that counts its samples, None where none does; outputs that are not named are
             looked at (see `sample_axes`).
 
@@ -136,12 +137,16 @@ def infer_job(job: InferJob, arrays: Feeds) -> tuple[dict[str, Any], dict[str, n
     engine = job.engine
     count = len(next(iter(arrays.values())))
     fixed = fixed_batch(engine.inputs)
-    batch = fixed or job.batch
     calls: list[tuple[int, dict[str, np.ndarray]]] = []
     with ranges.opened(f"check {engine.variant}"), engines.open_runner(engine, job.threads) as runner:
+        # What an engine was built for need not hold the batch that a check would like.
+        limits: tuple[int, int] | None = getattr(runner, "batches", None)
+        fewest, most = limits or (1, job.batch)
+        fixed = fewest if limits is not None and fewest == most else fixed
+        batch = fixed or max(min(job.batch, most), fewest)
         for start in range(0, count, batch):
             rows = np.arange(start, min(start + batch, count))
-            fed = rows if fixed is None else np.resize(rows, batch)
+            fed = np.resize(rows, fixed or max(len(rows), fewest))
             calls.append((len(fed), runner.infer({name: array[fed] for name, array in arrays.items()})))
         given = {name: axis for name, axis in job.axes.items() if name in calls[0][1]}
         axes = dict(given)

@@ -208,13 +208,18 @@ def layer_costs(
     if known is None:
         known = _known(model, data, recipe, dialect, store=store, handle=handle)
     simulation = Simulation(model, recipe, split, known, data.metric, store, handle=handle)
+    by_step = {report.kind: set(report.changed) for report in simulation.quantized(recipe)[1]}
     groups = quantized_layers(simulation, recipe, by)
 
     def evaluate(names: Sequence[str]) -> Effect:
         if handle.cancelled():
             raise Cancelled("Stopped as asked. What was evaluated is kept; run again to go on from there.")
         chosen = set(names)
-        return simulation.effect(kept(recipe, [name for name in groups if name not in chosen]))
+        mixed = kept(recipe, [name for name in groups if name not in chosen])
+        # A step that lowers none of the chosen layers has nothing to do, and refuses to do nothing.
+        nodes = {node for name in chosen for node in groups[name]}
+        idle = {kind for kind, changed in by_step.items() if changed and not changed & nodes}
+        return simulation.effect(replace(mixed, steps=tuple(step for step in mixed.steps if step.kind not in idle)))
 
     costs = rank(recipe, groups, evaluate, most_evaluations)
     costs = replace(costs, samples=len(simulation.judged), backend=backend, backend_reason=reason)

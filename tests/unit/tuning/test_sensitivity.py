@@ -23,6 +23,7 @@ from workbench.tuning.sensitivity import kept, quantized_layers, rank
 from workbench.tuning.simulation import Effect, Simulation
 
 INT8 = NAMED["int8-max"]
+MIXED = NAMED["int8-kl-fp16"]
 
 
 class AdditiveNet:
@@ -105,6 +106,14 @@ def test_keeping_the_worst_layer_makes_a_recipe_that_loses_less(model, data, cos
     assert simulation.effect(mixed).drop < simulation.effect(INT8).drop
     with pytest.raises(RecipeError, match="No layer is called 'haed'"):
         costs.keeping(["haed"])
+
+
+def test_layers_that_one_step_of_a_mixed_recipe_lowers_alone_are_ranked_too(model, data) -> None:
+    """INT8 where there are weights, FP16 everywhere: some halves of the layers leave INT8 nothing to do."""
+    costs = wb.layer_costs(model, data, MIXED, backend="onnxruntime-cpu", times=False)
+    alone = {row.name: row.alone_db for row in costs.rows if row.group == 1}
+    assert len(alone) >= 2
+    assert costs.whole_db <= min(alone.values()) + 1  # together they are no better than the worst of them
 
 
 def test_evaluations_are_remembered(model, data, costs, store, monkeypatch) -> None:

@@ -193,6 +193,19 @@ class Context:
         self._shapes = dict(shapes)
         self.layout += 1
 
+    @property
+    def batches(self) -> tuple[int, int] | None:
+        """The fewest and the most samples on axis 0 that the profiles take; None where the batch is fixed."""
+        free = [tensor.name for tensor in self._inputs() if tensor.spec.shape[:1] == (None,) and not tensor.on_host]
+        if not free:
+            return None
+        limits = [
+            self.engine.get_tensor_profile_shape(name, index)
+            for index in range(self.engine.num_optimization_profiles)
+            for name in free[:1]
+        ]
+        return min(int(limit[0][0]) for limit in limits), max(int(limit[-1][0]) for limit in limits)
+
     def _choose_profile(self, shapes: Shapes) -> None:
         dynamic = [tensor.name for tensor in self._inputs() if None in tensor.spec.shape and not tensor.on_host]
         if not dynamic:

@@ -11,6 +11,7 @@ from onnx.reference import ReferenceEvaluator
 from releases import only_8, only_10
 from tiny_variants import feeds, network, variant
 
+from workbench.engines import jobs
 from workbench.engines import tensorrt as backend
 from workbench.engines.tensorrt import device_state
 from workbench.errors import EngineError, OutOfMemory, RunError
@@ -27,6 +28,16 @@ def test_outputs_are_right_whatever_batch_came_before(machine, tmp_path: Path) -
         for batch in (2, 32, 1, 32, 7):
             got = runner.infer(feeds(batch))["y"]
             np.testing.assert_array_equal(got, answer(made.path, feeds(batch)))
+
+
+@pytest.mark.parametrize("limits", [(1, 1), (1, 4), (8, 8), (3, 5), (1, 32)])
+def test_a_check_takes_the_batches_that_the_engine_was_built_for(machine, tmp_path: Path, limits) -> None:
+    low, high = limits
+    profile = {"x": ShapeProfile((low, 4), (high, 4), (high, 4))}
+    made = variant(tmp_path)
+    built = machine.build(made, profiles=(profile,))
+    _, found = jobs.infer_job(jobs.InferJob(built, 8, None, {}), feeds(20))
+    np.testing.assert_allclose(found["y"], answer(made.path, feeds(20)), rtol=1e-5)  # products of other sizes
 
 
 def test_outputs_are_the_callers_own(machine, tmp_path: Path) -> None:
