@@ -12,6 +12,7 @@ from classifier_net import classifier
 import workbench as wb
 from workbench import datasets
 from workbench.datasets.metrics import top1
+from workbench.engines import onnxruntime
 from workbench.errors import CalibrationError, Cancelled, EngineError, RecipeError
 from workbench.machine import turn
 from workbench.machine.handle import Handle
@@ -74,7 +75,7 @@ def model(tmp_path_factory: pytest.TempPathFactory):
 @pytest.fixture(scope="module")
 def data(model):
     x = np.random.default_rng(1).normal(size=(400, 8)).astype(np.float32)
-    runner = wb.engines.onnxruntime.open_file(model.path)
+    runner = onnxruntime.open_file(model.path)
     labels = runner.infer({"x": x})["logits"].argmax(-1)
     return datasets.arrays(x, labels, metric=top1()).split_off(calibration=200)
 
