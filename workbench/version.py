@@ -18,6 +18,7 @@ _SHOWS = {
     "handoff",
     "__init__.py",
     "__main__.py",
+    "commands",
     "doctor.py",
     "notebook.py",
     "conversion.py",

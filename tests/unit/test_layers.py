@@ -28,6 +28,7 @@ LAYERS = [
     {"reports", "handoff"},
     {"study", "conversion"},
     {"llm", "ui", "doctor", "notebook"},
+    {"commands"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

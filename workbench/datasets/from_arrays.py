@@ -268,6 +268,8 @@ def _batches(source: Any, inputs: tuple[str, ...]) -> Iterator[dict[str, Array]]
     items = (source[index] for index in range(len(source))) if single and indexed else iter(source)
     for item in items:
         fields = _fields(item, inputs)
+        if not fields:
+            raise DataError("A batch is an empty dict. Give each batch the model's inputs by name.")
         if single or any(array.ndim == 0 for array in fields.values()):
             fields = {name: array[np.newaxis] for name, array in fields.items()}
         yield fields

@@ -59,6 +59,8 @@ class Split:
             _check_array(name or "the input", array)
         lengths = {name or "input": len(array) for name, array in self.inputs.items()}
         if self.labels is not None:
+            if not np.ndim(self.labels):
+                raise DataError(f"labels is one value ({str(self.labels)[:60]}), expected one entry a sample.")
             lengths["labels"] = len(self.labels)
         if len(set(lengths.values())) > 1:
             listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())

@@ -21,7 +21,7 @@ def check(inputs: Sequence[TensorSpec], feeds: Feeds) -> None:
     wanted = {spec.name: spec for spec in inputs}
     if set(feeds) != set(wanted):
         raise RunError(
-            f"The engine takes the inputs {sorted(wanted)}, got {sorted(feeds)}. Rename or complete the feeds."
+            f"The engine takes the inputs {sorted(wanted)}, got {sorted(map(str, feeds))}. Rename or complete the feeds."
         )
     for name, array in feeds.items():
         if not isinstance(array, np.ndarray):

@@ -17,10 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from workbench.engines import feeding, onnxruntime_profiling
+from workbench.engines import feeding, onnxruntime_flaws, onnxruntime_profiling
 from workbench.engines.base import BuildRequest, Feeds, Missing
 from workbench.engines.cpu import fit_notes
-from workbench.engines.onnxruntime_session import PROVIDERS, open_session, placement_notes, runtime, session_settings
+from workbench.engines.onnxruntime_session import (
+    LEFT_OUT,
+    PROVIDERS,
+    open_session,
+    placement_notes,
+    runtime,
+    session_settings,
+)
 from workbench.errors import BuildError, EngineError, RunError
 from workbench.graph.dialects import of_this_cpu
 from workbench.machine import device as hardware
@@ -121,11 +128,13 @@ def build(request: BuildRequest, log: Callable[[str], None]) -> Engine:
         (Path(request.folder) / _TF32_NAME).write_text(json.dumps({"tf32": True}), encoding="utf-8")
     started = time.perf_counter()
     log(f"opening {Path(variant.path).name} with {PROVIDERS[request.backend]}, fusion {variant.recipe.fusion}")
-    settings = session_settings(variant.recipe.fusion, request.options.threads, request.backend, tf32)
+    settings = session_settings(variant.path, variant.recipe.fusion, request.options.threads, request.backend, tf32)
     session = open_session(variant.path, settings, optimized if keep else None)
     seconds = time.perf_counter() - started
     log(f"ready after {seconds:.2f} s")
     notes = (*notes, *placement_notes(session, request.backend))
+    if LEFT_OUT in settings["entries"]:
+        notes = (*notes, onnxruntime_flaws.NOTE)
     return Engine(
         variant=variant.name,
         variant_sha256=variant.sha256,
@@ -173,7 +182,7 @@ def open_runner(engine: Engine, threads: int | None) -> OnnxRuntimeRunner:
 def settings_of(engine: Engine, threads: int | None) -> dict[str, Any]:
     """Return what a session of a built engine is opened with; see `onnxruntime_session.session_settings`."""
     tf32 = engine.folder is not None and (Path(engine.folder) / _TF32_NAME).exists()
-    return session_settings(engine.fusion, threads, engine.backend, tf32)
+    return session_settings(engine.path, engine.fusion, threads, engine.backend, tf32)
 
 
 def open_file(
@@ -188,7 +197,7 @@ def open_file(
         BuildError: ONNX Runtime refuses the model, or cannot start the provider; UnsupportedOperator where it lacks an
             operator.
     """
-    return OnnxRuntimeRunner(open_session(model, session_settings(fusion, threads, backend)), backend)
+    return OnnxRuntimeRunner(open_session(model, session_settings(model, fusion, threads, backend)), backend)
 
 
 class OnnxRuntimeRunner:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from workbench.engines.onnxruntime_session import LEVELS, runtime
+from workbench.engines.onnxruntime_session import runtime, session_options, session_settings
 from workbench.errors import EngineError
 from workbench.graph.fused_layers import fusion_map
 from workbench.machine import disk
@@ -55,13 +55,9 @@ def profile(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> Layer
 def _run(
     path: Path, fusion: str, threads: int | None, feeds: Mapping[str, np.ndarray], runs: int
 ) -> tuple[list[Event], onnx.ModelProto]:
-    library = runtime()
-    options = library.SessionOptions()
-    options.graph_optimization_level = getattr(library.GraphOptimizationLevel, LEVELS[fusion])
-    options.log_severity_level = 3
+    library, settings = runtime(), session_settings(path, fusion, threads, "onnxruntime-cpu")
+    options = session_options(settings)
     options.enable_profiling = True
-    if threads is not None:
-        options.intra_op_num_threads = threads
     with disk.temporary() as folder:
         options.profile_file_prefix = str(folder / "profile")
         options.optimized_model_filepath = str(folder / "optimized.onnx")

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from workbench.engines import onnxruntime_flaws
 from workbench.errors import BuildError, OutOfMemory, UnsupportedOperator
 from workbench.machine import disk
 
@@ -21,6 +22,7 @@ PROVIDERS = {
     "onnxruntime-tensorrt": "TensorrtExecutionProvider",
 }
 LEVELS = {"off": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "all": "ORT_ENABLE_ALL"}
+LEFT_OUT = "optimization.disable_specified_optimizers"
 _SEVERITY_ERROR = 3
 
 
@@ -32,8 +34,10 @@ def runtime() -> ModuleType:
     return importlib.import_module("onnxruntime")
 
 
-def session_settings(fusion: str, threads: int | None, backend: str, tf32: bool = False) -> dict[str, Any]:
-    """Return what a session is opened with as plain data, for whoever opens the same file without the workbench.
+def session_settings(
+    model: Path | str | bytes, fusion: str, threads: int | None, backend: str, tf32: bool = False
+) -> dict[str, Any]:
+    """Return what a session of a file is opened with as plain data, for whoever opens it without the workbench.
 
     Returns:
         `level` (a name in GraphOptimizationLevel), `threads` (None: ONNX Runtime's own choice), `entries` of the session's
@@ -43,6 +47,8 @@ def session_settings(fusion: str, threads: int | None, backend: str, tf32: bool 
     entries = {} if threads is None else {"session.intra_op.allow_spinning": "0" if threads == 1 else "1"}
     if backend != "onnxruntime-cpu":
         entries["session.record_ep_graph_assignment_info"] = "1"
+    elif fusion == "all" and (flawed := onnxruntime_flaws.left_out(model)):
+        entries[LEFT_OUT] = ";".join(flawed)
     providers = _providers(backend)
     # The CUDA provider computes FP32 products in TF32 unless it is told not to.
     options = [{"use_tf32": str(int(tf32))} if name == "CUDAExecutionProvider" else {} for name in providers]
@@ -52,8 +58,8 @@ def session_settings(fusion: str, threads: int | None, backend: str, tf32: bool 
     }  # fmt: skip
 
 
-def open_session(model: Path | str | bytes, settings: dict[str, Any], optimized: Path | None = None) -> Any:
-    """Open a session with `session_settings`, and with nothing else: ONNX Runtime would go on without a provider."""
+def session_options(settings: dict[str, Any]) -> Any:
+    """Return the SessionOptions of `session_settings`."""
     library = runtime()
     options = library.SessionOptions()
     options.graph_optimization_level = getattr(library.GraphOptimizationLevel, settings["level"])
@@ -62,6 +68,12 @@ def open_session(model: Path | str | bytes, settings: dict[str, Any], optimized:
         options.intra_op_num_threads = settings["threads"]
     for key, value in settings["entries"].items():
         options.add_session_config_entry(key, value)
+    return options
+
+
+def open_session(model: Path | str | bytes, settings: dict[str, Any], optimized: Path | None = None) -> Any:
+    """Open a session with `session_settings`, and with nothing else: ONNX Runtime would go on without a provider."""
+    library, options = runtime(), session_options(settings)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     source, wanted = model if isinstance(model, bytes) else str(model), settings["providers"][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Sequence
@@ -15,8 +14,9 @@ import numpy as np
 from workbench import codec, engines
 from workbench.engines import onnxruntime
 from workbench.errors import EngineError, StoreError, WorkbenchError, nearest
-from workbench.handoff import batching, triton_config
+from workbench.handoff import batching, triton_config, triton_program, triton_text
 from workbench.handoff.triton_config import Served
+from workbench.handoff.triton_text import Language
 from workbench.machine import disk
 from workbench.machine.arrays import dtype_of
 from workbench.machine.store import write_text
@@ -37,6 +37,8 @@ class Options:
         instances: copies of the engine; None takes as many as were measured at once.
         beside: studies of the same model, recipe and machine, with other batches.
         name: of the model on the server; None takes the model's and the variant's.
+        language: the language model whose decoder the variant is: text goes in and comes out then, and the decoder itself
+            is called `<name>-decoder`.
     """
 
     backend: str = "auto"
@@ -44,6 +46,7 @@ class Options:
     instances: int | None = None
     beside: tuple[StudyRecord, ...] = ()
     name: str | None = None
+    language: Language | None = None
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,13 @@ def deploy(record: StudyRecord, variant: str, folder: Path, options: Options) ->
     Raises:
         EngineError: the variant failed, was not built or measured, its files are gone, or the backend cannot serve it.
         StoreError: the folder exists or cannot be written.
-        DataError, CompareError: no measured batch is fast enough, or the studies beside are of something else.
+        DataError, CompareError: no measured batch is fast enough, the studies beside are of something else, or the
+            language model has no tokenizer.
     """
     result = _result(record, variant)
     engine, measurement = _usable(record, result)
     platform = _platform(engine, options.backend)
+    language = None if options.language is None else triton_text.check(options.language, record.model, engine)
     if options.instances is not None and (not isinstance(options.instances, int) or options.instances < 1):
         raise EngineError(f"instances is {options.instances}; it must be a whole number of at least 1.")
     disk.refuse_existing(folder)
@@ -91,7 +96,7 @@ def deploy(record: StudyRecord, variant: str, folder: Path, options: Options) ->
     notes: list[str] = []
     found = _batching(engine, measurement, options, variant, notes)
     served = Served(
-        name, platform, engine.inputs, engine.outputs, measurement.shapes, found,
+        name if language is None else f"{name}-decoder", platform, engine.inputs, engine.outputs, measurement.shapes, found,
         options.instances or record.protocol.streams, _on_gpu(engine), engine.fusion, engine.options.threads,
         (f"Variant {variant!r} of the study {record.name!r}, measured on {measurement.device}.",
          *(() if found is None else found.reasons), *notes),
@@ -100,8 +105,11 @@ def deploy(record: StudyRecord, variant: str, folder: Path, options: Options) ->
     parsed = triton_config.check(config)
     if not parsed:
         notes.append("config.pbtxt was not parsed here, as tritonclient[grpc] is not installed.")
-    _write(folder, served, config, engine)
-    notes += _for_the_server(platform, engine)
+    with disk.whole_folder(folder) as made:
+        _write(made, served, config, engine)
+        if language is not None:
+            triton_text.write(made, name, served, engine, language)
+    notes += [*_for_the_server(platform, engine), *(() if language is None else triton_text.NOTES)]
     return Deployment(
         str(folder), name, platform, found, parsed, tuple(notes), f"tritonserver --model-repository {folder}"
     )
@@ -194,18 +202,16 @@ def _not_batched(engine: Engine, measurement: Measurement) -> str | None:
 
 
 def _write(folder: Path, served: Served, config: str, engine: Engine) -> None:
-    with disk.whole_folder(folder) as made:
-        model = made / served.name
-        place = model / _VERSION
-        place.mkdir(parents=True)
-        write_text(model / "config.pbtxt", config)
-        if served.platform == "tensorrt_plan":
-            shutil.copyfile(engine.path, place / "model.plan")
-        elif engine.backend.startswith("onnxruntime"):
-            _copy_onnx(Path(engine.path), place, "model.onnx")
-        if served.platform == "python":
-            shutil.copyfile(Path(__file__).with_name("triton_model.py"), place / "model.py")
-            write_text(place / "served.json", json.dumps(_settings(served, engine, place), indent=1))
+    model = folder / served.name
+    place = model / _VERSION
+    place.mkdir(parents=True)
+    write_text(model / "config.pbtxt", config)
+    if served.platform == "tensorrt_plan":
+        shutil.copyfile(engine.path, place / "model.plan")
+    elif engine.backend.startswith("onnxruntime"):
+        _copy_onnx(Path(engine.path), place, "model.onnx")
+    if served.platform == "python":
+        triton_program.write(place, "triton_model.py", _settings(served, engine, place))
 
 
 def _settings(served: Served, engine: Engine, place: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Served:
 
     Attributes:
         platform: `onnxruntime_onnx`, `tensorrt_plan` or `python`.
-        shapes: input name -> shape that was measured, for warm-up.
+        shapes: input name -> shape that was measured, for warm-up; empty for none.
         batching: None where the engine takes no batches of free size.
         on_gpu: where instances run.
         fusion, threads: how ONNX Runtime opens the file.
@@ -125,7 +125,7 @@ def _warmup(served: Served) -> list[str]:
     """One request of each size that will be common: the first call of an engine allocates, and is slow."""
     sizes = [1, *(() if served.batching is None else served.batching.preferred)]
     lines = []
-    for size in dict.fromkeys(sizes):
+    for size in dict.fromkeys(sizes) if served.shapes else ():
         lines += ["model_warmup [ {", f'  name: "of {size}"', f"  batch_size: {size}"]
         for spec in served.inputs:
             shape = served.shapes[spec.name]

@@ -1,13 +1,12 @@
 """A model for Triton's python backend: opens the engine beside it and answers requests, many in one call.
 
-Copied as it is into a model repository, as `model.py`; `served.json` beside it says what to open and how. It needs
-numpy and onnxruntime on the server and nothing of the workbench, unless `served.json` names an engine that only the
-workbench can open. Interface: https://github.com/triton-inference-server/python_backend.
+Copied as it is into a model repository, as `model.py`, with `triton_tensors.py`; `served.json` beside it says what to open
+and how. It needs numpy and onnxruntime on the server and nothing of the workbench, unless `served.json` names an engine
+that only the workbench can open. Interface: https://github.com/triton-inference-server/python_backend.
 """
 
 from __future__ import annotations
 
-import ctypes
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+from triton_tensors import exchange
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,9 +33,7 @@ class TritonPythonModel:
         self.inputs: list[str] = settings["inputs"]
         self.outputs: list[str] = settings["outputs"]
         self.batched: bool = settings["batched"]
-        plain = _numpy_is_understood()
-        self.read: Callable[[Any], np.ndarray] = _read_plainly if plain else _read
-        self.written: Callable[[str, np.ndarray], Any] = pb_utils.Tensor if plain else _written
+        self.read, self.written = exchange()
         opener = {"onnxruntime": _onnxruntime, "workbench": _workbench}[settings["opened_with"]]
         self.infer, self.close = opener(folder, settings)
 
@@ -80,38 +78,6 @@ class TritonPythonModel:
             lacking = 1 + self.batched - array.ndim
             tensors.append(self.written(name, array.reshape(*array.shape, 1) if lacking == 1 else array))
         return pb_utils.InferenceResponse(output_tensors=tensors)
-
-
-def _numpy_is_understood() -> bool:
-    """Whether this server's python backend can exchange arrays with the numpy that is installed.
-
-    One that was built for numpy 1 (Triton 2.51 is) copies none of the bytes of numpy 2's arrays, and hands on what
-    happened to lie in memory without a word.
-    """
-    if int(np.__version__.split(".")[0]) < 2:
-        return True
-    probes = [np.arange(1, 8, dtype=np.float32) * factor for factor in (np.pi, -np.e)]
-    return all(np.array_equal(_written("probe", probe).as_numpy(), probe) for probe in probes)
-
-
-def _read_plainly(tensor: Any) -> np.ndarray:
-    return np.asarray(tensor.as_numpy())
-
-
-def _read(tensor: Any) -> np.ndarray:
-    """Read through DLPack, whose layout does not depend on numpy's version; copied, as the memory is the server's."""
-    return np.array(np.from_dlpack(tensor))
-
-
-def _written(name: str, array: np.ndarray) -> Any:
-    """Write through DLPack."""
-    capsule = array.__dlpack__()
-    # The server takes the array over but marks the capsule in its own way, and numpy's destructor would complain of that
-    # in the server's log, for every tensor; the server frees the array itself.
-    forget = ctypes.pythonapi.PyCapsule_SetDestructor
-    forget.argtypes, forget.restype = [ctypes.py_object, ctypes.c_void_p], ctypes.c_int
-    forget(capsule, None)
-    return pb_utils.Tensor.from_dlpack(name, capsule)
 
 
 def _onnxruntime(folder: Path, settings: dict[str, Any]) -> tuple[Callable[[Arrays], Arrays], Callable[[], None]]:

@@ -105,3 +105,19 @@ def whole_folder(target: Path) -> Iterator[Path]:
             made.mkdir()
             yield made
             made.replace(target)
+
+
+@contextlib.contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes the target when all went well: there is never half of a file.
+
+    Raises:
+        StoreError: the folder is missing, read-only or full.
+    """
+    try:
+        # Beside its place, where a rename is one step; what a kill leaves is removed by the next that writes there.
+        with leftovers.working(target.parent, ".") as scratch:
+            yield scratch / target.name
+            (scratch / target.name).replace(target)
+    except OSError as error:
+        raise explained(error, target) from error

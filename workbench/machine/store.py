@@ -65,16 +65,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; errors as for `write_text`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    except BaseException as error:  # Ctrl-C and a lack of memory leave nothing behind either
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise disk.explained(error, path) from error
-        raise
+    with disk.whole_file(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 def key_of(parts: Sequence[object]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from workbench import codec, plots
 from workbench.errors import StoreError, expect, nearest
 from workbench.explaining.explanation import Explanation
+from workbench.machine import disk
 from workbench.machine.store import Store, write_text
 from workbench.records import StudyRecord
 from workbench.reports import living
@@ -83,16 +83,14 @@ def _draw(record: StudyRecord, path: Path) -> None:
     """Write the figure of accuracy against latency, whole or not at all; text stays text that can be searched."""
     import matplotlib as mpl
 
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     kind = path.suffix.lower().removeprefix(".")
     # No date: the same study makes the same file.
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[kind]
-    try:
-        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": record.name, "pdf.fonttype": 42}):
-            plots.front(record).savefig(unfinished, format=kind, metadata=metadata, bbox_inches="tight")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with (
+        disk.whole_file(path) as unfinished,
+        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": record.name, "pdf.fonttype": 42}),
+    ):
+        plots.front(record).savefig(unfinished, format=kind, metadata=metadata, bbox_inches="tight")
 
 
 def report(study: Any, path: str | Path = "report.html", explanations: Sequence[Explanation] = ()) -> Path:

@@ -16,11 +16,15 @@ from typing import Any
 
 from workbench import codec
 from workbench.errors import BackendMissing, Cancelled, WorkbenchError
+from workbench.records import Progress
+from workbench.study.ray_reports import Reports, Teller, started
 
 # A study whose machine was lost so often is not sent out again: it may be what takes machines down.
 _MOST_LOST = 3
 _ASK_SECONDS = 0.5
 _LONGEST_EMPTY_SECONDS = 60.0
+# Told of a study: its name, its machine, and what it does there.
+Told = Callable[[str, str, Progress | None], None]
 # Backends that need a GPU of their own while they measure.
 _ON_GPUS = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-tensorrt", "torch-cudagraph")
 
@@ -49,13 +53,11 @@ class Answer:
     message: str = ""
 
 
-def spread(
-    work: list[Work], address: str | None, told: Callable[[str, str], None], cancel: Callable[[], bool]
-) -> Iterator[Answer]:
+def spread(work: list[Work], address: str | None, told: Told, cancel: Callable[[], bool]) -> Iterator[Answer]:
     """Run all studies on the cluster and yield each as it ends.
 
     Args:
-        told: called with the name of a study and where it was sent.
+        told: called with the name of a study, where it is, and what it does there; None when it was just sent.
 
     Raises:
         BackendMissing: Ray is not installed, or no cluster is at that address.
@@ -69,7 +71,7 @@ def spread(
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise BackendMissing(f"No Ray cluster could be reached at {address or 'this machine'}: {error}") from error
     try:
-        yield from _dispatched(ray, deque(work), told, cancel)
+        yield from _dispatched(ray, Reports(ray, started(ray)), deque(work), told, cancel)
     finally:
         if owned:
             ray.shutdown()
@@ -84,9 +86,10 @@ def _ray() -> Any:
 
 
 def _dispatched(
-    ray: Any, waiting: deque[Work], told: Callable[[str, str], None], cancel: Callable[[], bool]
+    ray: Any, reports: Reports, waiting: deque[Work], told: Told, cancel: Callable[[], bool]
 ) -> Iterator[Answer]:
     out: dict[Any, tuple[Work, str]] = {}
+    names: dict[str, str] = {}
     gone: set[str] = set()
     empty = 0.0
     try:
@@ -99,6 +102,7 @@ def _dispatched(
                 for node in ray.nodes()
                 if node["Alive"] and node["Resources"].get("CPU", 0) >= 1 and node["NodeID"] not in gone
             }
+            names |= {place: machine["NodeManagerHostname"] for place, machine in machines.items()}
             empty = 0.0 if machines else empty + _ASK_SECONDS
             if empty > _LONGEST_EMPTY_SECONDS:
                 for item in waiting:
@@ -107,7 +111,7 @@ def _dispatched(
             for item in [*waiting]:
                 for place, machine in machines.items():
                     if item.backend in _ON_GPUS and machine["Resources"].get("GPU", 0) < 1:
-                        item.refused[place] = f"{machine['NodeManagerHostname']} has no GPU"
+                        item.refused[place] = f"{names[place]} has no GPU"
                 if machines.keys() <= item.refused.keys() and machines:
                     waiting.remove(item)
                     said = "; ".join(sorted(set(item.refused.values())))
@@ -116,11 +120,15 @@ def _dispatched(
                 place = _free(item, machines, out)
                 if place is not None:
                     waiting.remove(item)
-                    out[_sent(ray, item, place)] = (item, place)
-                    told(item.name, f"on {machines[place]['NodeManagerHostname']}")
+                    out[_sent(ray, item, place, reports.board)] = (item, place)
+                    told(item.name, names[place], None)
             if not out:
                 time.sleep(_ASK_SECONDS if waiting else 0.0)
             done, _ = ray.wait(list(out), timeout=_ASK_SECONDS) if out else ([], [])
+            doing = reports.new()
+            for item, place in out.values():
+                if item.name in doing:
+                    told(item.name, names[place], doing[item.name])
             for reference in done:
                 item, place = out.pop(reference)
                 answer = _received(ray, reference, item, place, gone)
@@ -143,14 +151,14 @@ def _free(item: Work, machines: dict[str, Any], out: dict[Any, tuple[Work, str]]
     return None
 
 
-def _sent(ray: Any, item: Work, place: str) -> Any:
+def _sent(ray: Any, item: Work, place: str, board: Any) -> Any:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     gpus = 1 if item.backend in _ON_GPUS else 0
     # No soft affinity, no retries of Ray's own: where it runs again is decided here.
     job = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(study_job)
     job = job.options(scheduling_strategy=NodeAffinitySchedulingStrategy(place, soft=False))
-    return job.remote(item.capsule.read_bytes(), item.name, item.backend)
+    return job.remote(item.capsule.read_bytes(), item.name, item.backend, board)
 
 
 def _received(ray: Any, reference: Any, item: Work, place: str, gone: set[str]) -> Answer | None:
@@ -173,7 +181,7 @@ def _received(ray: Any, reference: Any, item: Work, place: str, gone: set[str]) 
     return Answer(item.name, found.get("record"), found.get("message", ""))
 
 
-def study_job(capsule: bytes, name: str, backend: str) -> dict[str, Any]:
+def study_job(capsule: bytes, name: str, backend: str, board: Any) -> dict[str, Any]:
     """Be the worker: run the study of a capsule in this machine's own store; return its record, or why there is none."""
     from workbench.study.confirming import confirm
 
@@ -181,7 +189,7 @@ def study_job(capsule: bytes, name: str, backend: str) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="workbench-sweep-") as folder:
             place = Path(folder) / "study.zip"
             place.write_bytes(capsule)
-            study = confirm(place, backend=backend, name=name, progress=None).study
+            study = confirm(place, backend=backend, name=name, progress=Teller(board, name)).study
     except BackendMissing as error:
         return {"missing": True, "message": str(error)}
     except WorkbenchError as error:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from workbench.explaining.explanation import Explanation
     from workbench.handoff.triton import Deployment
+    from workbench.handoff.triton_text import Language
     from workbench.recipes import Recipe
 
 
@@ -206,6 +207,7 @@ class Study:
         instances: int | None = None,
         beside: Study | Sequence[Study] = (),
         name: str | None = None,
+        language: Language | None = None,
     ) -> Deployment:
         """Write a variant as files for a server: a model repository for the Triton Inference Server.
 
@@ -219,17 +221,21 @@ class Study:
             beside: studies of the same model, recipe and machine with other batches: no batch is formed that nobody
                 measured.
             name: of the model on the server; None takes the model's and the variant's.
+            language: from `workbench.llm.load`, where the study is of its `.model`: a second model beside the decoder takes
+                a text and gives its continuation; at_most_seconds is that of one call of the decoder then.
 
         Raises:
-            EngineError: the variant failed, its files are gone, or this backend cannot serve it.
+            EngineError: the variant failed, its files are gone, this backend cannot serve it, or language is not that of
+                the study.
             StoreError: the folder exists, or cannot be written.
-            DataError, CompareError: no measured batch is fast enough, or the studies beside are of something else.
+            DataError, CompareError: no measured batch is fast enough, the studies beside are of something else, or the
+                language model has no tokenizer.
         """
         from workbench.handoff import triton
 
         if to != "triton":
             raise EngineError(f"A variant cannot be deployed to {to!r}. {nearest(str(to), ['triton'])}")
-        options = triton.Options(backend, at_most_seconds, instances, triton.studies(beside), name)
+        options = triton.Options(backend, at_most_seconds, instances, triton.studies(beside), name, language)
         return triton.deploy(self.record, variant, Path(folder), options)
 
     def log_to(self, tool: str, project: str | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -99,6 +100,7 @@ def sweep(
         on: `local`, one study after the other on this machine; `ray` needs the extra of that name, here and there.
         address: of a running Ray cluster; None takes the one of the environment, or starts Ray on this machine.
         name: in front of the names of the studies.
+        progress: as for `run`; the message says which machine a study is on, and what it does there.
 
     Raises:
         DataError, LoadError, RecipeError: before anything is started.
@@ -114,23 +116,46 @@ def sweep(
     requests = {cell.name: terms.request(cell) for cell in cells}
     waiting = [cell for cell in cells if not _is_done(requests[cell.name], store)]
     failures: dict[str, str] = {}
-    ended = len(cells) - len(waiting)
-
-    def told(cell: str, where: str) -> None:
-        tell(Progress("sweep", cell, min(ended / len(cells), 0.999), where))
-
-    elsewhere = on == "ray"
+    account = _Account(tell, len(cells), len(cells) - len(waiting))
     outcomes = (
-        _on_ray(waiting, requests, terms, address, told, cancel) if elsewhere else _here(waiting, terms, told, cancel)
+        _on_ray(waiting, requests, terms, address, account.told, cancel)
+        if on == "ray"
+        else _here(waiting, terms, account.told, cancel)
     )
     for name, message in outcomes:
-        ended += 1
         if message:
             failures[name] = message
-        told(name, "failed" if message else "done")
+        account.ended(name, "failed" if message else "done")
     tell(Progress("finished", "", 1.0))
     done = [Study.open(cell.name, store) for cell in cells if cell.name not in failures]
     return Sweep(tuple(done), tuple(failures.items()))
+
+
+class _Account:
+    """How much of a sweep is done: the studies that ended, and what those that are being run have done."""
+
+    def __init__(self, tell: bars.Listener, studies: int, ended: int) -> None:
+        self._tell, self._studies, self._ended = tell, studies, ended
+        self._running: dict[str, float] = {}
+        self._fraction = 0.0
+
+    def told(self, study: str, machine: str, progress: Progress | None) -> None:
+        """Tell what a study does; None when it was only sent to its machine."""
+        self._running[study] = 0.0 if progress is None else progress.fraction
+        doing = "" if progress is None else f"{progress.stage} {progress.variant} {progress.message}".strip()
+        self._say(study, ": ".join(part for part in (f"on {machine}" if machine else "", doing) if part))
+
+    def ended(self, study: str, how: str) -> None:
+        """Tell that a study ended."""
+        self._running.pop(study, None)
+        self._ended += 1
+        self._say(study, how)
+
+    def _say(self, study: str, words: str) -> None:
+        done = (self._ended + sum(self._running.values())) / self._studies
+        # A study whose machine was lost begins again; what was told is not taken back.
+        self._fraction = max(self._fraction, min(done, 0.999))
+        self._tell(Progress("sweep", study, self._fraction, words))
 
 
 @dataclass(frozen=True)
@@ -150,11 +175,12 @@ class _Terms:
             baseline=self.baseline, name=cell.name,
         )  # fmt: skip
 
-    def run(self, cell: Cell, cancel: Callable[[], bool]) -> None:
+    def run(self, cell: Cell, progress: bars.Listener, cancel: Callable[[], bool]) -> None:
         """Run one study on this machine."""
         run(
             cell.model, cell.data, self.recipes, backend=cell.backend, protocol=self.protocol, options=self.options,
-            baseline=self.baseline, name=cell.name, store=self.store, progress=None, cancel=cancel,
+            baseline=self.baseline, name=cell.name, store=self.store, progress=progress,
+            cancel=cancel,
         )  # fmt: skip
 
     def capsule(self, cell: Cell, request: Request, folder: Path) -> Path:
@@ -219,13 +245,12 @@ def _is_done(request: Request, store: Store) -> bool:
 
 
 def _here(
-    waiting: list[Cell], terms: _Terms, told: Callable[[str, str], None], cancel: Callable[[], bool]
+    waiting: list[Cell], terms: _Terms, told: ray_cluster.Told, cancel: Callable[[], bool]
 ) -> Iterator[tuple[str, str]]:
     """Run the studies one after the other, and yield each as it ends with what went wrong, if anything."""
     for cell in waiting:
-        told(cell.name, "")
         try:
-            terms.run(cell, cancel)
+            terms.run(cell, functools.partial(told, cell.name, ""), cancel)
             message = ""
         except Cancelled:
             raise
@@ -239,7 +264,7 @@ def _on_ray(
     requests: Mapping[str, Request],
     terms: _Terms,
     address: str | None,
-    told: Callable[[str, str], None],
+    told: ray_cluster.Told,
     cancel: Callable[[], bool],
 ) -> Iterator[tuple[str, str]]:
     """Spread the studies over the cluster, and yield each as it ends with what went wrong, if anything."""

@@ -84,6 +84,11 @@ def test_values_that_are_no_arrays_are_refused(value, words):
         datasets.arrays(value)
 
 
+def test_labels_are_one_entry_a_sample():
+    with pytest.raises(DataError, match=r"labels is one value \(3\)"):
+        datasets.arrays(np.ones((2, 3)), 3)
+
+
 def test_npz_reads_inputs_labels_and_calibration(tmp_path):
     file = tmp_path / "mine.npz"
     np.savez(file, input=rows(4), labels=np.arange(4), calibration_input=rows(2, 1))
@@ -174,6 +179,7 @@ def test_a_loader_of_dicts_keeps_the_names():
         ([(rows(2), rows(2), rows(2))], "A batch has 3 fields"),
         ([rows(2), rows(2)[:, :2]], "do not fit together"),
         ([(rows(2), np.arange(2)), (rows(2),)], "the first had"),
+        ([{}], "A batch is an empty dict"),
     ],
 )
 def test_loaders_with_odd_batches_are_refused(batches, words):

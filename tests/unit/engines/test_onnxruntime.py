@@ -216,7 +216,7 @@ def test_a_provider_that_cannot_start_is_an_error_and_not_the_cpu(tmp_path: Path
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_products_on_a_gpu_are_tf32_only_where_that_was_asked_for(tf32: bool) -> None:
-    settings = onnxruntime_session.session_settings("all", 1, "onnxruntime-cuda", tf32)
+    settings = onnxruntime_session.session_settings(b"", "all", 1, "onnxruntime-cuda", tf32)
     assert dict(zip(settings["providers"], settings["provider_options"], strict=True)) == {
         "CUDAExecutionProvider": {"use_tf32": str(int(tf32))},
         "CPUExecutionProvider": {},
@@ -225,7 +225,7 @@ def test_products_on_a_gpu_are_tf32_only_where_that_was_asked_for(tf32: bool) ->
 
 def test_nodes_that_a_gpu_leaves_to_the_cpu_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the CPU's own session: all nodes are on the CPU, and the session tells so as a GPU's would."""
-    settings = onnxruntime_session.session_settings("all", 1, "onnxruntime-cuda")
+    settings = onnxruntime_session.session_settings(b"", "all", 1, "onnxruntime-cuda")
     settings |= {"providers": ["CPUExecutionProvider"], "provider_options": [{}]}
     session = onnxruntime_session.open_session(network().SerializeToString(), settings)
     assert onnxruntime_session.placement_notes(session, "onnxruntime-cuda") == [
@@ -270,3 +270,53 @@ def test_an_engine_whose_backend_exchanges_no_weights_says_so(engine, tmp_path: 
     (tmp_path / "again").mkdir()
     with pytest.raises(EngineError, match=r"Only TensorRT exchanges.*onnxruntime-cpu"):
         engines.refit(engine, variant(tmp_path / "again", network()), store=Store(tmp_path / "store"))
+
+
+def transposed_product(order: list[int], element: int = TensorProto.FLOAT16) -> onnx.ModelProto:
+    """y = transpose(x) @ w for x of (N, 3, 4): what a sequence-first layer begins with."""
+    weights = np.arange(20, dtype=np.float32).reshape(4, 5) / 20
+    graph = helper.make_graph(
+        [helper.make_node("Transpose", ["x"], ["t"], perm=order), helper.make_node("MatMul", ["t", "w"], ["y"])],
+        "transposed",
+        [helper.make_tensor_value_info("x", element, ["N", 3, 4])],
+        [helper.make_tensor_value_info("y", element, [None, None, 5])],
+        [onnx.numpy_helper.from_array(weights.astype(helper.tensor_dtype_to_np_dtype(element)), "w")],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def test_a_half_product_behind_a_moved_batch_runs_and_the_engine_says_what_was_left_out(tmp_path: Path) -> None:
+    """ONNX Runtime 1.32 ends the whole process here, unless its fusion of transposes into products is left out."""
+    found = replace(
+        variant(tmp_path, transposed_product([1, 0, 2])),
+        inputs=(TensorSpec("x", "float16", (None, 3, 4)),), outputs=(TensorSpec("y", "float16", (None, None, 5)),),
+    )  # fmt: skip
+    made = engines.build(found, "onnxruntime-cpu", store=Store(tmp_path / "store"))
+    assert any("MatmulTransposeFusion is left out" in note for note in made.notes)
+    x = np.ones((2, 3, 4), np.float16)
+    with engines.open_runner(made) as runner:
+        answer = runner.infer({"x": x})["y"]
+    weights = np.arange(20, dtype=np.float32).reshape(4, 5) / 20
+    # Sums of four FP16 products of at most 1: half a unit in the last place of 4.
+    np.testing.assert_allclose(answer, np.ones((3, 2, 4)) @ weights, atol=2e-3)
+    assert backend.layer_times(made, {"x": x}, 2)
+
+
+@pytest.mark.parametrize(
+    ("order", "element", "fusion", "left_out"),
+    [
+        ([1, 0, 2], TensorProto.FLOAT16, "all", True),
+        ([1, 2, 0], TensorProto.FLOAT16, "all", True),
+        ([0, 2, 1], TensorProto.FLOAT16, "all", False),
+        ([1, 0, 2], TensorProto.FLOAT, "all", False),
+        ([1, 0, 2], TensorProto.FLOAT16, "basic", False),
+    ],
+)
+def test_the_fusion_is_left_out_only_where_it_crashes(
+    order: list[int], element: int, fusion: str, left_out: bool, tmp_path: Path
+) -> None:
+    proto = transposed_product(order, element)
+    onnx.save(proto, tmp_path / "m.onnx")
+    for model in (proto.SerializeToString(), tmp_path / "m.onnx"):
+        entries = onnxruntime_session.session_settings(model, fusion, 1, "onnxruntime-cpu")["entries"]
+        assert (onnxruntime_session.LEFT_OUT in entries) == left_out

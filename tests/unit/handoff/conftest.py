@@ -1,13 +1,15 @@
-"""A small classifier, its study with two recipes, and a store."""
+"""A small classifier, its study with two recipes, the study of a small language model, and a store."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import workbench as wb
+from workbench import llm
 from workbench.machine.store import Store
 from workbench.records import Protocol
 
@@ -59,3 +61,18 @@ def study(model, data, store: Store) -> wb.Study:
     return wb.run(
         model, data, recipes, backend="onnxruntime-cpu", protocol=QUICK, name="mine", store=store, progress=None
     )
+
+
+@pytest.fixture(scope="session")
+def language(store: Store) -> llm.LanguageModel:
+    pytest.importorskip("transformers")
+    # The older exporter is the faster one.
+    return llm.load("stdlib_llama", exporter="torchscript", store=store)
+
+
+@pytest.fixture(scope="session")
+def text_study(language: llm.LanguageModel, store: Store) -> wb.Study:
+    windows = wb.datasets.stdlib_text()
+    data = llm.dataset(language, replace(windows, evaluation=windows.evaluation.take(range(4))))
+    options = {"backend": "onnxruntime-cpu", "protocol": QUICK, "store": store, "progress": None}
+    return wb.run(language.model, data, ["fp32"], **options)

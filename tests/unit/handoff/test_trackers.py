@@ -1,8 +1,9 @@
-"""A study in an experiment tracker: trackio for real and on this machine, the others by the calls that they are given."""
+"""A study in an experiment tracker: on this machine where one is installed, else by the calls that it is given."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -40,6 +41,31 @@ def test_trackio_keeps_the_runs_on_this_machine(tmp_path: Path, monkeypatch: pyt
     (logged,) = storage.get_logs("paper", "int8-kl")
     wanted = next(run for run in trackers.runs(study().record) if run.name == "int8-kl").metrics
     assert {name: logged[name] for name in wanted} == wanted
+
+
+def test_mlflow_keeps_the_runs_in_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="pip install mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'runs.db'}")
+    monkeypatch.chdir(tmp_path)  # where it puts artefacts
+    assert study().log_to("mlflow", project="paper") == ["fp32", "fp16", "int8-kl", "int8-max", "int8-smooth"]
+    kept = {run.info.run_name: run.data for run in mlflow.search_runs(experiment_names=["paper"], output_format="list")}
+    for run in trackers.runs(study().record):
+        assert kept[run.name].metrics == run.metrics
+        assert kept[run.name].params == run.config
+
+
+def test_wandb_keeps_the_runs_here_where_it_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb", reason="pip install wandb")
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    names = study().log_to("wandb", project="paper")
+    files = [file.read_bytes() for file in tmp_path.glob("wandb/offline-run-*/*.wandb")]
+    assert len(files) == len(names) == 5
+    for run in trackers.runs(study().record):
+        # W&B has no reader of these files any more: this is a key of the configuration, protobuf's tag, and the value.
+        recipe = re.compile(rb'recipe.{1,4}"%s"' % run.name.encode(), re.DOTALL)
+        (file,) = (file for file in files if recipe.search(file))
+        assert all(name.encode() in file for name in (*run.config, *run.metrics))
 
 
 class Recorder(ModuleType):

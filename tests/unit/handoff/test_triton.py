@@ -122,7 +122,9 @@ def test_weights_beside_the_file_are_copied_with_it(study: wb.Study, tmp_path: P
     engine = replace(study["fp32"].engine, path=str(large), sha256="", folder=None)
     changed(study, "fp32", engine=engine).deploy("fp32", tmp_path / "repository", backend="python", name="m")
     place = tmp_path / "repository" / "m" / "1"
-    assert {item.name for item in place.iterdir()} == {"model.onnx", "large.data", "model.py", "served.json"}
+    assert {item.name for item in place.iterdir()} == {
+        "model.onnx", "large.data", "model.py", "triton_tensors.py", "served.json",
+    }  # fmt: skip
     onnx.load(str(place / "model.onnx"))
 
 

@@ -13,6 +13,7 @@ import pytest
 from triton_server import MISSING, WHY, serving
 
 import workbench as wb
+from workbench import llm
 
 pytestmark = [pytest.mark.triton, pytest.mark.skipif(bool(MISSING), reason=WHY)]
 QUICK = wb.Protocol(batch=4, rounds=2, min_seconds=0.001, min_runs=5, warmup_seconds=0.0, warmup_runs=1)
@@ -21,7 +22,7 @@ QUICK = wb.Protocol(batch=4, rounds=2, min_seconds=0.001, min_runs=5, warmup_sec
 def ask(host: str, name: str, **feeds: np.ndarray) -> dict[str, np.ndarray]:
     import tritonclient.http as http
 
-    types = {"float32": "FP32", "int64": "INT64"}
+    types = {"float32": "FP32", "int64": "INT64", "uint8": "UINT8"}
     with http.InferenceServerClient(host) as client:
         sent = [http.InferInput(key, list(value.shape), types[value.dtype.name]) for key, value in feeds.items()]
         for one, value in zip(sent, feeds.values(), strict=True):
@@ -114,3 +115,30 @@ def test_a_provider_that_the_server_lacks_is_an_error_and_not_another_speed(stud
         serving(tmp_path / "repository", tmp_path),
     ):
         pass
+
+
+def test_a_language_model_takes_text_and_gives_the_text_that_the_runner_gives(
+    text_study: wb.Study, language: llm.LanguageModel, tmp_path: Path
+) -> None:
+    import tritonclient.utils
+
+    made = text_study.deploy("fp32", tmp_path / "repository", backend="python", name="llama", language=language)
+    prompts = ["class Stack:\n    def __init__(self", "import ", "# Grüße\n"]
+    with llm.open_decoder(text_study["fp32"].engine) as decoder:
+        # One by one, as the server does: in a batch FP32 sums in another order.
+        expected = [llm.generate(language, decoder, [prompt], new_tokens=24).texts[0] for prompt in prompts]
+    with serving(tmp_path / "repository", tmp_path) as host:
+
+        def continued(text: bytes, new_tokens: int = 24) -> str:
+            sent = {"text": np.frombuffer(text, np.uint8), "new_tokens": np.array([new_tokens])}
+            return ask(host, made.name, **sent)["answer"].tobytes().decode()
+
+        assert [continued(prompt.encode()) for prompt in prompts] == expected
+        for text, new_tokens, words in (
+            (b"", 4, "text is empty"),
+            (b"import " * 2000, 4, "at most. Shorten the text"),
+        ):
+            with pytest.raises(tritonclient.utils.InferenceServerException, match=words):
+                continued(text, new_tokens)
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(lambda prompt: continued(prompt.encode()), prompts)) == expected

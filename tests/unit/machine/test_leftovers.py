@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from workbench.machine import disk, leftovers
-from workbench.machine.store import Store
+from workbench.machine.store import Store, write_text
 
 WORK = """
 import sys, time
@@ -86,3 +86,27 @@ def test_temporary_folders_are_swept_too(tmp_path: Path, monkeypatch: pytest.Mon
     with disk.temporary() as folder:
         assert folder.parent == tmp_path and not left.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+WRITE = """
+import sys, time
+from pathlib import Path
+from workbench.machine import store
+Path.replace = lambda *names: (print("written", flush=True), time.sleep(60))
+store.write_text(Path(sys.argv[1]) / "report.html", "half of a report")
+"""
+
+
+def test_what_a_killed_writer_left_beside_a_report_goes_with_the_next_write_there(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", WRITE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "written\n"
+        (left,) = tmp_path.iterdir()
+        assert leftovers.sweep(tmp_path, ".") == [] and left.exists(), "its owner lives"
+    finally:
+        process.kill()
+        process.wait()
+    (tmp_path / ".mine.tmp").write_text("mine")
+    write_text(tmp_path / "report.html", "a report")
+    assert {item.name for item in tmp_path.iterdir()} == {"report.html", ".mine.tmp"}
+    assert (tmp_path / "report.html").read_text() == "a report"

@@ -10,6 +10,7 @@ from classifier_net import classifier
 
 import workbench as wb
 from workbench import datasets
+from workbench.engines import onnxruntime
 from workbench.errors import CalibrationError, RecipeError
 from workbench.machine.store import Store
 from workbench.records import Protocol
@@ -32,7 +33,7 @@ def data(model):
     from workbench.datasets.metrics import top1
 
     x = np.random.default_rng(1).normal(size=(400, 8)).astype(np.float32)
-    labels = wb.engines.onnxruntime.open_file(model.path).infer({"x": x})["logits"].argmax(-1)
+    labels = onnxruntime.open_file(model.path).infer({"x": x})["logits"].argmax(-1)
     return datasets.arrays(x, labels, metric=top1()).split_off(calibration=200)
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import workbench as wb
 from workbench.errors import BackendMissing, Cancelled, DataError
 from workbench.machine.store import Store
 from workbench.records import Progress
-from workbench.study import ray_cluster, sweeping
+from workbench.study import ray_cluster, ray_reports, sweeping
 
 PROTOCOL = wb.Protocol(batch=2, rounds=2, min_seconds=0.01, warmup_seconds=0.01)
 RECIPES = ["fp32", "fp16"]
@@ -124,10 +125,16 @@ def test_a_cluster_of_which_a_machine_is_killed_finishes_everything_and_refuses_
     cluster.wait_for_nodes()
     store = Store(tmp_path / "store")
     out: list[str] = []
+    doing: dict[str, set[str]] = {}
+    fractions: list[float] = []
     killed = threading.Event()
 
     def watch(progress: Progress) -> None:
-        if progress.message.startswith("on "):
+        fractions.append(progress.fraction)
+        where, _, what = progress.message.partition(": ")
+        if what:
+            doing.setdefault(progress.variant, set()).add(what.split()[0])
+        elif where.startswith("on "):
             out.append(progress.variant)
         if len(out) == 2 and not killed.is_set():  # a study is out on each
             killed.set()
@@ -142,8 +149,10 @@ def test_a_cluster_of_which_a_machine_is_killed_finishes_everything_and_refuses_
     assert [study.name for study in found.studies] == ["sweep first onnxruntime-cpu", "sweep second onnxruntime-cpu"]
     assert [name for name, _ in found.failures] == ["sweep first tensorrt", "sweep second tensorrt"]
     assert all("No machine of the cluster can run tensorrt" in message for _, message in found.failures), found.failures
-    assert killed.is_set()
+    assert killed.is_set() and fractions == sorted(fractions)
     for study in found.studies:
+        # Each said from its machine what it was at; how many stages are seen depends on how long they took.
+        assert doing[study.name] and doing[study.name] <= {"transform", "build", "check", "measure", "finished"}
         assert wb.Study.open(study.name, store).frame()["variant"].tolist() == RECIPES
 
 
@@ -152,7 +161,16 @@ def test_without_ray_it_is_said_how_to_get_it(models: list[Path], monkeypatch: p
 
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BackendMissing, match=r"trt-workbench\[ray\]"):
-        next(ray_cluster.spread([], None, lambda name, where: None, lambda: False))
+        next(ray_cluster.spread([], None, lambda name, where, progress: None, lambda: False))
+
+
+class Silent:
+    """Reports of which none ever comes."""
+
+    board = None
+
+    def new(self) -> dict[str, Progress]:
+        return {}
 
 
 class Lost:
@@ -191,19 +209,101 @@ def test_a_study_that_is_lost_again_and_again_is_given_up_and_cancel_stops_the_o
 
     lost = Lost()
 
-    def sent(ray: Any, item: Any, place: str) -> int:
+    def sent(ray: Any, item: Any, place: str, board: Any) -> int:
         lost.sent += 1
         return lost.sent
 
     monkeypatch.setattr(ray_cluster, "_sent", sent)
     work = ray_cluster.Work("one", Path(), "onnxruntime-cpu")
-    (answer,) = ray_cluster._dispatched(lost, deque([work]), lambda name, where: None, lambda: False)
+    (answer,) = ray_cluster._dispatched(
+        lost, Silent(), deque([work]), lambda name, where, progress: None, lambda: False
+    )
     assert answer.record is None and "lost 3 times" in answer.message and lost.sent == 3
     asked = iter([False, True])
     monkeypatch.setattr(lost, "wait", lambda references, timeout: ([], references))
     with pytest.raises(Cancelled):
-        list(ray_cluster._dispatched(lost, deque([work]), lambda name, where: None, lambda: next(asked)))
+        list(
+            ray_cluster._dispatched(
+                lost, Silent(), deque([work]), lambda name, where, progress: None, lambda: next(asked)
+            )
+        )
     assert lost.sent < 0, "what was out is stopped"
+
+
+def test_what_a_study_does_is_told_with_its_machine_and_that_of_one_that_ended_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from collections import deque
+
+    lost = Lost()
+    lost.get = lambda reference: {"record": "{}"}  # type: ignore[method-assign]
+    waits = iter([([], [1]), ([1], [])])
+    lost.wait = lambda references, timeout: next(waits)  # type: ignore[method-assign]
+    monkeypatch.setattr(ray_cluster, "_sent", lambda ray, item, place, board: 1)
+    measuring = Progress("measure", "fp32", 0.5, "round 1")
+    reports = Silent()
+    reports.new = lambda: {"one": measuring, "another": measuring}  # type: ignore[method-assign]
+    told: list[tuple[str, str, Progress | None]] = []
+    work = deque([ray_cluster.Work("one", Path(), "onnxruntime-cpu")])
+    list(ray_cluster._dispatched(lost, reports, work, lambda *each: told.append(each), lambda: False))
+    assert told == [("one", "here", None), ("one", "here", measuring), ("one", "here", measuring)]
+
+
+def test_a_sweep_tells_what_its_studies_do_and_takes_no_progress_back() -> None:
+    told: list[Progress] = []
+    account = sweeping._Account(told.append, 2, 0)
+    account.told("one", "here", None)
+    account.told("one", "here", Progress("build", "fp32", 0.5))
+    account.told("one", "there", None)  # the first machine was lost
+    account.told("two", "", Progress("measure", "fp32", 0.2, "round 1"))
+    account.ended("one", "done")
+    assert [each.message for each in told] == [
+        "on here",
+        "on here: build fp32",
+        "on there",
+        "measure fp32 round 1",
+        "done",
+    ]
+    assert [each.fraction for each in told] == [0.0, 0.25, 0.25, 0.25, 0.6]
+
+
+def test_reports_come_from_a_board_that_is_never_waited_for_and_may_be_lost() -> None:
+    board = ray_reports.Board()
+    answers: list[Any] = []
+
+    class Remote:
+        """A method of an actor: what it gives is there at once, or raises where it is gone."""
+
+        def __init__(self, call: Callable[..., Any]) -> None:
+            self.call = call
+
+        def remote(self, *arguments: Any) -> Any:
+            answers.append(self.call(*arguments))
+            return len(answers) - 1
+
+    ready, actor = [True], SimpleNamespace(put=Remote(board.put), taken=Remote(board.taken))
+    ray = SimpleNamespace(
+        exceptions=Lost.exceptions,
+        get=lambda reference: answers[reference],
+        wait=lambda references, timeout: (references if ready[0] else [], []),
+    )
+    reports = ray_reports.Reports(ray, actor)
+    tell = ray_reports.Teller(actor, "one")
+    building = Progress("build", "fp32", 0.1)
+    for progress in (building, Progress("build", "fp32", 0.2), Progress("check", "fp32", 0.3)):
+        tell(progress)  # the second says nothing new so soon after the first
+    assert len(answers) == 3 and reports.new() == {} and reports.new() == {"one": Progress("check", "fp32", 0.3)}
+    tell(Progress("measure", "fp32", 0.4))
+    ready[0] = False
+    assert reports.new() == {}
+    ready[0] = True
+
+    def gone(reference: int) -> Any:
+        raise Lost.exceptions.RayError("the board's process died")
+
+    ray.get = gone
+    assert reports.new() == {}
+    ray_reports.Teller(None, "one")(building)  # nobody listens: the study goes on
 
 
 def test_a_machine_that_is_gone_is_not_asked_again_and_that_is_no_fault_of_the_study(
@@ -222,13 +322,13 @@ def test_a_machine_that_is_gone_is_not_asked_again_and_that_is_no_fault_of_the_s
         return {"record": "{}"}
 
     lost.get = got  # type: ignore[method-assign]
-    monkeypatch.setattr(ray_cluster, "_sent", lambda ray, item, place: places.append(place) or len(places))
+    monkeypatch.setattr(ray_cluster, "_sent", lambda ray, item, place, board: places.append(place) or len(places))
     work = deque(
         [ray_cluster.Work("one", Path(), "onnxruntime-cpu"), ray_cluster.Work("two", Path(), "onnxruntime-cpu")]
     )
     for item in work:
         item.lost = 2  # once more would be too often
-    answers = list(ray_cluster._dispatched(lost, work, lambda name, where: None, lambda: False))
+    answers = list(ray_cluster._dispatched(lost, Silent(), work, lambda name, where, progress: None, lambda: False))
     assert [answer.record for answer in answers] == ["{}", "{}"] and places.count("a") == 1 and "head" not in places
 
 
@@ -241,9 +341,9 @@ def test_a_cluster_without_machines_is_given_up_and_one_without_gpus_refuses_wha
     monkeypatch.setattr(ray_cluster, "_LONGEST_EMPTY_SECONDS", 0.03)
     lost = Lost()
     work = deque([ray_cluster.Work("one", Path(), "tensorrt")])
-    (answer,) = ray_cluster._dispatched(lost, deque(work), lambda name, where: None, lambda: False)
+    (answer,) = ray_cluster._dispatched(lost, Silent(), deque(work), lambda name, where, progress: None, lambda: False)
     assert answer.record is None and "here has no GPU" in answer.message
     lost.nodes = lambda: []  # type: ignore[method-assign]
     work[0].refused.clear()
-    (answer,) = ray_cluster._dispatched(lost, work, lambda name, where: None, lambda: False)
+    (answer,) = ray_cluster._dispatched(lost, Silent(), work, lambda name, where, progress: None, lambda: False)
     assert answer.record is None and "no machine with a processor" in answer.message

@@ -8,12 +8,12 @@ and a latency would be that of neither. Knows nothing of shapes, memory and stre
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from workbench.engines.tensorrt.capabilities import Capabilities, name_of
-from workbench.errors import EngineError
+from workbench.errors import EngineError, StoreError
+from workbench.machine import disk
 
 CACHE_SUFFIX = ".jit"
 SPECIALIZATION = "EAGER"
@@ -90,9 +90,8 @@ class JustInTime:
         if data == self._stored:
             return
         self._stored = data
-        temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.tmp")
         try:
-            temporary.write_bytes(data)
-            temporary.replace(self._path)
-        except OSError as error:
+            with disk.whole_file(self._path) as unfinished:
+                unfinished.write_bytes(data)
+        except StoreError as error:
             self.notes.append(f"The runtime cache could not be kept ({error}), so the next process compiles again.")

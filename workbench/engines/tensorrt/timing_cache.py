@@ -6,7 +6,6 @@ Two processes may build at once: reading, merging and replacing happen under a l
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.engines.tensorrt.capabilities import Capabilities, Device
+from workbench.machine import disk
 
 
 def place(folder: Path, caps: Capabilities, device: Device) -> Path:
@@ -63,7 +63,6 @@ def save(config: Any, cache: Any, path: Path) -> list[str]:
             other = config.create_timing_cache(stored)
             if other is None or not cache.combine(other, False):
                 notes.append(f"The timing cache {path.name} could not be merged with; it is replaced.")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(memoryview(cache.serialize()))
-        temporary.replace(path)
+        with disk.whole_file(path) as unfinished:
+            unfinished.write_bytes(memoryview(cache.serialize()))
     return notes
