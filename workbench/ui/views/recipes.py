@@ -85,6 +85,8 @@ def _toggles(state: State) -> tuple[widgets.Widget, ...]:
         widgets.Text(description="Samples", placeholder="64, 256, all", continuous_update=False), "320px"
     )
     controls.bind(session, plan, "samples_text", samples, plan.set_samples)
+    # What only calibrated quantization has comes and goes as one: each change of a layout is a message and a frame.
+    calibrated = controls.page(groups["calibrator"][1].widget, samples, groups["per_channel"][1].widget)
 
     def show() -> None:
         for toggle, (field, checks) in groups.items():
@@ -94,20 +96,18 @@ def _toggles(state: State) -> tuple[widgets.Widget, ...]:
                 if (toggle, str(value)) in plan.reasons
             }
             checks.show(getattr(plan.toggles, field), greyed)
-        static = any(value in sweep.STATIC for value in plan.toggles.quantizations)
-        for toggle in ("calibrator", "per_channel"):
-            groups[toggle][1].widget.layout.display = None if static else "none"
-        samples.layout.display = None if static else "none"
+        is_static = any(value in sweep.STATIC for value in plan.toggles.quantizations)
+        calibrated.layout.display = None if is_static else "none"
 
     controls.follow(plan, ("toggles", "reasons"), show)
     for _, checks in groups.values():
         checks.refresh = show
-    order = [checks.widget for _, checks in groups.values()]
+    first = [groups[name][1].widget for name in ("fusion", "precision", "quantization")]
     caveats = controls.html("", "wb-quiet")
     controls.follow(
         plan, "caveats", lambda: controls.write(caveats, "".join(f"<div>{escape(line)}</div>" for line in plan.caveats))
     )
-    return (*order[:4], samples, *order[4:], caveats)
+    return (*first, calibrated, groups["sparse"][1].widget, caveats)
 
 
 def _setter(plan: Plan, toggle: str) -> Any:
