@@ -72,6 +72,28 @@ def test_a_real_study_from_click_to_table(app: Workbench) -> None:
     assert wb.Study.open(study.name).record == study.record
 
 
+def test_no_message_of_the_app_shows_backticks() -> None:
+    app = Workbench()
+    settle()
+    control(app, widgets.Button, "Load").click()
+    for name in (
+        "Start",
+        "Rank layers",
+        "Read weights",
+        "Collect",
+        "Measure",
+        "Profile",
+        "Preview",
+        "Export report",
+        "Compare",
+    ):
+        for button in (one for one in controls(app, widgets.Button) if one.description.startswith(name)):
+            button.click()
+            settle()
+            assert "`" not in shown(app), button.description
+    app.close()
+
+
 def test_plotly_is_sent_ahead_once_a_model_was_examined(app: Workbench) -> None:
     (front,) = controls(app, Front)
     assert front.figure == {} and len(front.library) > 1_000_000

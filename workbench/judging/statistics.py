@@ -155,15 +155,16 @@ def _summarised(measurement: Measurement, confidence: float) -> Summary:
         # The centre is a trimmed mean; the median of few rounds may lie beside it.
         low, high = min(_exp(interval.low), median), max(_exp(interval.high), median)
     rates = [rate for item in measurement.rounds if (rate := _rate(item)) is not None]
-    tail = {q: float(np.quantile(values, q)) if len(values) >= required_samples(q) else None for q in (0.9, 0.95, 0.99)}
+    known = [q for q in (0.9, 0.95, 0.99) if len(values) >= required_samples(q)]
+    tail = dict(zip(known, np.quantile(values, known).tolist(), strict=True))
     return Summary(
         median=median,
         mean=float(values.mean()),
         std=float(values.std()),
         variation=float(values.std() / values.mean()),
-        p90=tail[0.9],
-        p95=tail[0.95],
-        p99=tail[0.99],
+        p90=tail.get(0.9),
+        p95=tail.get(0.95),
+        p99=tail.get(0.99),
         low=low,
         high=high,
         queries_per_second=float(np.median(rates)) if rates else None,

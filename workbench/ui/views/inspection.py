@@ -6,7 +6,7 @@ import ipywidgets as widgets
 
 from workbench.ui.state import State
 from workbench.ui.views import controls, markup
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import message
 
 _FUSION_TITLE = "What became of the nodes of the second variant's file (fused, added, folded away)"
 
@@ -24,7 +24,7 @@ def calibration_view(state: State) -> widgets.Widget:
     tensor.layout.width = "700px"
     words, clips = controls.html(), controls.html()
     controls.follow(
-        inspection, "words", lambda: controls.write(words, f'<p role="status">{escape(inspection.words)}</p>')
+        inspection, "words", lambda: controls.write(words, f'<p role="status">{message(inspection.words)}</p>')
     )
     controls.follow(inspection, "clips", lambda: controls.write(clips, markup.clips(inspection.clips)))
     return controls.page(
@@ -57,7 +57,7 @@ def _weights(state: State) -> tuple[widgets.Widget, ...]:
     controls.follow(
         inspection,
         "weight_words",
-        lambda: controls.write(words, f'<p role="status">{escape(inspection.weight_words)}</p>'),
+        lambda: controls.write(words, f'<p role="status">{message(inspection.weight_words)}</p>'),
     )
     picture = controls.picture_pair(
         inspection,
@@ -85,7 +85,7 @@ def fusion_box(state: State) -> widgets.Accordion:
     controls.follow(
         inspection,
         "fusion_words",
-        lambda: controls.write(words, f'<p role="status">{escape(inspection.fusion_words)}</p>'),
+        lambda: controls.write(words, f'<p role="status">{message(inspection.fusion_words)}</p>'),
     )
     controls.follow(
         inspection,

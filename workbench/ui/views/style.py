@@ -32,6 +32,8 @@ CSS = """
 .workbench pre { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 260px; overflow-y: auto; margin: 4px 0; padding: 6px 8px;
   background: var(--jp-layout-color2, #f0f2f4); color: var(--jp-ui-font-color1, #1b1f24); }
+.workbench code { font-family: var(--jp-code-font-family, monospace); font-size: 12px; padding: 0 3px;
+  background: var(--jp-layout-color2, #f0f2f4); color: var(--jp-ui-font-color1, #1b1f24); }
 .workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px;
   box-sizing: border-box; }
 .workbench .wb-short textarea { min-height: 48px; font-family: inherit; }
