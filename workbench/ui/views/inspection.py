@@ -41,8 +41,27 @@ def calibration_view(state: State) -> widgets.Widget:
         controls.picture_pair(
             inspection, "curve_light", "curve_dark", lambda: f"KL divergence of {inspection.tensor} by threshold."
         ),
+        *_channels(state),
         *_weights(state),
     )
+
+
+def _channels(state: State) -> tuple[widgets.Widget, ...]:
+    """Return what shows the channels of the tensor."""
+    session, channels, inspection = state.session, state.channels, state.inspection
+    observe = controls.button(
+        session,
+        "Observe channels",
+        channels.observe_channels,
+        "Run the calibration samples through the model once more, or read what was observed before",
+    )
+    words, worst = controls.html(), controls.html()
+    controls.follow(channels, "words", lambda: controls.write(words, f'<p role="status">{message(channels.words)}</p>'))
+    controls.follow(channels, "outlying", lambda: controls.write(worst, markup.outlying(channels.outlying)))
+    picture = controls.picture_pair(
+        channels, "light", "dark", lambda: f"Largest magnitude of each channel of {inspection.tensor}."
+    )
+    return controls.html("<h3>Channels</h3>"), controls.row(observe), words, picture, worst
 
 
 def _weights(state: State) -> tuple[widgets.Widget, ...]:

@@ -22,6 +22,7 @@ __all__ = ["escape"]
 
 _CODE = re.compile(r"`([^`\n]+)`")
 _MOST_MOVED = 20
+_MOST_OUTLYING = 20
 _MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
 
 
@@ -191,6 +192,15 @@ def clips(found: Iterable[Clip]) -> str:
         for clip in found
     ]
     return table(("Calibrator", "Clips beyond", "Expected SQNR (dB)"), rows, numbers=(1, 2)) if rows else ""
+
+
+def outlying(found: Sequence[tuple[str, float]]) -> str:
+    """Return the activations with outlier channels, the worst first."""
+    rows = [(f'<span class="wb-name">{escape(name)}</span>', f"{ratio:.3g}") for name, ratio in found[:_MOST_OUTLYING]]
+    left = len(found) - len(rows)
+    more = f'<p class="wb-quiet">{left} with smaller outliers are not shown.</p>' if left else ""
+    headings = ("Activation with outlier channels", "Largest channel, times the median")
+    return table(headings, rows, numbers=(1,)) + more if rows else ""
 
 
 def layers(before: dict[str, int], found: FusionMap | None) -> str:
