@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from workbench.calibration.channels import OUTLIER, outliers
 from workbench.errors import DataError
@@ -82,6 +83,7 @@ def _draw_channels(axes: Axes, colours: look.Theme, maxima: np.ndarray, across: 
             color=colours.ink,
         )
     axes.axhline(middle, color=colours.quiet, linewidth=1.2, linestyle="--")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, max(float(maxima.max()) * 1.12, 1e-12))
     look.entitle(axes, colours, title, across, up)
     if out:

@@ -245,7 +245,13 @@ def picture_pair(part: HasTraits, light_trait: str, dark_trait: str, words: Call
             for kind, trait in kinds
             if (data := getattr(part, trait))
         )
-        write(box, shown)
+        # In a narrow panel a picture keeps a size at which its text can be read, and scrolls by itself.
+        write(
+            box,
+            f'<div class="wb-scroll wb-picture" tabindex="0" role="group" aria-label="{alt}">{shown}</div>'
+            if shown
+            else "",
+        )
         box.layout.display = None if shown else "none"
 
     follow(part, (light_trait, dark_trait), show)

@@ -92,7 +92,7 @@ def model_card(model: Model, cost: Cost | None, lacks: dict[str, dict[str, str]]
     ]
     operators = sorted(model.operators.items(), key=lambda item: (-item[1], item[0]))
     parts = [
-        table(("", ""), facts),
+        wrapped(("", ""), facts),
         "<h3>Inputs and outputs</h3>",
         table(("", "Name", "Type", "Shape"), [*_specs("input", model.inputs), *_specs("output", model.outputs)]),
         "<h3>Operators</h3>",

@@ -43,7 +43,9 @@ function render({ model, el }) {
     // Names would cover each other in a narrow panel: there a legend holds them.
     const data = narrow ? figure.data.map((trace) => ({ ...trace, mode: trace.mode.replace("+text", "") })) : figure.data;
     const layout = { ...figure.layout, width: place.clientWidth || undefined, showlegend: narrow || figure.layout.showlegend,
-      legend: narrow ? { orientation: "h", y: -0.25 } : figure.layout.legend, margin: { ...figure.layout.margin, l: narrow ? 48 : 64, r: narrow ? 8 : 24 } };
+      legend: narrow ? { orientation: "h", y: -0.3 } : figure.layout.legend, margin: { ...figure.layout.margin, l: narrow ? 48 : 64, r: narrow ? 8 : 24 } };
+    // A long title would be cut off at both ends.
+    if (narrow) layout.xaxis = { ...layout.xaxis, title: { ...layout.xaxis.title, text: layout.xaxis.title.text.replace(": ", ":<br>") } };
     // A change of what is drawn moves smoothly; one of how many, or of the room that it has, is drawn at once.
     const shape = `${data.length} ${layout.showlegend} ${place.clientWidth}`;
     if (shape !== before) delete layout.transition;
