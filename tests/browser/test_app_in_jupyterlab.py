@@ -111,8 +111,10 @@ def test_a_study_from_the_menu_to_the_opened_report(page: Any, lab: Lab) -> None
         if view == "Calibration":
             press(page, "Collect")
             expect(app.locator("img.wb-light:visible").nth(1)).to_be_visible(timeout=LONG)
-            press(page, "Read weights")
+            press(page, "Observe channels")
             expect(app.locator("img.wb-light:visible").nth(2)).to_be_visible(timeout=LONG)
+            press(page, "Read weights")
+            expect(app.locator("img.wb-light:visible").nth(3)).to_be_visible(timeout=LONG)
         if view == "Layers":
             expect(app.get_by_text("Not profiled yet")).to_be_visible()
             choose(page, "Second", "int8-kl")
@@ -277,6 +279,18 @@ def test_a_dark_theme_and_a_narrow_panel_show_everything(opened: Opened) -> None
         app.locator(".wb-tabs").first.scroll_into_view_if_needed()
         picture(page, f"dark_{name.lower()}")
     opened.look("Dark", 420)
+    go_to(page, "Results")
+    go_to(page, "Plot")
+    title = app.locator(".wb-front .xtitle")
+    expect(title).to_contain_text("less is better")
+    expect(title.locator("tspan")).to_have_count(2)
+    inside = title.evaluate("""element => {
+        const [ours, plot] = [element, element.closest('.wb-front')].map(one => one.getBoundingClientRect());
+        return ours.left >= plot.left && ours.right <= plot.right; }""")
+    assert inside, "a title is not cut off"
+    go_to(page, "Model")
+    cut = app.locator(".wb-scroll:visible").first.evaluate("element => element.scrollWidth - element.clientWidth")
+    assert cut <= 2, "what is known of the model wraps"
     for name in opened.pages():
         app.locator(".wb-tabs").first.scroll_into_view_if_needed()
         picture(page, f"narrow_{name.lower()}")

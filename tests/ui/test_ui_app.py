@@ -72,6 +72,27 @@ def test_a_real_study_from_click_to_table(app: Workbench) -> None:
     assert wb.Study.open(study.name).record == study.record
 
 
+def test_no_message_of_the_app_shows_backticks() -> None:
+    app = Workbench()
+    settle()
+    told = ""
+    for name in (
+        "Start",
+        "Rank layers",
+        "Read weights",
+        "Collect",
+        "Observe channels",
+        "Measure",
+        "Profile",
+        "Preview",
+    ):
+        control(app, widgets.Button, name).click()
+        told = shown(app)
+        assert app.error and "`" not in told, name
+    assert "on page <code>Model</code>" in told
+    app.close()
+
+
 def test_plotly_is_sent_ahead_once_a_model_was_examined(app: Workbench) -> None:
     (front,) = controls(app, Front)
     assert front.figure == {} and len(front.library) > 1_000_000

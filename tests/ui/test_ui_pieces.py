@@ -15,6 +15,20 @@ from workbench.ui.disagreements import disagreements
 from workbench.ui.views import markup
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Choose one on page `Model`.", "Choose one on page <code>Model</code>."),
+        ("`<script>` & `a`", "<code>&lt;script&gt;</code> &amp; <code>a</code>"),
+        ("one ` alone", "one ` alone"),
+        ("`` holds nothing", "`` holds nothing"),
+        ("`two\nlines`", "`two\nlines`"),
+    ],
+)
+def test_a_message_is_escaped_and_shows_code_as_code(text: str, shown: str) -> None:
+    assert markup.message(text) == shown
+
+
 def test_two_variants_are_compared_sample_by_sample_and_shown_where_the_record_can() -> None:
     record = synthetic_study.study(("fp32", "int8-kl"))
     found = disagreements(record, "fp32", "int8-kl")

@@ -14,7 +14,7 @@ import tiny
 from tiny import SOON, FakeRun, attempt, settle
 
 import workbench as wb
-from workbench import codec
+from workbench import codec, datasets
 from workbench.errors import Cancelled, RecipeError
 from workbench.machine.store import Store
 from workbench.recipes import NAMED, named
@@ -23,6 +23,7 @@ from workbench.study import Study, catalog
 from workbench.ui.state import State
 from workbench.ui.state.results import MANY_VARIANTS
 from workbench.ui.state.running import variant_progress
+from workbench.ui.views import markup
 
 
 @pytest.fixture
@@ -404,6 +405,31 @@ def test_weights_are_drawn_with_their_output_channels(state: State) -> None:
     state.selection.model = None
     assert inspection.weights == () and inspection.weight_light == b""
     assert "no file of a model" in attempt(state, inspection.read_weights)
+
+
+def test_channels_of_activations_are_drawn_and_those_that_stand_out_are_listed(state: State) -> None:
+    inspection, channels = state.inspection, state.channels
+    assert attempt(state, channels.observe_channels) == "" and channels.light == b"", "no tensor is shown yet"
+    assert channels.words == "0 of 2 activations have a channel 8 times the median or more."
+    assert attempt(state, inspection.collect) == ""
+    assert attempt(state, inspection.show_tensor, "r") == ""
+    assert channels.light.startswith(b"\x89PNG") and channels.dark.startswith(b"\x89PNG")
+    assert channels.words.startswith("r, largest magnitude by channel. ")
+    inspection.tensor = "h"  # which nothing but the Relu reads
+    assert channels.light == b"" and channels.words.startswith("h has no channels: no layer with constant weights")
+    x = np.random.default_rng(2).uniform(1.0, 1.5, (60, 8)).astype(np.float32)
+    x[:, 3] *= 100.0
+    state.selection.data = datasets.arrays(x, name="lopsided").split_off(calibration=20)
+    assert channels.words == "Not observed yet."
+    assert attempt(state, channels.observe_channels) == ""
+    assert channels.outlying[0][0] == "x" and channels.outlying[0][1] == pytest.approx(100.0, rel=0.1)
+    assert "<td" in markup.outlying(channels.outlying) and markup.outlying(()) == ""
+    assert "3 with smaller outliers" in markup.outlying([("x", 9.0)] * 23)
+    x[:, 3] = 3e38  # finite, but not what the first layer makes of it
+    state.selection.data = datasets.arrays(x, name="overflowing").split_off(calibration=20)
+    assert "CalibrationError" in attempt(state, channels.observe_channels) and channels.words == "Not observed."
+    state.selection.data = None
+    assert "Channels need a model and data" in attempt(state, channels.observe_channels)
 
 
 def test_calibration_shows_what_each_calibrator_would_clip(state: State) -> None:

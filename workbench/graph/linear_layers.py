@@ -1,4 +1,4 @@
-"""Find the layers with constant weights, and which axis of a weight runs over input channels and which over outputs.
+"""Find the layers with constant weights, and which axes of a weight and of what a layer reads run over channels.
 
 Knows nothing of what steps do with them.
 """
@@ -83,6 +83,21 @@ def weights_of(model: onnx.ModelProto) -> dict[str, Weight]:
         if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and sizes.get(node.input[1], 0) > 1:
             turned = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
             found[node.name or node.output[0]] = Weight(node.input[1], 0 if turned else 1)
+    return found
+
+
+def activation_channels(model: onnx.ModelProto) -> dict[str, int]:
+    """Return the activations that a layer with a constant weight reads -> the axis that runs over their channels.
+
+    Only such a layer says what a channel is: two activations that are multiplied have none.
+    """
+    constants = {tensor.name for tensor in model.graph.initializer}
+    found: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or node.input[0] in constants:
+            continue
+        if node.input[1] in constants and not attribute(node, "transA", 0):
+            found.setdefault(node.input[0], 1 if node.op_type.startswith("Conv") else -1)
     return found
 
 

@@ -118,7 +118,8 @@ class _Pairs:
         return self.speeds[one].lead(self.speeds[other])
 
     def _found_faster(self, one: int, other: int) -> int:
-        return self.speeds[one].faster(self.speeds[other])
+        """Return 1, 0 or -1: distinguishably faster, equal, slower; without intervals, what the values say."""
+        return self._lead(one, other) if self.speeds[one].is_apart(self.speeds[other]) else 0
 
     def _found_better(self, one: int, other: int) -> int:
         return self._answers[one].better(self._answers[other])
@@ -151,23 +152,17 @@ class _Speed:
             return 1
         if other.longest < self.shortest:
             return -1
-        groups, _ = self._groups(other)
-        if min(map(len, groups)) < FEWEST_ROUNDS:
-            return self.faster(other)
-        value = difference(groups)
+        value = difference(self._groups(other))
         return (value > 0) - (value < 0)
 
-    def faster(self, other: _Speed) -> int:
-        """Return 1, 0 or -1: distinguishably faster, equal, slower; without intervals, what the values say."""
-        groups, in_turns = self._groups(other)
-        if min(map(len, groups)) < FEWEST_ROUNDS:
-            value = statistics.ratio_of_logs(other.logs, self.logs, in_turns).value
-            return (value > 1) - (value < 1)
-        return self.lead(other) if is_apart(groups, CONFIDENCE) else 0
+    def is_apart(self, other: _Speed) -> bool:
+        """Return whether the two can be told apart; with too few rounds for intervals every difference counts."""
+        groups = self._groups(other)
+        return min(map(len, groups)) < FEWEST_ROUNDS or is_apart(groups, CONFIDENCE)
 
-    def _groups(self, other: _Speed) -> tuple[list[np.ndarray], bool]:
+    def _groups(self, other: _Speed) -> list[np.ndarray]:
         in_turns = statistics.interleaved(self.measurement, other.measurement)
-        return statistics.groups_of_logs(other.logs, self.logs, in_turns)[0], in_turns
+        return statistics.groups_of_logs(other.logs, self.logs, in_turns)[0]
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def summary(measurement: Measurement, confidence: float = CONFIDENCE) -> Summary
 def _summarised(measurement: Measurement, confidence: float) -> Summary:
     _check_rounds(measurement)
     values = np.concatenate([np.asarray(item.latencies_seconds) for item in measurement.rounds])
-    medians = np.array([np.median(item.latencies_seconds) for item in measurement.rounds])
+    medians = _medians(measurement)
     median = float(np.median(medians))
     low = high = None
     if len(medians) >= FEWEST_ROUNDS:
@@ -155,15 +155,16 @@ def _summarised(measurement: Measurement, confidence: float) -> Summary:
         # The centre is a trimmed mean; the median of few rounds may lie beside it.
         low, high = min(_exp(interval.low), median), max(_exp(interval.high), median)
     rates = [rate for item in measurement.rounds if (rate := _rate(item)) is not None]
-    tail = {q: float(np.quantile(values, q)) if len(values) >= required_samples(q) else None for q in (0.9, 0.95, 0.99)}
+    known = [q for q in (0.9, 0.95, 0.99) if len(values) >= required_samples(q)]
+    tail = dict(zip(known, np.quantile(values, known).tolist(), strict=True))
     return Summary(
         median=median,
         mean=float(values.mean()),
         std=float(values.std()),
         variation=float(values.std() / values.mean()),
-        p90=tail[0.9],
-        p95=tail[0.95],
-        p99=tail[0.99],
+        p90=tail.get(0.9),
+        p95=tail.get(0.95),
+        p99=tail.get(0.99),
         low=low,
         high=high,
         queries_per_second=float(np.median(rates)) if rates else None,
@@ -369,7 +370,9 @@ def logs_by_round(measurement: Measurement) -> Mapping[int, float]:
 
 def _logs(measurement: Measurement) -> dict[int, float]:
     _check_rounds(measurement)
-    seconds = {item.index: _typical_seconds(item, measurement.protocol.boundary) for item in measurement.rounds}
+    rates = [_rate(item) if measurement.protocol.boundary == "throughput" else None for item in measurement.rounds]
+    typical = zip(measurement.rounds, rates, _medians(measurement), strict=True)
+    seconds = {item.index: 1 / rate if rate else float(median) for item, rate, median in typical}
     if min(seconds.values()) <= 0:
         raise DataError(
             f"{measurement.variant!r} has a round of {min(seconds.values())} s a call: the clock is too coarse or the "
@@ -378,11 +381,11 @@ def _logs(measurement: Measurement) -> dict[int, float]:
     return {index: math.log(value) for index, value in seconds.items()}
 
 
-def _typical_seconds(item: Round, boundary: str) -> float:
-    rate = _rate(item)
-    if boundary == "throughput" and rate:
-        return 1 / rate
-    return float(np.median(item.latencies_seconds))
+def _medians(measurement: Measurement) -> np.ndarray:
+    """Return the median latency of each round."""
+    return _remembered(
+        measurement, "medians", lambda: np.array([np.median(item.latencies_seconds) for item in measurement.rounds])
+    )
 
 
 def _rate(item: Round) -> float | None:

@@ -11,9 +11,10 @@ from workbench.plots.device import tracks
 from workbench.plots.distributions import latencies, rounds, sizes
 from workbench.plots.front import front
 from workbench.plots.theme import png, svg
-from workbench.plots.weights import weight
+from workbench.plots.weights import channels, weight
 
 __all__ = [
+    "channels",
     "convergence",
     "front",
     "histogram",

@@ -1,9 +1,11 @@
-"""A weight as quantization meets it: how its values are spread, and how large each output channel is."""
+"""Channels as quantization meets them: how the values of a weight are spread, and how large each channel of a tensor is."""
 
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from workbench.calibration.channels import OUTLIER, outliers
 from workbench.errors import DataError
@@ -39,14 +41,40 @@ def weight(values: np.ndarray, axis: int, *, name: str = "", theme: ThemeName = 
     title = f"Weight {shorten(name, 40)}" if name else "Weight"
     look.entitle(above, colours, title, "w", "values per bin (log scale)")
     maxima = np.abs(np.moveaxis(values, axis, 0)).reshape(values.shape[axis], -1).max(axis=1)
+    told = _draw_channels(below, colours, maxima, "output channel", "largest |w|")
+    look.footnote(figure, colours, f"{values.size:,} values in {len(maxima)} channels. {told}")
+    return figure
+
+
+def channels(maxima: np.ndarray, *, name: str = "", theme: ThemeName = "light") -> Figure:
+    """Draw the largest magnitude of each channel of an activation; outlier channels are marked.
+
+    Args:
+        maxima: largest magnitude of each channel, (channels,).
+
+    Raises:
+        DataError: there are no channels.
+    """
+    maxima = np.asarray(maxima, dtype=np.float64)
+    if not maxima.size:
+        raise DataError(f"the activation {name!r} has no channels to draw")
+    colours = look.named(theme)
+    figure, axes = look.new_figure(colours, height_inches=3.4)
+    told = _draw_channels(axes, colours, maxima, "channel", "largest |x|", f"Channels of {shorten(name, 40)}")
+    look.footnote(figure, colours, f"{len(maxima)} channels over all calibration samples. {told}")
+    return figure
+
+
+def _draw_channels(axes: Axes, colours: look.Theme, maxima: np.ndarray, across: str, up: str, title: str = "") -> str:
+    """Draw a bar a channel, mark those that stand out, and return what is to be told of them."""
     ratio, out, middle = outliers(maxima)
     places = np.arange(len(maxima))
-    below.vlines(places, 0, maxima, color=colours.series[0], linewidth=max(0.6, min(4.0, 300 / len(maxima))))
-    below.plot(
+    axes.vlines(places, 0, maxima, color=colours.series[0], linewidth=max(0.6, min(4.0, 300 / len(maxima))))
+    axes.plot(
         list(out), maxima[list(out)], linestyle="none", marker="X", markersize=9, color=colours.series[1], zorder=3
     )
     for index in sorted(out, key=lambda place: -maxima[place])[:4]:
-        below.annotate(
+        axes.annotate(
             f"channel {index}",
             (index, maxima[index]),
             xytext=(7, -2),
@@ -54,13 +82,10 @@ def weight(values: np.ndarray, axis: int, *, name: str = "", theme: ThemeName = 
             fontsize=look.NOTE_POINTS,
             color=colours.ink,
         )
-    below.axhline(middle, color=colours.quiet, linewidth=1.2, linestyle="--")
-    below.set_ylim(0, max(float(maxima.max()) * 1.12, 1e-12))
-    look.entitle(below, colours, "", "output channel", "largest |w|")
-    told = (
-        f"{len(out)} of {len(maxima)} channels are {OUTLIER:g} times the median (dashed) or more"
-        if out
-        else f"No channel is {OUTLIER:g} times the median (dashed): the largest is {ratio:.2g} times it"
-    )
-    look.footnote(figure, colours, f"{values.size:,} values in {len(maxima)} channels. {told}")
-    return figure
+    axes.axhline(middle, color=colours.quiet, linewidth=1.2, linestyle="--")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, max(float(maxima.max()) * 1.12, 1e-12))
+    look.entitle(axes, colours, title, across, up)
+    if out:
+        return f"{len(out)} of {len(maxima)} channels are {OUTLIER:g} times the median (dashed) or more"
+    return f"No channel is {OUTLIER:g} times the median (dashed): the largest is {ratio:.2g} times it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -109,6 +110,12 @@ class VariantResult(cards.Card):
     measurement: Measurement | None = None
     accuracy: Accuracy | None = None
     failure: Failure | None = None
+
+    @property
+    def latency(self) -> float:
+        """Median seconds of a call, over the medians of all rounds; NaN where none was. `Study.latency` has intervals."""
+        rounds = () if self.measurement is None else self.measurement.rounds
+        return statistics.median(statistics.median(item.latencies_seconds) for item in rounds) if rounds else math.nan
 
     def _headline(self) -> str:
         if self.failure is not None:

@@ -83,12 +83,16 @@ def calibrate_proto(
 
 
 def channel_maxima(
-    proto: onnx.ModelProto, tensors: Sequence[str], inputs: Samples, how: Observation | None = None
+    proto: onnx.ModelProto,
+    tensors: Sequence[str] | Mapping[str, int],
+    inputs: Samples,
+    how: Observation | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return the largest magnitude of each channel (last axis) of some activations, over all samples.
+    """Return the largest magnitude of each channel of some activations, over all samples.
 
     Args:
-        tensors: activations of the graph, such as the inputs of its MatMul nodes.
+        tensors: activations of the graph, such as the inputs of its MatMul nodes, with the axis that runs over their channels;
+            without one it is the last.
 
     Returns:
         Tensor -> (channels,) float32.
@@ -99,9 +103,11 @@ def channel_maxima(
     found: dict[str, NDArray[np.float32]] = {}
     if not tensors:
         return found
-    for batch in batches(proto, _chosen(proto, tensors), inputs, how or Observation()):
+    axes = tensors if isinstance(tensors, Mapping) else dict.fromkeys(tensors, -1)
+    for batch in batches(proto, _chosen(proto, list(axes)), inputs, how or Observation()):
         for name, array in batch.arrays.items():
-            largest = np.abs(array).reshape(-1, array.shape[-1]).max(axis=0, initial=0.0).astype(np.float32)
+            by_channel = np.moveaxis(np.abs(array), axes[name], 0)
+            largest = by_channel.reshape(len(by_channel), -1).max(axis=1, initial=0.0).astype(np.float32)
             if not np.isfinite(largest).all():
                 raise _non_finite([name], batch)
             before = found.get(name, largest)

@@ -26,6 +26,7 @@ from workbench.graph import dynamic, files, fusion, opset, precision, quantizati
 from workbench.graph.cpu_fit import write_origin
 from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
+from workbench.graph.linear_layers import activation_channels
 from workbench.graph.pruned import Pruned
 from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
@@ -310,6 +311,31 @@ def channel_maxima(
     proto = observed_graph(model, Recipe(recipe.name, before), known)
     tensors = smooth.smoothed_tensors(proto, step, known.context(model))
     return observing.channel_maxima(proto, tensors, split.inputs, Observation(handle=handle))
+
+
+def activation_maxima(
+    model: Model,
+    split: Split,
+    recipe: Recipe,
+    calibrated: Calibrated,
+    *,
+    handle: Handle = QUIET,
+) -> dict[str, np.ndarray]:
+    """Observe the largest |x| of each channel of every activation that a layer with a constant weight reads.
+
+    Args:
+        split: calibration samples, under the model's input names.
+        recipe: only what it does before quantization matters.
+        calibrated: the dialect, and the channel maxima where the recipe smooths.
+
+    Returns:
+        Tensor name -> (channels,) float32.
+
+    Raises:
+        CalibrationError: no samples, or activations that are not finite.
+    """
+    proto = observed_graph(model, recipe, calibrated)
+    return observing.channel_maxima(proto, activation_channels(proto), split.inputs, Observation(handle=handle))
 
 
 def magnitudes(

@@ -27,6 +27,7 @@ from workbench.records import Model
 from workbench.transformation.steps import (
     BEFORE_QUANTIZATION,
     Calibrated,
+    activation_maxima,
     channel_maxima,
     magnitudes,
     observed,
@@ -44,6 +45,13 @@ class KeptTable:
     sha256: str
     path: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class ChannelMaxima:
+    """Tensor name -> the largest |x| of each of its channels."""
+
+    of: dict[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,31 @@ def calibrate(
         notes=(*found.notes, choice.note),
         details={"auto": codec.to_plain(choice)},
     )
+
+
+def channels(
+    model: Model,
+    data: Dataset,
+    recipe: Recipe,
+    *,
+    dialect: str,
+    store: Store,
+    handle: Handle = QUIET,
+) -> ChannelMaxima:
+    """Find the largest magnitude of each channel of the activations that layers with constant weights read.
+
+    It takes a pass over the calibration samples of its own: histograms are kept a tensor, not a channel.
+
+    Raises:
+        CalibrationError: no samples, or activations that are not finite.
+    """
+    split = samples_of(data.bound_to(model), recipe)
+
+    def observe() -> ChannelMaxima:
+        found = activation_maxima(model, split, recipe, Calibrated(dialect), handle=handle)
+        return ChannelMaxima({name: tuple(map(float, maxima)) for name, maxima in found.items()})
+
+    return store.remember(ChannelMaxima, observed_of(model, recipe, dialect, split), observe)
 
 
 def _smoothed(

@@ -90,5 +90,10 @@ def weight(name: str, values: np.ndarray, axis: int, theme: ThemeName) -> bytes:
     return _png(plots.weight(values, axis, name=name, theme=theme))
 
 
+def channels(name: str, maxima: tuple[float, ...], theme: ThemeName) -> bytes:
+    """Return the largest magnitude of each channel of an activation."""
+    return _png(plots.channels(np.array(maxima), name=name, theme=theme))
+
+
 def _png(figure: Figure) -> bytes:
     return look.png(figure, _DOTS_PER_INCH)

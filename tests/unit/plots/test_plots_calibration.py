@@ -128,3 +128,13 @@ def test_an_outlier_channel_of_a_weight_is_marked_along_the_axis_of_outputs(name
     assert "4 channels" in words(plots.weight(values[0, :, 0, :], 0))
     with pytest.raises(DataError, match="no channels along axis 4"):
         plots.weight(values, 4)
+
+
+@pytest.mark.parametrize("name", ["light", "dark"])
+def test_an_outlier_channel_of_an_activation_is_marked(name: str) -> None:
+    maxima = np.array([1.0, 1.2, 30.0, 0.9, 0.0])
+    figure = plots.channels(maxima, name="relu1", theme=name)  # type: ignore[arg-type]
+    assert "channel 2" in words(figure) and "1 of 5 channels" in words(figure) and "Channels of relu1" in words(figure)
+    assert "No channel is 8 times" in words(plots.channels(maxima[:2]))
+    with pytest.raises(DataError, match="'relu1' has no channels"):
+        plots.channels(np.zeros(0), name="relu1")

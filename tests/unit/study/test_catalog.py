@@ -57,7 +57,7 @@ def test_a_frame_holds_numbers_and_not_words(model, data, store, made_up_rounds)
     study = wb.run(model, data, ["fp32", "int8-max"], protocol=replace(QUICK, rounds=3), store=store)
     frame = study.frame().set_index("variant")
     summary = study.latency("int8-max")
-    assert frame.loc["int8-max", "latency_median_seconds"] == summary.median
+    assert frame.loc["int8-max", "latency_median_seconds"] == summary.median == study["int8-max"].latency
     assert frame.loc["int8-max", "latency_low_seconds"] == summary.low
     assert np.isnan(frame.loc["fp32", "speedup_ratio"])
     assert 0 <= frame.loc["int8-max", "score"] <= 1
@@ -72,6 +72,7 @@ def test_a_variant_that_was_not_measured_has_no_latency(model, data, store, made
     study = wb.run(model, data, ["fp32", broken], protocol=replace(QUICK, rounds=3), store=store)
     failed = replace(study["broken"], measurement=None)
     record = replace(study.record, results=(study["fp32"], failed))
+    assert np.isnan(failed.latency)
     with pytest.raises(DataError, match="'broken' was not measured"):
         wb.Study(record).latency("broken")
     with pytest.raises(KeyError, match="fp32"):

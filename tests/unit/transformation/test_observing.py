@@ -10,6 +10,7 @@ from small_nets import net, run, values
 
 from workbench.errors import CalibrationError, Cancelled
 from workbench.graph import files
+from workbench.graph.linear_layers import activation_channels
 from workbench.machine.handle import Handle
 from workbench.records import Progress
 from workbench.transformation.intermediate_outputs import batches
@@ -186,6 +187,24 @@ def test_channel_maxima_are_those_of_the_last_axis_over_all_samples() -> None:
     found = channel_maxima(attention(), ["x"], tokens, Observation(batch=5, threads=1))
     np.testing.assert_array_equal(found["x"], np.abs(tokens["x"]).max(axis=(0, 1)))
     assert channel_maxima(attention(), [], tokens) == {}
+
+
+def test_channel_maxima_of_images_are_those_of_the_axis_that_a_convolution_reads() -> None:
+    model = bottleneck()
+    axes = activation_channels(model)
+    image = model.graph.input[0].name
+    assert axes[image] == 1, "a convolution reads it"
+    found = channel_maxima(model, axes, IMAGES, Observation(batch=3, threads=1))
+    assert set(found) == set(axes)
+    np.testing.assert_array_equal(found[image], np.abs(IMAGES[image]).max(axis=(0, 2, 3)))
+
+
+def test_only_what_a_layer_with_a_constant_weight_reads_has_channels() -> None:
+    model = net(
+        "(float[N,8] x) => (float[8,N] y) <float[8,4] w = {" + ", ".join(["1"] * 32) + "}> "
+        "{ h = MatMul(x, w) t = Transpose<perm = [1,0]>(h) z = MatMul(h, t) u = MatMul(w, t) y = Gemm<transA = 1>(h, w) }"
+    )
+    assert activation_channels(model) == {"x": -1}
 
 
 def test_an_axis_that_changes_from_batch_to_batch_counts_no_channels() -> None:

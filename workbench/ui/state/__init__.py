@@ -9,6 +9,7 @@ from workbench.machine.store import Store
 from workbench.records import Model, Protocol
 from workbench.study import Study, run
 from workbench.ui.state.batches import Batches
+from workbench.ui.state.channels import Channels
 from workbench.ui.state.export import Export
 from workbench.ui.state.graph import Graph
 from workbench.ui.state.inspection import Inspection
@@ -51,6 +52,7 @@ class State:
         self.results = Results(self.session, self.selection)
         self.previewing = Previewing(self.session, self.selection, self.plan)
         self.inspection = Inspection(self.session, self.selection, self.plan)
+        self.channels = Channels(self.session, self.selection, self.plan, self.inspection)
         self.layers = Layers(self.session, self.selection, self.plan, self.results)
         self.tuning = Tuning(self.session, self.selection, self.plan, self.results)
         self.batches = Batches(self.session, self.selection, self.plan)

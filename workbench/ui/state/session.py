@@ -29,13 +29,11 @@ class Session(HasTraits):
     Attributes:
         error: what went wrong last, for the user; empty after the next command that goes well.
         place: the button whose command went wrong, which tells it beside itself; None where it stands at the top.
-        notice: what a command has to say, such as where a file was written.
         page: the page that is shown, one of `PAGES`.
     """
 
     error = Unicode()
     place: Any = TraitAny()
-    notice = Unicode()
     page = Unicode(PAGES[0])
 
     def __init__(self, store: Store | None = None) -> None:

@@ -35,7 +35,7 @@ def frame(state: State) -> widgets.VBox:
         state.running,
         "words",
         lambda: controls.write(
-            status, f'<span role="status" aria-live="polite">{markup.escape(state.running.words)}</span>'
+            status, f'<span role="status" aria-live="polite">{markup.message(state.running.words)}</span>'
         ),
     )
     app = widgets.VBox([controls.html(f"<style>{CSS}</style>"), status, error, pages])

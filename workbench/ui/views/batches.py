@@ -10,7 +10,7 @@ from workbench.ui.state import State
 from workbench.ui.state.batches import OVER
 from workbench.ui.state.results import as_number
 from workbench.ui.views import controls, markup
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import escape, message
 
 
 def batches_page(state: State) -> widgets.Widget:
@@ -38,7 +38,7 @@ def batches_page(state: State) -> widgets.Widget:
     words, shown = controls.html(), controls.html()
 
     def tell() -> None:
-        controls.write(words, f'<p role="status">{escape(batches.words)}</p>{markup.error(batches.error)}')
+        controls.write(words, f'<p role="status">{message(batches.words)}</p>{markup.error(batches.error)}')
         controls.write(measure, batches.is_running, "disabled")
         controls.write(bar, batches.fraction)
         for part in (cancel, bar):
@@ -92,7 +92,7 @@ def _cell(place: Place | None, most: float, spot: tuple[int, ...], at_most_secon
     if place is None:
         return "<td>…</td>"
     if place.summary is None or place.samples_per_second is None:
-        why = f'<small class="wb-name">{escape(place.failure[:60])}</small>'
+        why = f'<small class="wb-name">{message(place.failure[:60])}</small>'
         return f'<td title="{escape(place.failure, quote=True)}">failed{why}</td>'
     summary = place.summary
     upper = summary.median if summary.high is None else summary.high

@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from traitlets import HasTraits
 
 from workbench.ui.state.session import Session
-from workbench.ui.views.markup import error, escape
+from workbench.ui.views.markup import error, escape, message
 
 FIELD_WIDTH = "460px"
 LABEL_WIDTH = "130px"
@@ -225,7 +225,7 @@ def greyed_words(reasons: dict[str, str], words: str = "Not here") -> str:
     for value, why in reasons.items():
         together.setdefault(why, []).append(value)
     return "".join(
-        f"<div>{words}: {escape(', '.join(values))} ({escape(why)}).</div>" for why, values in together.items()
+        f"<div>{words}: {escape(', '.join(values))} ({message(why)}).</div>" for why, values in together.items()
     )
 
 
@@ -245,7 +245,13 @@ def picture_pair(part: HasTraits, light_trait: str, dark_trait: str, words: Call
             for kind, trait in kinds
             if (data := getattr(part, trait))
         )
-        write(box, shown)
+        # In a narrow panel a picture keeps a size at which its text can be read, and scrolls by itself.
+        write(
+            box,
+            f'<div class="wb-scroll wb-picture" tabindex="0" role="group" aria-label="{alt}">{shown}</div>'
+            if shown
+            else "",
+        )
         box.layout.display = None if shown else "none"
 
     follow(part, (light_trait, dark_trait), show)

@@ -33,12 +33,9 @@ def export_page(state: State) -> widgets.Widget:
             of, f"<p>Of the study on Results: <b class='wb-name'>{escape(export.study) or 'none yet'}</b></p>"
         ),
     )
-    code = widgets.Textarea(
-        description="Code",
-        placeholder="The cell that does the same with the verbs",
-        layout=widgets.Layout(width="98%"),
+    code = controls.field(
+        widgets.Textarea(description="Code", placeholder="The cell that does the same with the verbs"), "98%"
     )
-    code.style.description_width = "60px"
     controls.follow(export, "code", lambda: controls.write(code, export.code))
     path = controls.field(widgets.Text(description="File", continuous_update=False))
     controls.bind(session, export, "report_path", path)

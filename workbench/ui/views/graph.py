@@ -13,7 +13,7 @@ from workbench.study.node_types import TYPES
 from workbench.ui.state import State
 from workbench.ui.state.graph import COLOURS, DETAILS
 from workbench.ui.views import controls
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import escape, message
 
 _EXPORT = "export {\n  widget_default as default\n};"
 # Graphviz comes to the browser in the Python package graphviz-anywidget; what it lacks is to tell of a click.
@@ -93,7 +93,7 @@ def graph_view(state: State) -> widgets.Widget:
             place.children[0].freeze_scroll = not wheel.value
 
     def tell() -> None:
-        controls.write(words, f'<p role="status">{escape(graph.words)}</p>')
+        controls.write(words, f'<p role="status">{message(graph.words)}</p>')
         kept = f"<p role='status'>Chosen: <b class='wb-name'>{escape(graph.chosen_words)}</b></p>"
         hint = "<p class='wb-quiet'>Click a box to choose it, or take it from the menu; drag to move the graph.</p>"
         controls.write(chosen, kept if graph.chosen_words else hint)

@@ -6,7 +6,7 @@ import ipywidgets as widgets
 
 from workbench.ui.state import State
 from workbench.ui.views import controls, markup
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import message
 
 _FUSION_TITLE = "What became of the nodes of the second variant's file (fused, added, folded away)"
 
@@ -24,7 +24,7 @@ def calibration_view(state: State) -> widgets.Widget:
     tensor.layout.width = "700px"
     words, clips = controls.html(), controls.html()
     controls.follow(
-        inspection, "words", lambda: controls.write(words, f'<p role="status">{escape(inspection.words)}</p>')
+        inspection, "words", lambda: controls.write(words, f'<p role="status">{message(inspection.words)}</p>')
     )
     controls.follow(inspection, "clips", lambda: controls.write(clips, markup.clips(inspection.clips)))
     return controls.page(
@@ -41,8 +41,27 @@ def calibration_view(state: State) -> widgets.Widget:
         controls.picture_pair(
             inspection, "curve_light", "curve_dark", lambda: f"KL divergence of {inspection.tensor} by threshold."
         ),
+        *_channels(state),
         *_weights(state),
     )
+
+
+def _channels(state: State) -> tuple[widgets.Widget, ...]:
+    """Return what shows the channels of the tensor."""
+    session, channels, inspection = state.session, state.channels, state.inspection
+    observe = controls.button(
+        session,
+        "Observe channels",
+        channels.observe_channels,
+        "Run the calibration samples through the model once more, or read what was observed before",
+    )
+    words, worst = controls.html(), controls.html()
+    controls.follow(channels, "words", lambda: controls.write(words, f'<p role="status">{message(channels.words)}</p>'))
+    controls.follow(channels, "outlying", lambda: controls.write(worst, markup.outlying(channels.outlying)))
+    picture = controls.picture_pair(
+        channels, "light", "dark", lambda: f"Largest magnitude of each channel of {inspection.tensor}."
+    )
+    return controls.html("<h3>Channels</h3>"), controls.row(observe), words, picture, worst
 
 
 def _weights(state: State) -> tuple[widgets.Widget, ...]:
@@ -57,7 +76,7 @@ def _weights(state: State) -> tuple[widgets.Widget, ...]:
     controls.follow(
         inspection,
         "weight_words",
-        lambda: controls.write(words, f'<p role="status">{escape(inspection.weight_words)}</p>'),
+        lambda: controls.write(words, f'<p role="status">{message(inspection.weight_words)}</p>'),
     )
     picture = controls.picture_pair(
         inspection,
@@ -85,7 +104,7 @@ def fusion_box(state: State) -> widgets.Accordion:
     controls.follow(
         inspection,
         "fusion_words",
-        lambda: controls.write(words, f'<p role="status">{escape(inspection.fusion_words)}</p>'),
+        lambda: controls.write(words, f'<p role="status">{message(inspection.fusion_words)}</p>'),
     )
     controls.follow(
         inspection,

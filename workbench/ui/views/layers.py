@@ -12,7 +12,7 @@ from workbench.ui.layer_rows import NO_MODULE, LayerRow, Side, by_module
 from workbench.ui.state import State
 from workbench.ui.views import controls
 from workbench.ui.views.inspection import fusion_box
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import error, escape, message
 
 # A browser lays out so many bars at once without a pause; the slowest are shown, and the rest is said.
 MOST_BARS = 500
@@ -35,8 +35,7 @@ def layers_view(state: State) -> widgets.Widget:
     words, bars, reasons = controls.html(), controls.html(), controls.html()
 
     def tell() -> None:
-        error = f'<div class="wb-error" role="alert"><b>Error.</b> {escape(layers.error)}</div>' if layers.error else ""
-        controls.write(words, f'<p role="status">{escape(layers.words)}</p>{error}')
+        controls.write(words, f'<p role="status">{message(layers.words)}</p>{error(layers.error)}')
         controls.write(profile, layers.is_running, "disabled")
         cancel.layout.display = None if layers.is_running else "none"
 
@@ -44,7 +43,7 @@ def layers_view(state: State) -> widgets.Widget:
         controls.write(bars, layer_bars(layers.shown, layers.names, [layers.rows[place] for place in layers.selected]))
 
     def say() -> None:
-        items = "".join(f"<li>{escape(text)}</li>" for text in layers.sentences)
+        items = "".join(f"<li>{message(text)}</li>" for text in layers.sentences)
         controls.write(reasons, f"<h3>Why</h3><ol>{items}</ol>" if items else "")
 
     controls.follow(layers, ("words", "error", "is_running"), tell)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
@@ -19,8 +20,15 @@ from workbench.ui.state.running import VariantProgress
 
 __all__ = ["escape"]
 
+_CODE = re.compile(r"`([^`\n]+)`")
 _MOST_MOVED = 20
+_MOST_OUTLYING = 20
 _MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
+
+
+def message(text: str) -> str:
+    """Return a message as HTML: escaped, and what it has between backticks as code."""
+    return _CODE.sub(r"<code>\1</code>", escape(text))
 
 
 def table(
@@ -43,7 +51,7 @@ def wrapped(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def error(text: str) -> str:
     """Return the error line; empty where there is none."""
-    return f'<div class="wb-error" role="alert"><b>Error.</b> {escape(text)}</div>' if text else ""
+    return f'<div class="wb-error" role="alert"><b>Error.</b> {message(text)}</div>' if text else ""
 
 
 def preview_lines(lines: Sequence[Line]) -> str:
@@ -52,7 +60,7 @@ def preview_lines(lines: Sequence[Line]) -> str:
     rows = []
     for line in lines:
         if line.found is None:
-            rows.append((escape(line.recipe), escape(f"Not for this GPU: {line.refusal}"), "", "", "", ""))
+            rows.append((escape(line.recipe), message(f"Not for this GPU: {line.refusal}"), "", "", "", ""))
             continue
         one = line.found
         computed = "; ".join(f"{count} in {types}" for types, count in one.computed.items())
@@ -84,14 +92,14 @@ def model_card(model: Model, cost: Cost | None, lacks: dict[str, dict[str, str]]
     ]
     operators = sorted(model.operators.items(), key=lambda item: (-item[1], item[0]))
     parts = [
-        table(("", ""), facts),
+        wrapped(("", ""), facts),
         "<h3>Inputs and outputs</h3>",
         table(("", "Name", "Type", "Shape"), [*_specs("input", model.inputs), *_specs("output", model.outputs)]),
         "<h3>Operators</h3>",
         f"<p>{', '.join(f'{escape(name)}&nbsp;&times;&nbsp;{count}' for name, count in operators)}</p>",
         "<h3>What backends lack</h3>",
         _lacks(lacks),
-        *(f'<p class="wb-quiet">{escape(note)}</p>' for note in model.origin.notes),
+        *(f'<p class="wb-quiet">{message(note)}</p>' for note in model.origin.notes),
     ]
     return "".join(parts)
 
@@ -116,7 +124,7 @@ def failures(items: Iterable[VariantProgress]) -> str:
         if item.state == "failed":
             log = f"<details><summary>Log of {escape(item.name)}</summary><pre>{escape(item.log)}</pre></details>"
             parts.append(
-                f'<div class="wb-error"><b>{escape(item.name)} {escape(item.stage)}.</b> {escape(item.message)}'
+                f'<div class="wb-error"><b>{escape(item.name)} {message(item.stage)}.</b> {message(item.message)}'
                 f"{log if item.log else ''}</div>"
             )
     return "".join(parts)
@@ -124,7 +132,7 @@ def failures(items: Iterable[VariantProgress]) -> str:
 
 def disagreements(found: Disagreements, first: str, second: str) -> str:
     """Return the samples on which two variants differ, those that are least certain, and what moved by class."""
-    parts = [f"<p>{escape(found.words)}</p>", _cards(found.samples, first, second)]
+    parts = [f"<p>{message(found.words)}</p>", _cards(found.samples, first, second)]
     left = f" {found.unlabelled} samples whose label nobody got right are left out." if found.unlabelled else ""
     if found.by_class:
         rows = [
@@ -186,6 +194,15 @@ def clips(found: Iterable[Clip]) -> str:
     return table(("Calibrator", "Clips beyond", "Expected SQNR (dB)"), rows, numbers=(1, 2)) if rows else ""
 
 
+def outlying(found: Sequence[tuple[str, float]]) -> str:
+    """Return the activations with outlier channels, the worst first."""
+    rows = [(f'<span class="wb-name">{escape(name)}</span>', f"{ratio:.3g}") for name, ratio in found[:_MOST_OUTLYING]]
+    left = len(found) - len(rows)
+    more = f'<p class="wb-quiet">{left} with smaller outliers are not shown.</p>' if left else ""
+    headings = ("Activation with outlier channels", "Largest channel, times the median")
+    return table(headings, rows, numbers=(1,)) + more if rows else ""
+
+
 def layers(before: dict[str, int], found: FusionMap | None) -> str:
     """Return the runtime's layers with the nodes behind each."""
     if found is None:
@@ -216,9 +233,9 @@ def comparison(found: Comparison | None) -> str:
     for row in found.rows:
         speed, interval = ("-", "") if row.ratio is None else speed_words(row.ratio)
         change = "-" if row.change is None else row.change.words
-        notes = "<br>".join(escape(note) for note in row.notes)
+        notes = "<br>".join(message(note) for note in row.notes)
         rows.append((escape(row.variant), f"{escape(speed)}<small>{escape(interval)}</small>", escape(change), notes))
-    notes = "".join(f'<p class="wb-quiet">{escape(note)}</p>' for note in found.notes)
+    notes = "".join(f'<p class="wb-quiet">{message(note)}</p>' for note in found.notes)
     return table(("Variant", "Speed, later against earlier", "Score", "Notes"), rows) + notes
 
 
@@ -257,10 +274,10 @@ def _lacks(lacks: dict[str, dict[str, str]]) -> str:
         if not absent:
             parts.append(f"<p>✓ {escape(backend)} can run every operator of this model.</p>")
         if "" in absent:
-            parts.append(f"<p>✗ {escape(backend)} cannot run this model: {escape(absent[''])}.</p>")
+            parts.append(f"<p>✗ {escape(backend)} cannot run this model: {message(absent[''])}.</p>")
             continue
         for operator, why in absent.items():
-            parts.append(f"<p>✗ {escape(backend)} lacks <b>{escape(operator)}</b>: {escape(why)}.</p>")
+            parts.append(f"<p>✗ {escape(backend)} lacks <b>{escape(operator)}</b>: {message(why)}.</p>")
     return "".join(parts) or '<p class="wb-quiet">Looking …</p>'
 
 

@@ -11,7 +11,7 @@ from workbench.ui.state.browsing import Browsing
 from workbench.ui.state.selection import FOLDER, GIVEN, IMAGES, NPZ, RANDOM, SHIPPED
 from workbench.ui.state.session import Session
 from workbench.ui.views import controls, markup
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import escape, message
 
 _NPZ_LAYOUT = (
     "An .npz holds one array a model input under the input's name (or `input` where there is one), samples on the first axis; "
@@ -44,7 +44,7 @@ def model_page(state: State) -> widgets.Widget:
         text = "" if selection.model is None else markup.model_card(selection.model, selection.cost, selection.lacks)
         absent = {name: why for name, why in selection.backends.items() if why is not None}
         missing = "".join(
-            f'<p class="wb-quiet">Not here: {escape(name)}. {escape(str(why))}</p>' for name, why in absent.items()
+            f'<p class="wb-quiet">Not here: {escape(name)}. {message(str(why))}</p>' for name, why in absent.items()
         )
         controls.write(card, (text or "<p>No model is loaded yet. Choose one and press Load.</p>") + missing)
 
@@ -82,7 +82,7 @@ def _data(state: State) -> tuple[widgets.Widget, ...]:
     words = controls.html()
 
     browse = _browser(session, selection.data_files, "Browse data", lambda: selection.data_source == IMAGES)
-    layout = controls.html(f"<p class='wb-quiet'>{escape(_NPZ_LAYOUT)}</p>")
+    layout = controls.html(f"<p class='wb-quiet'>{message(_NPZ_LAYOUT)}</p>")
 
     def show_fields() -> None:
         for part in (path, browse):
@@ -116,7 +116,7 @@ def _browser(session: Session, files: Browsing, words: str, wants_folder: Callab
 
     def show() -> None:
         found.options, found.value = list(files.entries), None
-        controls.write(where, f"<p class='wb-name'>{escape(files.words)}</p>")
+        controls.write(where, f"<p class='wb-name'>{message(files.words)}</p>")
         box.layout.display = None if files.is_open else "none"
         take.layout.display = None if wants_folder() else "none"
 
@@ -130,7 +130,7 @@ def _data_words(state: State) -> str:
         return ""
     calibration = "no calibration samples" if data.calibration is None else f"{len(data.calibration)} to calibrate"
     metric = "no metric, so no accuracy is claimed" if data.metric is None else f"metric {escape(data.metric.name)}"
-    notes = "".join(f'<br><span class="wb-quiet">{escape(note)}</span>' for note in data.notes)
+    notes = "".join(f'<br><span class="wb-quiet">{message(note)}</span>' for note in data.notes)
     kind = "" if data.kind != RANDOM else " (random)"
     return (
         f"<p>{escape(data.name)}{kind}: {len(data.evaluation)} samples to evaluate, {calibration}; {metric}.{notes}</p>"

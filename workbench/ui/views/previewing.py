@@ -7,7 +7,7 @@ import ipywidgets as widgets
 from workbench.study.previews import CANNOT_KNOW
 from workbench.ui.state import State
 from workbench.ui.views import controls
-from workbench.ui.views.markup import escape, preview_lines
+from workbench.ui.views.markup import message, preview_lines
 
 
 def preview_box(state: State) -> widgets.Widget:
@@ -25,7 +25,7 @@ def preview_box(state: State) -> widgets.Widget:
     def tell() -> None:
         greyed = controls.greyed_words({"preview": previewing.absent}) if previewing.absent else ""
         controls.write(
-            words, greyed or (f'<p role="status">{escape(previewing.words)}</p>' if previewing.words else "")
+            words, greyed or (f'<p role="status">{message(previewing.words)}</p>' if previewing.words else "")
         )
         controls.write(lines, preview_lines(previewing.lines))
         for control in (target, show):
@@ -33,6 +33,6 @@ def preview_box(state: State) -> widgets.Widget:
 
     controls.follow(previewing, ("absent", "words", "lines"), tell)
     return widgets.Accordion(
-        [controls.page(controls.row(target, show), words, lines, controls.html(escape(CANNOT_KNOW), "wb-quiet"))],
+        [controls.page(controls.row(target, show), words, lines, controls.html(message(CANNOT_KNOW), "wb-quiet"))],
         titles=("What TensorRT would make of them (needs no GPU)",),
     )

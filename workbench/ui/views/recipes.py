@@ -13,7 +13,7 @@ from workbench.study.sweep import QUANTIZATIONS
 from workbench.ui.state import State
 from workbench.ui.state.plan import Plan
 from workbench.ui.views import controls
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import escape, message
 from workbench.ui.views.previewing import preview_box
 
 _TOGGLES: tuple[tuple[str, str, str, dict[Any, str]], ...] = (
@@ -31,7 +31,7 @@ def recipes_page(state: State) -> widgets.Widget:
     """Return the page."""
     plan = state.plan
     estimate = controls.html()
-    controls.follow(plan, "estimate", lambda: controls.write(estimate, f"<p><b>{escape(plan.estimate)}</b></p>"))
+    controls.follow(plan, "estimate", lambda: controls.write(estimate, f"<p><b>{message(plan.estimate)}</b></p>"))
     return controls.page(
         controls.html("<h2>Recipes of the study</h2>"),
         *_chosen(state),
@@ -85,6 +85,8 @@ def _toggles(state: State) -> tuple[widgets.Widget, ...]:
         widgets.Text(description="Samples", placeholder="64, 256, all", continuous_update=False), "320px"
     )
     controls.bind(session, plan, "samples_text", samples, plan.set_samples)
+    # What only calibrated quantization has comes and goes as one: each change of a layout is a message and a frame.
+    calibrated = controls.page(groups["calibrator"][1].widget, samples, groups["per_channel"][1].widget)
 
     def show() -> None:
         for toggle, (field, checks) in groups.items():
@@ -94,20 +96,20 @@ def _toggles(state: State) -> tuple[widgets.Widget, ...]:
                 if (toggle, str(value)) in plan.reasons
             }
             checks.show(getattr(plan.toggles, field), greyed)
-        static = any(value in sweep.STATIC for value in plan.toggles.quantizations)
-        for toggle in ("calibrator", "per_channel"):
-            groups[toggle][1].widget.layout.display = None if static else "none"
-        samples.layout.display = None if static else "none"
+        is_static = any(value in sweep.STATIC for value in plan.toggles.quantizations)
+        calibrated.layout.display = None if is_static else "none"
 
     controls.follow(plan, ("toggles", "reasons"), show)
     for _, checks in groups.values():
         checks.refresh = show
-    order = [checks.widget for _, checks in groups.values()]
+    first = [groups[name][1].widget for name in ("fusion", "precision", "quantization")]
     caveats = controls.html("", "wb-quiet")
     controls.follow(
-        plan, "caveats", lambda: controls.write(caveats, "".join(f"<div>{escape(line)}</div>" for line in plan.caveats))
+        plan,
+        "caveats",
+        lambda: controls.write(caveats, "".join(f"<div>{message(line)}</div>" for line in plan.caveats)),
     )
-    return (*order[:4], samples, *order[4:], caveats)
+    return (*first, calibrated, groups["sparse"][1].widget, caveats)
 
 
 def _setter(plan: Plan, toggle: str) -> Any:
@@ -157,7 +159,7 @@ def _trtexec(state: State) -> tuple[widgets.Widget, ...]:
     words = controls.html()
 
     def show() -> None:
-        controls.write(words, f'<p role="status">{escape(plan.trtexec_words)}</p>' if plan.trtexec_words else "")
+        controls.write(words, f'<p role="status">{message(plan.trtexec_words)}</p>' if plan.trtexec_words else "")
 
     controls.follow(plan, "trtexec_words", show)
     return (controls.row(line, take), words)
@@ -212,8 +214,8 @@ def _protocol(state: State) -> tuple[widgets.Widget, ...]:
         controls.row(numbers["smallest_batch"], numbers["largest_batch"]),
         notes,
         controls.html(
-            f"<p class='wb-quiet'>A latency is that of one call of `batch` samples. A round is a fresh process; with fewer "
-            f"than {Protocol().rounds} rounds intervals are wide.</p>"
+            f"<p class='wb-quiet'>A latency is that of one call of as many samples as the batch has. A round is a fresh process; "
+            f"with fewer than {Protocol().rounds} rounds intervals are wide.</p>"
         ),
     )
 

@@ -14,7 +14,7 @@ from workbench.ui.views.graph import graph_view
 from workbench.ui.views.inspection import calibration_view
 from workbench.ui.views.layers import layers_view
 from workbench.ui.views.live import Front, Table
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import message
 
 
 def results_page(state: State) -> widgets.Widget:
@@ -23,7 +23,7 @@ def results_page(state: State) -> widgets.Widget:
     words = controls.html()
 
     def tell() -> None:
-        first, *rest = map(escape, results.words.split("\n"))
+        first, *rest = map(message, results.words.split("\n"))
         more = "".join(f"<p>{sentence}</p>" for sentence in rest)
         controls.write(words, f"<p><b>{first}</b></p>{more}")
 
@@ -51,7 +51,7 @@ def _plot(state: State) -> widgets.Widget:
     words = controls.html()
 
     def show() -> None:
-        controls.write(words, f'<p role="status">{escape(results.budget_words)}</p>' if results.budget_words else "")
+        controls.write(words, f'<p role="status">{message(results.budget_words)}</p>' if results.budget_words else "")
 
     def show_unit() -> None:
         shown = None if results.summary is None else results.summary.quality
@@ -127,7 +127,7 @@ def _table(state: State) -> widgets.Widget:
             return
         shown = results.summary.table
         table.show(live_rows.columns(shown), live_rows.rows(shown, results.best))
-        controls.write(notes, "".join(f'<p class="wb-quiet">{escape(note)}</p>' for note in shown.footnotes))
+        controls.write(notes, "".join(f'<p class="wb-quiet">{message(note)}</p>' for note in shown.footnotes))
 
     def choose(change: Any) -> None:
         for name in change["new"]:

@@ -6,7 +6,7 @@ import ipywidgets as widgets
 
 from workbench.ui.state import State
 from workbench.ui.views import controls, markup
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import escape, message
 
 
 def run_page(state: State) -> widgets.Widget:
@@ -28,7 +28,7 @@ def run_page(state: State) -> widgets.Widget:
 
     def show_plan() -> None:
         names = ", ".join(recipe.name for recipe in plan.recipes)
-        controls.write(plan_words, f"<p>{escape(names)}. {escape(plan.estimate)}</p>")
+        controls.write(plan_words, f"<p>{escape(names)}. {message(plan.estimate)}</p>")
 
     controls.follow(running, ("start_words", "can_start", "can_cancel"), show_buttons)
     controls.follow(plan, ("recipes", "estimate"), show_plan)

@@ -12,7 +12,7 @@ from workbench.ui.state import State
 from workbench.ui.state.studies import Compared
 from workbench.ui.views import controls, markup
 from workbench.ui.views.live import Table
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import escape, message
 
 _HEADINGS = ("Study", "Date", "Model", "Data", "Backend", "Device", "Variants", "State", "Best", "Tags", "Note")
 
@@ -44,7 +44,7 @@ def studies_page(state: State) -> widgets.Widget:
     table.observe(choose, "selected")
     controls.follow(session, "page", look)
     words, found = controls.html(), controls.html()
-    controls.follow(studies, "words", lambda: controls.write(words, f'<p role="status">{escape(studies.words)}</p>'))
+    controls.follow(studies, "words", lambda: controls.write(words, f'<p role="status">{message(studies.words)}</p>'))
     controls.follow(studies, "compared", lambda: controls.write(found, comparison(studies.compared)))
     return controls.page(
         controls.html("<h2>Studies</h2>"),

@@ -32,6 +32,8 @@ CSS = """
 .workbench pre { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre-wrap;
   overflow-wrap: anywhere; max-height: 260px; overflow-y: auto; margin: 4px 0; padding: 6px 8px;
   background: var(--jp-layout-color2, #f0f2f4); color: var(--jp-ui-font-color1, #1b1f24); }
+.workbench code { font-family: var(--jp-code-font-family, monospace); font-size: 12px; padding: 0 3px;
+  background: var(--jp-layout-color2, #f0f2f4); color: var(--jp-ui-font-color1, #1b1f24); }
 .workbench textarea { font-family: var(--jp-code-font-family, monospace); font-size: 12px; min-height: 220px;
   box-sizing: border-box; }
 .workbench .wb-short textarea { min-height: 48px; font-family: inherit; }
@@ -91,7 +93,7 @@ CSS = """
 .workbench .wb-legend i { width: 14px; height: 12px; }
 .workbench i.wb-added { background-image:
   repeating-linear-gradient(45deg, transparent 0 3px, var(--jp-layout-color0, #fff) 3px 5px); }
-.workbench .wb-table-tools { display: flex; flex-flow: row wrap; gap: 6px 14px; align-items: flex-start; margin: 4px 0; }
+.workbench .wb-table-tools { display: flex; flex-flow: row wrap; gap: 6px 14px; align-items: flex-start; padding: 4px; }
 .workbench .wb-table-tools input[type="search"] { width: 240px; max-width: 100%; padding: 4px 6px; font-size: 13px;
   border: 1px solid var(--jp-border-color1, #8c959f); background: var(--jp-layout-color0, #fff);
   color: var(--jp-ui-font-color1, #1b1f24); }
@@ -99,6 +101,7 @@ CSS = """
 .workbench .wb-sticky { max-height: 520px; overflow: auto; outline-offset: -2px; }
 .workbench .wb-sticky table { border-collapse: separate; border-spacing: 0; }
 .workbench .wb-sticky th, .workbench .wb-sticky td { padding: 4px 12px 4px 6px; }
+.workbench .wb-sticky td small { white-space: normal; min-width: 100px; max-width: 170px; margin-left: auto; }
 .workbench .wb-sticky thead th button { white-space: normal; min-width: 56px; max-width: 150px; }
 .workbench .wb-sticky thead th { vertical-align: bottom; position: sticky; top: 0; z-index: 2;
   background: var(--jp-layout-color0, #fff); }
@@ -133,7 +136,7 @@ CSS = """
 .workbench { --wb-heat: #f0a24b; }
 [data-jp-theme-light="false"] .workbench { --wb-heat: #8a4b08; }
 .workbench .wb-heat td, .workbench .wb-heat th { padding: 6px 12px; text-align: right; }
-.workbench .wb-heat caption { text-align: left; padding: 4px 0; }
+.workbench .wb-heat caption { text-align: left; padding: 4px 0; max-width: 96cqi; }
 .workbench .wb-heat td small { color: var(--jp-ui-font-color1, #1b1f24); }
 .workbench .wb-heat .wb-spot { outline: 3px solid var(--jp-brand-color1, #1976d2); outline-offset: -3px; }
 .workbench a { color: var(--jp-content-link-color, #0b63c4); }
@@ -143,12 +146,16 @@ CSS = """
   .workbench .wb-layer .wb-name, .workbench .wb-heads b:first-child { grid-column: 1 / -1; }
   .workbench .wb-field .widget-label, .workbench .wb-field > .widget-label { width: 100% !important; text-align: left; }
   .workbench .wb-field { flex-flow: row wrap; height: auto !important; width: calc(100% - 4px) !important; }
-  .workbench .wb-field > select, .workbench .wb-field > input, .workbench .wb-field > .progress {
+  .workbench .wb-field > select, .workbench .wb-field > input, .workbench .wb-field > textarea, .workbench .wb-field > .progress {
     flex: 1 1 100%; min-height: 28px; }
   .workbench .wb-tight > .widget-label { width: auto !important; padding-right: 8px; }
 .workbench .wb-actions { margin-left: 0; }
   .workbench .wb-group { min-width: 100%; }
   .workbench th, .workbench td { padding-right: 8px; }
+  .workbench thead th { white-space: normal; }
+  .workbench td.wb-wrap { min-width: 0; }
+  .workbench td.wb-wrap:first-child { overflow-wrap: normal; }
+  .workbench .wb-picture img { max-width: none; width: 560px; }
   .workbench progress { width: 60px; }
 }
 """

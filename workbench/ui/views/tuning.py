@@ -15,7 +15,7 @@ from workbench.ui.state import State
 from workbench.ui.state.tuning import BY
 from workbench.ui.views import controls, markup
 from workbench.ui.views.live import Table
-from workbench.ui.views.markup import escape
+from workbench.ui.views.markup import escape, message
 
 
 def tuning_page(state: State) -> widgets.Widget:
@@ -36,7 +36,7 @@ def tuning_page(state: State) -> widgets.Widget:
     words = controls.html()
 
     def tell() -> None:
-        controls.write(words, f'<p role="status">{escape(tuning.words)}</p>{markup.error(tuning.error)}')
+        controls.write(words, f'<p role="status">{message(tuning.words)}</p>{markup.error(tuning.error)}')
         controls.write(rank, tuning.is_running, "disabled")
         controls.write(bar, tuning.fraction)
         for part in (cancel, bar):

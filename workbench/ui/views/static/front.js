@@ -13,6 +13,14 @@ function plotly(bytes) {
   return library;
 }
 
+// A browser takes twice as long for the first figure as for the next ones: this small one, never seen, is the first.
+async function warm(Plotly, place) {
+  const bars = { type: "data", array: [1, 1] };
+  const points = { x: [1, 2], y: [1, 2], text: ["a", "b"], mode: "markers+text", error_x: bars, error_y: bars };
+  await Plotly.newPlot(place, [points, { x: [1, 2], y: [2, 1], mode: "lines" }], { width: 400, height: 300 });
+  Plotly.purge(place);
+}
+
 function render({ model, el }) {
   const place = document.createElement("div");
   place.className = "wb-front";
@@ -35,7 +43,9 @@ function render({ model, el }) {
     // Names would cover each other in a narrow panel: there a legend holds them.
     const data = narrow ? figure.data.map((trace) => ({ ...trace, mode: trace.mode.replace("+text", "") })) : figure.data;
     const layout = { ...figure.layout, width: place.clientWidth || undefined, showlegend: narrow || figure.layout.showlegend,
-      legend: narrow ? { orientation: "h", y: -0.25 } : figure.layout.legend, margin: { ...figure.layout.margin, l: narrow ? 48 : 64, r: narrow ? 8 : 24 } };
+      legend: narrow ? { orientation: "h", y: -0.3 } : figure.layout.legend, margin: { ...figure.layout.margin, l: narrow ? 48 : 64, r: narrow ? 8 : 24 } };
+    // A long title would be cut off at both ends.
+    if (narrow) layout.xaxis = { ...layout.xaxis, title: { ...layout.xaxis.title, text: layout.xaxis.title.text.replace(": ", ":<br>") } };
     // A change of what is drawn moves smoothly; one of how many, or of the room that it has, is drawn at once.
     const shape = `${data.length} ${layout.showlegend} ${place.clientWidth}`;
     if (shape !== before) delete layout.transition;
@@ -58,7 +68,12 @@ function render({ model, el }) {
   const again = () => draw();
   const prepare = () => {
     const bytes = model.get("library");
-    if (bytes?.byteLength) (window.requestIdleCallback ?? setTimeout)(() => plotly(bytes).then(again));
+    if (!bytes?.byteLength) return;
+    (window.requestIdleCallback ?? setTimeout)(async () => {
+      const Plotly = await plotly(bytes);
+      if (!model.get("figure").data) await warm(Plotly, document.createElement("div"));
+      draw();
+    });
   };
   model.on("change:figure", again);
   model.on("change:library", prepare);

@@ -20,7 +20,8 @@ function render({ model, el }) {
   const picker = node("details", { class: "wb-columns" });
   const table = node("table", { "aria-label": model.get("label") });
   const area = node("div", { class: "wb-scroll wb-sticky", tabindex: "0", role: "region", "aria-label": model.get("label") }, table);
-  el.append(node("div", { class: "wb-table-tools" }, search, picker, count), area);
+  const whole = node("div", {}, node("div", { class: "wb-table-tools" }, search, picker, count), area);
+  el.append(whole);
 
   const visible = () => {
     const hidden = new Set(model.get("hidden"));
@@ -91,7 +92,7 @@ function render({ model, el }) {
     const body = sorted(kept).map(line);
     table.replaceChildren(head(), node("tbody", {}, ...body));
     count.textContent = kept.length === rows.length ? `${rows.length} rows` : `${kept.length} of ${rows.length} rows`;
-    el.style.display = rows.length ? "" : "none";
+    whole.style.display = rows.length ? "" : "none";
     if (focused >= 0) table.querySelectorAll("button")[focused]?.focus();
   }
 
@@ -106,11 +107,25 @@ function render({ model, el }) {
     picker.replaceChildren(node("summary", {}, "Columns"), node("div", {}, ...boxes));
   }
 
-  const whole = () => { columns(); fill(); };
-  const watched = { columns: whole, hidden: fill, rows: fill, sort: fill, selected: fill };
-  for (const [key, act] of Object.entries(watched)) model.on(`change:${key}`, act);
-  whole();
-  return () => { for (const [key, act] of Object.entries(watched)) model.off(`change:${key}`, act); };
+  // Many rows take longer than all else of a page: on a tab that is not shown they are made when they are first seen.
+  const stale = new Set(["columns"]);
+  const draw = () => {
+    if (!el.clientWidth || !stale.size) return;
+    if (stale.has("columns")) columns();
+    stale.clear();
+    fill();
+  };
+  const marks = Object.fromEntries(["columns", "hidden", "rows", "sort", "selected"].map((key) => [`change:${key}`, () => stale.add(key)]));
+  for (const [event, mark] of Object.entries(marks)) model.on(event, mark);
+  model.on("change", draw);
+  const seen = new ResizeObserver(draw);
+  seen.observe(el);
+  draw();
+  return () => {
+    seen.disconnect();
+    model.off("change", draw);
+    for (const [event, mark] of Object.entries(marks)) model.off(event, mark);
+  };
 }
 
 export default { render };
