@@ -81,7 +81,7 @@ def explained(study: wb.Study, variant: str, kept: Path) -> None:
     """Write and print why a variant takes the time that it takes; the explanation whole, and a report with it."""
     started = time.perf_counter()
     why = wb.explain(study, variant)
-    kept.with_suffix(".explanation.json").write_text(codec.to_json(why), encoding="utf-8")
+    why.save(kept.with_suffix(".explanation.json.gz"))
     study.save(kept.with_name(kept.name.removesuffix("-why")).with_suffix(".json"))  # it holds the ceilings now
     study.report(kept.with_suffix(".html"), [why])
     found = {

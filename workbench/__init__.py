@@ -47,6 +47,7 @@ _HOMES = {
     "study_seconds": "workbench.study.estimate",
     "preview": "workbench.study.previews",
     "explain": "workbench.study.why",
+    "Explanation": "workbench.explaining.explanation",
     "explain_files": "workbench.explaining.files",
     "report": "workbench.reports",
     "convert": "workbench.conversion",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:
     from workbench.engines import backends, open_runner, refit
     from workbench.engines.jobs import build
     from workbench.engines.tensorrt.trtexec import from_trtexec
+    from workbench.explaining.explanation import Explanation
     from workbench.explaining.files import explain_files
     from workbench.handoff.foreign import foreign_rows, read_foreign
     from workbench.handoff.nsys import nsys_command

@@ -44,7 +44,7 @@ REFERENCE = {
         "measure check compare Protocol compare_calibrators accuracy statistics",
     ),
     "studies": ("Studies", "run Study studies Store optimize confirm sweep combinations matrix study_seconds"),
-    "explaining": ("Layers and reasons", "explain explain_files layer_costs layer_times ceiling ceilings"),
+    "explaining": ("Layers and reasons", "explain explain_files Explanation layer_costs layer_times ceiling ceilings"),
     "reading": (
         "Reports, other devices, and what others made",
         "report plots for_orin from_trtexec read_foreign foreign_rows nsys_command",

@@ -127,4 +127,9 @@ def anatomy(found: Pass) -> str:
             f". Without the profiler a call takes {milliseconds(plain)}: the profiled one took "
             f"{milliseconds(abs(gap))} {more}, which no layer accounts for"
         )
+    if found.replayed and found.measured_seconds is not None:
+        text += (
+            f". Both are launched layer by layer; the study replays a CUDA graph, which takes "
+            f"{milliseconds(found.measured_seconds)}"
+        )
     return text + "."

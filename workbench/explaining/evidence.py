@@ -17,6 +17,8 @@ from workbench.records import Accuracy, TensorSpec
 Kind = Literal["compute", "convert", "layout", "copy", "other"]
 # Codes of a channel, from zero to its largest value, below which its shape is lost.
 FEW_LEVELS = 32
+# Of a layer's name in a sentence.
+_LONGEST_NAME = 60
 KINDS: tuple[Kind, ...] = ("compute", "convert", "layout", "copy", "other")
 
 
@@ -64,6 +66,11 @@ class Layer:
         return None if self.bound_seconds is None or not self.seconds else self.bound_seconds / self.seconds
 
     @property
+    def title(self) -> str:
+        """What a sentence calls it: its nodes where the engine's own name strings together all that was fused."""
+        return self.name if len(self.name) <= _LONGEST_NAME or not self.nodes else " + ".join(self.nodes)
+
+    @property
     def weight_shape(self) -> tuple[int | None, ...]:
         """Shape of its largest weight; empty where it has none."""
         held = [spec for spec in self.reads if spec.name in self.constants]
@@ -79,6 +86,7 @@ class Pass:
         profiled_seconds: of a whole call while it was profiled, what lies between layers included; None where untold.
         plain_seconds: of a whole call in the same processes without the profiler; None where untold.
         measured_seconds: median latency in the study; None where it was not measured.
+        replayed: whether the study measured replays of a CUDA graph, which a profiled call never is.
     """
 
     variant: str
@@ -86,6 +94,7 @@ class Pass:
     profiled_seconds: float | None = None
     plain_seconds: float | None = None
     measured_seconds: float | None = None
+    replayed: bool = False
 
     @property
     def layer_seconds(self) -> float:

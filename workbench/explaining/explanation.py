@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from workbench import codec
 from workbench.errors import DataError
 from workbench.explaining import coverage
 from workbench.explaining.accuracy_rules import decibels
@@ -15,6 +17,7 @@ from workbench.explaining.evidence import Evidence, Layer
 from workbench.explaining.judge import judge
 from workbench.explaining.passes import grouped
 from workbench.explaining.reasons import Advice, Aspect, Reason
+from workbench.machine.store import write_record
 
 if TYPE_CHECKING:
     import pandas
@@ -60,6 +63,26 @@ class Explanation:
     reasons: tuple[Reason, ...] = ()
     trials: tuple[Trial, ...] = ()
     notes: tuple[str, ...] = field(default=())
+
+    def save(self, path: str | Path) -> Path:
+        """Write it as JSON, to be opened on another machine with `Explanation.open`.
+
+        Args:
+            path: ends in `.json`, or in `.json.gz` for a file of a sixth of the size.
+
+        Raises:
+            StoreError: the folder is missing, read-only or full.
+        """
+        return write_record(path, self)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Explanation:
+        """Read what `save` wrote, such as the explanation of a variant on a machine that is not here.
+
+        Raises:
+            StoreError: there is no such file, or it is damaged.
+        """
+        return codec.from_file(cls, Path(path))
 
     @property
     def variant(self) -> str:
@@ -227,10 +250,15 @@ class Explanation:
         if self.evidence.memory is None:
             return []
         before, after = self.evidence.memory
+        # Engines that name no weights of any layer are not told to have none.
+        known = before.weights > 0 and after.weights > 0
+        weights = (
+            f"Weights {after.weights / 1e6:.3g} MB ({before.weights / 1e6:.3g} in the baseline); a" if known else "A"
+        )
+        was = f"{before.activations_alive / 1e6:.3g} of {before.activations_sum / 1e6:.3g}"
         return [
-            f"Weights {after.weights / 1e6:.3g} MB ({before.weights / 1e6:.3g} in the baseline); activations "
-            f"{after.activations_alive / 1e6:.3g} MB alive at once of {after.activations_sum / 1e6:.3g} written "
-            f"({before.activations_alive / 1e6:.3g} of {before.activations_sum / 1e6:.3g})."
+            f"{weights}ctivations {after.activations_alive / 1e6:.3g} MB alive at once of "
+            f"{after.activations_sum / 1e6:.3g} written ({was})."
         ]
 
     def __repr__(self) -> str:

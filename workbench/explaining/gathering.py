@@ -40,12 +40,14 @@ class Side:
         file: the ONNX file that it was built from.
         seconds: median latency in the study; None where it was not measured.
         process_bytes: high-water mark of the processes that measured it.
+        replayed: whether calls were measured as replays of a CUDA graph.
     """
 
     engine: Engine
     file: str
     seconds: float | None = None
     process_bytes: int | None = None
+    replayed: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def profiled(
             modules=subject.modules,
             ceilings=ceilings,
             measured_seconds=side.seconds,
+            replayed=side.replayed,
         )
         for place, side in enumerate(sides)
     ]

@@ -44,6 +44,7 @@ def pass_of(
     modules: Mapping[str, str] | None = None,
     ceilings: Ceilings | None = None,
     measured_seconds: float | None = None,
+    replayed: bool = False,
 ) -> Pass:
     """Take one call of a variant apart.
 
@@ -53,11 +54,12 @@ def pass_of(
         shapes: input name -> shape that was fed.
         modules: ONNX node name -> module path, `Model.modules`.
         measured_seconds: median latency without a profiler.
+        replayed: whether that was of a replayed CUDA graph, which a profiled call never is.
     """
     flops = node_flops(file, shapes)
     batch = next((shape[0] for shape in shapes.values() if shape), 1)
     layers = tuple(_layer(one, flops, batch, modules or {}, ceilings) for one in profile.layers)
-    return Pass(variant, layers, profile.call_seconds, profile.plain_seconds, measured_seconds)
+    return Pass(variant, layers, profile.call_seconds, profile.plain_seconds, measured_seconds, replayed)
 
 
 def _layer(

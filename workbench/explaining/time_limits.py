@@ -24,6 +24,7 @@ _FEW_CHANNELS, _FEW_PRODUCTS = 16, 32
 _MOSTLY_WEIGHTS, _CLEARLY = 0.6, 1.5
 _HARDLY_FASTER = 1.5
 _MOSTLY_LAUNCHES = 0.4
+_WITH_GRAPHS = ("tensorrt", "tensorrt-rtx")
 
 
 def weight_bound(view: View) -> Reason | None:
@@ -46,7 +47,7 @@ def weight_bound(view: View) -> Reason | None:
     size = sum(layer.weight_bytes for layer in layers)
     memory, compute = sum(one for _, one, _ in found), sum(one for _, _, one in found)
     sentence = (
-        f"{listed([layer.name for layer in layers])} read {size / 1e6:.3g} MB of weights for "
+        f"{listed([layer.title for layer in layers])} read {size / 1e6:.3g} MB of weights for "
         f"{sum(layer.flops for layer in layers) / 1e6:.3g} MFLOP: reading takes {milliseconds(memory)} at least, multiplying "
         f"{milliseconds(compute)}. Bytes decide, not the rate of the type; {percent(share)} of the call."
     )
@@ -87,7 +88,7 @@ def slower_in_float(view: View) -> Reason | None:
     view.claim(found)
     share = (seconds - before) / view.total
     sentence = (
-        f"{listed(list(_names(found)))} compute in {found[0].precision.upper()} as the baseline does, and "
+        f"{listed([layer.title for layer in found])} compute in {found[0].precision.upper()} as the baseline does, and "
         f"{seconds / before:.2f} times as long ({milliseconds(seconds)} against {milliseconds(before)}): the engine takes "
         f"another kernel for them here; {percent(share)} of the call."
     )
@@ -109,7 +110,7 @@ def _kernels(view: View, found: list[Layer], kind: str, weight: float) -> Reason
     view.claim(found)
     share = lost / view.total
     found = sorted(found, key=lambda layer: view.ideal_seconds(layer) - layer.seconds)
-    told = [f"{layer.name} ({thin})" if (thin := _thin(layer)) else layer.name for layer in found]
+    told = [f"{layer.title} ({thin})" if (thin := _thin(layer)) else layer.title for layer in found]
     few = " They have too few channels to fill an 8-bit kernel." if kind == "few_channels" else ""
     sentence = (
         f"{listed(told)}: {milliseconds(seconds)} in {view.evidence.precision.upper()} against {milliseconds(before)} in the "
@@ -136,7 +137,7 @@ def left_in_float(view: View) -> Reason | None:
     share = lost / view.total
     counted = f"{percent(flops / all_flops)} of the operations, " if all_flops else ""
     sentence = (
-        f"{listed([layer.name for layer in found])} multiply in {found[0].precision.upper()}: {counted}"
+        f"{listed([layer.title for layer in found])} multiply in {found[0].precision.upper()}: {counted}"
         f"{milliseconds(seconds)} of {milliseconds(view.total)}; {percent(share)} of the call would go in "
         f"{view.evidence.precision.upper()} at the machine's rate."
     )
@@ -155,7 +156,7 @@ def conversions(view: View) -> Reason | None:
     weights = [layer for layer in found if layer.reads and all(spec.name in layer.constants for spec in layer.reads)]
     again = f"; {len(weights)} of them convert weights anew in every call" if weights else ""
     sentence = (
-        f"{len(found)} conversions between types ({listed([layer.name for layer in found])}) take "
+        f"{len(found)} conversions between types ({listed([layer.title for layer in found])}) take "
         f"{milliseconds(sum(layer.seconds for layer in found))}, {percent(share)} of the call{again}."
     )
     return Reason("conversions", "time", share, 0.5 * share, sentence, _names(found), _nodes(found))
@@ -164,8 +165,8 @@ def conversions(view: View) -> Reason | None:
 def launch_bound(view: View) -> Reason | None:
     """A call that is mostly its launches: the layers that both variants have, at what an empty layer costs here."""
     ceilings, found = view.evidence.ceilings, view.evidence.variant
-    if ceilings is None or not view.layers:
-        return None
+    if ceilings is None or not view.layers or found.replayed:
+        return None  # a replayed graph launches once, whatever the profiler has to do
     count = min(len(view.layers), len(view.evidence.baseline.layers) or len(view.layers))
     # The profiler needs about a microsecond a layer itself, so launches are compared with an undisturbed call.
     total = found.plain_seconds or found.measured_seconds or view.total
@@ -178,7 +179,10 @@ def launch_bound(view: View) -> Reason | None:
         f"Launching {count} layers takes {milliseconds(launches)} of {milliseconds(total)} ({percent(share)}) with nothing to "
         f"compute, and all their work {milliseconds(work)} at this machine's rates: no type makes that faster."
     )
-    advice = (Advice("Feed more samples a call, so that each launch does more work."),)
+    advice: tuple[Advice, ...] = (Advice("Feed more samples a call, so that each launch does more work."),)
+    if view.evidence.backend in _WITH_GRAPHS:
+        words = "Replay the calls from a CUDA graph, which launches once: Protocol(cuda_graph=True)."
+        advice = (Advice(words), *advice)
     # Below that the call is not mostly launches: the baseline has them too, and something else sets the variant apart.
     score = share if share >= _MOSTLY_LAUNCHES else share / 2
     return Reason("launch_bound", "time", share, score, sentence, advice=advice)

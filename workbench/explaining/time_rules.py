@@ -25,7 +25,7 @@ def skip_without_pair(view: View) -> Reason | None:
     dragged = _dragged(view, names)
     moves = [one for layer in (*sums, *dragged) for one in view.moves_around(layer)]
     share = _cost(view, sums, dragged, moves)
-    joined = listed([layer.name for layer in sums])
+    joined = listed([layer.title for layer in sums])
     sentence = (
         f"{joined} {_join(sums)} a quantized branch with one without a Q/DQ pair, in FP32, with {len(_unique(moves))} "
         f"conversions and changes of layout around it{_pulled(dragged)}: {percent(share)} of the call."
@@ -82,7 +82,7 @@ def fallback(view: View) -> Reason | None:
     form = " with signed codes" if signed else ""
     because = f" ({why[0]})" if why else f" ({view.evidence.backend} has no 8-bit kernel for {kinds}{form} here)"
     sentence = (
-        f"{listed([layer.name for layer in found])}: the file asks for 8 bits, and the engine ran "
+        f"{listed([layer.title for layer in found])}: the file asks for 8 bits, and the engine ran "
         f"{'it' if len(found) == 1 else 'them'} in FP32{because}: {milliseconds(seconds)}, and {milliseconds(moving)} for "
         f"{len(moves)} conversions; {percent(share)} of the call would go."
     )
@@ -141,7 +141,7 @@ def float_island(view: View) -> Reason | None:
     seconds, moving = sum(layer.seconds for layer in found), sum(one.seconds for one in moves)
     share = _cost(view, found, dragged, moves)
     sentence = (
-        f"{listed([layer.name for layer in found])} ({_work_by_operator(found)}) {_stays(found)} in FP32 between 8-bit layers: "
+        f"{listed([layer.title for layer in found])} ({_work_by_operator(found)}) {_stays(found)} in FP32 between 8-bit layers: "
         f"{milliseconds(seconds)} that 8 bits do not touch, and {milliseconds(moving)} for {len(moves)} conversions and changes "
         f"of layout{_pulled(dragged)}; {percent(share)} of the call."
     )
@@ -167,7 +167,7 @@ def _pulled(dragged: list[Layer]) -> str:
     if not dragged:
         return ""
     seconds = milliseconds(sum(layer.seconds for layer in dragged))
-    return f"; {listed([layer.name for layer in dragged])} had to be computed in FP32 for that ({seconds})"
+    return f"; {listed([layer.title for layer in dragged])} had to be computed in FP32 for that ({seconds})"
 
 
 def unfused(view: View) -> Reason | None:
@@ -181,7 +181,7 @@ def unfused(view: View) -> Reason | None:
         return None
     share = view.claim(found)
     sentence = (
-        f"{listed([layer.name for layer in found])} ({_work_by_operator(found)}) {_run(found)} apart, and within "
+        f"{listed([layer.title for layer in found])} ({_work_by_operator(found)}) {_run(found)} apart, and within "
         f"products in the baseline: {milliseconds(sum(layer.seconds for layer in found))}, {percent(share)} of the "
         f"call."
     )
@@ -215,7 +215,7 @@ def layout(view: View) -> Reason | None:
     own = [layer for layer in found if not layer.nodes]
     share = view.claim(found)
     sentence = (
-        f"{len(found)} layers only move values between layouts ({listed([layer.name for layer in found])}; {len(own)} of "
+        f"{len(found)} layers only move values between layouts ({listed([layer.title for layer in found])}; {len(own)} of "
         f"them were added by the engine): {milliseconds(seconds)} against {milliseconds(before)} in the baseline, "
         f"{percent(share)} of the call."
     )

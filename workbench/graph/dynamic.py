@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from workbench.errors import RecipeError, TransformError
 from workbench.graph.dialects import Dialect, dialect
 from workbench.graph.editing import Context, Graph, attribute
-from workbench.graph.placement import label, output_axis, quantizable_nodes
+from workbench.graph.placement import label, output_axis, quantizable_nodes, told
 from workbench.graph.qdq import codes, scale_of_weight, weight_format
 from workbench.graph.quantized_by import quantized_by
 from workbench.recipes import Quantize
@@ -48,7 +48,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         else:
             lowered.append(node)
     if not lowered:
-        reasons = "; ".join(f"{item.name}: {item.reason}" for item in skipped) or "it has no MatMul or Gemm"
+        reasons = told(skipped) or "it has no MatMul or Gemm"
         raise TransformError(f"Nothing in this model can be quantized dynamically ({reasons}). Quantize it statically.")
     coded: dict[str, tuple[str, str, str]] = {}
     names = tuple(label(node) for node in lowered)

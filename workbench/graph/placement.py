@@ -8,7 +8,7 @@ need (`chains`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ QUANTIZABLE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 # Measured with ONNX Runtime 1.32 on an AMD EPYC with VNNI, 3x3 first layers at batch 8, 1 thread: with 16 output channels
 # FP32 was up to 3.3x faster (1 or 3 input channels, images of 28 to 112 pixels); from 32 channels on it was about even.
 _FEW_PRODUCTS, _FEW_CHANNELS = 32, 16
+_MOST_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class Placement:
     ranges: dict[str, tuple[str, ...]]
     weights: tuple[Weight, ...]
     skipped: tuple[Skipped, ...]
+
+
+def told(skipped: Sequence[Skipped]) -> str:
+    """Return why nodes were left alone as the part of a sentence: the first few, and how many more there are."""
+    words = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:_MOST_TOLD])
+    return f"{words}; and {len(skipped) - _MOST_TOLD} more" if len(skipped) > _MOST_TOLD else words
 
 
 def label(node: onnx.NodeProto) -> str:

@@ -19,7 +19,7 @@ from workbench.calibration.thresholds import clipped_share, threshold
 from workbench.errors import CalibrationError, RecipeError, TransformError
 from workbench.graph.dialects import Dialect, dialect
 from workbench.graph.editing import Context, Graph, attribute
-from workbench.graph.placement import Placement, label, place
+from workbench.graph.placement import Placement, label, place, told
 from workbench.graph.qdq import (
     FLOAT8,
     SEVEN_BIT,
@@ -88,7 +88,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
     graph = Graph(model)
     placement = place(graph, step, context, style, _unseen(context.table))
     if not placement.lowered:
-        reasons = "; ".join(f"{item.name}: {item.reason}" for item in placement.skipped) or "it has no such operator"
+        reasons = told(placement.skipped) or "it has no such operator"
         raise TransformError(f"Nothing in this model can be quantized ({reasons}). Leave the Quantize step out.")
     scales = _scales(graph, placement, step, context, to)
     rewritten = _protect_relus(graph, placement) if to is FLOAT8 and style.integer_chains else 0

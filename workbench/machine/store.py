@@ -8,6 +8,7 @@ absent. Knows nothing of what the records mean.
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -67,6 +68,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; errors as for `write_text`."""
     with disk.whole_file(path) as unfinished:
         unfinished.write_bytes(data)
+
+
+def write_record(path: str | Path, record: object) -> Path:
+    """Write a record as JSON that `codec.from_file` reads, without a path of this machine; packed where it ends in `.gz`."""
+    text, path = codec.to_json(codec.portable(record)), Path(path)
+    if path.suffix == ".gz":
+        write_bytes(path, gzip.compress(text.encode(), mtime=0))
+    else:
+        write_text(path, text)
+    return path
 
 
 def key_of(parts: Sequence[object]) -> str:

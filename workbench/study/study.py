@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import html
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from workbench.judging import standing
 from workbench.judging.best import Budget, Choice, choose, recommended
 from workbench.judging.comparison import Comparison, compare
 from workbench.judging.statistics import Summary, summary
-from workbench.machine.store import Store, write_bytes, write_text
+from workbench.machine.store import Store, write_record
 from workbench.records import StudyRecord, VariantResult
 
 if TYPE_CHECKING:
@@ -189,12 +188,7 @@ class Study:
         Args:
             path: ends in `.json`, or in `.json.gz` for a file of a sixth of the size.
         """
-        text, path = codec.to_json(codec.portable(self.record)), Path(path)
-        if path.suffix == ".gz":
-            write_bytes(path, gzip.compress(text.encode(), mtime=0))
-        else:
-            write_text(path, text)
-        return path
+        return write_record(path, self.record)
 
     def deploy(
         self,

@@ -111,7 +111,9 @@ def _side(record: StudyRecord, result: VariantResult) -> Side:
     if result.measurement is None:
         return Side(engine, file)
     peaks = [taken.peak_memory_bytes for taken in result.measurement.rounds if taken.peak_memory_bytes]
-    return Side(engine, file, summary(result.measurement).median, max(peaks, default=None))
+    graphs = [taken.conditions.get("cuda_graph_refused", "never asked") is None for taken in result.measurement.rounds]
+    replayed = record.protocol.cuda_graph and all(graphs)
+    return Side(engine, file, summary(result.measurement).median, max(peaks, default=None), replayed)
 
 
 def _flipped(found: Accuracy | None) -> tuple[tuple[int, int, int], ...]:

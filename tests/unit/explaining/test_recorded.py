@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from workbench.errors import DataError
+from workbench.errors import DataError, StoreError
+from workbench.explaining.evidence import Layer
+from workbench.explaining.explanation import Explanation, explanation
 from workbench.explaining.profiles import explain_profiles
 from workbench.judging.roofline import Ceilings
 from workbench.records import LayerProfile, LayerTime, TensorSpec
@@ -125,6 +128,40 @@ def test_a_call_that_is_mostly_its_launches_is_named_so_first(seconds: float, ex
         for each in (seconds / 2, seconds)  # INT8 kernels of this size are slower, which is not what to mend
     )
     assert (kinds(before, after, ceilings=MACHINE)[:1] == ["launch_bound"]) is expected
+
+
+def test_launches_are_no_reason_where_the_study_replays_a_graph_and_a_graph_is_the_advice_where_not() -> None:
+    layers = LayerProfile(tuple(LayerTime(f"m{index}", "matmul", 1.5e-6, (f"m{index}",)) for index in range(20)))
+    launched = explain_profiles(layers, layers, "int8", backend="tensorrt", ceilings=MACHINE)
+    assert launched.main.kind == "launch_bound" and "cuda_graph=True" in launched.main.advice[0].words
+    variant = replace(launched.evidence.variant, measured_seconds=12e-6, replayed=True)
+    replayed = explanation("recorded", replace(launched.evidence, variant=variant))
+    assert "launch_bound" not in [reason.kind for reason in replayed.reasons]
+    assert any("replays a CUDA graph, which takes 0.012 ms" in sentence for sentence in replayed.sentences)
+
+
+def test_a_fused_layer_is_called_by_its_nodes_where_its_name_strings_all_of_them_together() -> None:
+    long = "conv1.weight + conv1.weight_QuantizeLinear + /layer1/layer1.0/conv1/Conv + /layer1/layer1.0/relu/Relu"
+    assert (
+        Layer(long, "convolution", "compute", "int8", 1.0, ("/conv1/Conv", "/relu/Relu")).title
+        == "/conv1/Conv + /relu/Relu"
+    )
+    assert Layer(long, "convolution", "compute", "int8", 1.0).title == long
+    assert Layer("/conv1/Conv", "convolution", "compute", "int8", 1.0, ("a", "b")).title == "/conv1/Conv"
+
+
+def test_an_explanation_is_kept_as_a_file_and_read_elsewhere(tmp_path: Path) -> None:
+    found = explain_profiles(
+        LayerProfile(tuple(FP16)), LayerProfile(tuple(INT8)), "int8", backend="tensorrt", ceilings=MACHINE
+    )
+    for name in ("why.json", "why.json.gz"):
+        again = Explanation.open(found.save(tmp_path / name))
+        assert again == found and again.sentences == found.sentences
+    (tmp_path / "why.json").write_text("{}")
+    with pytest.raises(StoreError):
+        Explanation.open(tmp_path / "why.json")
+    with pytest.raises(StoreError, match="Cannot read"):
+        Explanation.open(tmp_path / "none.json")
 
 
 def test_sixteen_bits_that_are_computed_in_32_are_emulated() -> None:

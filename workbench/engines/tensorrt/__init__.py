@@ -196,8 +196,9 @@ def layer_times(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> l
             seconds=layer.seconds or 0.0,
             nodes=layer.nodes,
             precision=layer.precision or "",
-            reads=tuple(layers.spec(one) for one in layer.inputs),
+            reads=tuple(layers.spec(one) for one in (*layer.inputs, *layer.constants)),
             writes=tuple(layers.spec(one) for one in layer.outputs),
+            constants=tuple(one.name for one in layer.constants),
         )
         for layer in found
     ]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -200,7 +201,26 @@ def _layer(item: Mapping[str, Any] | str) -> LayerInfo:
         outputs=_tensors(item.get("Outputs")),
         tactic=tactic,
         is_reformat=_reformats(f"{own} {name}"),
+        constants=_weights(item, name),
     )
+
+
+def _weights(item: Mapping[str, Any], name: str) -> tuple[LayerTensor, ...]:
+    """Return the weights and the bias that a layer says it holds: type and count, as (out, in, ...) where kernels are told."""
+    found = []
+    for key in ("Weights", "Bias"):
+        told = item.get(key)
+        if not isinstance(told, dict) or not isinstance(told.get("Count"), int) or told["Count"] < 1:
+            continue
+        shape: tuple[int, ...] = (told["Count"],)
+        outputs, kernel = item.get("OutMaps"), item.get("Kernel")
+        if key == "Weights" and isinstance(outputs, int) and isinstance(kernel, list) and kernel:
+            sizes = [size for size in kernel if isinstance(size, int) and size > 0]
+            rest = outputs * math.prod(sizes)
+            if len(sizes) == len(kernel) and outputs > 0 and told["Count"] % rest == 0:
+                shape = (outputs, told["Count"] // rest, *sizes)
+        found.append(LayerTensor(f"{name} {key.lower()}", type_of(str(told.get("Type", ""))), "", shape))
+    return tuple(found)
 
 
 def _kind_of(own: str, name: str, tactic: str) -> str:

@@ -27,6 +27,7 @@ OLD = """{"Layers": [{
               "Format/Datatype": "Thirty-two wide channel vectorized row major Int8 format"}],
   "Outputs": [{"Name": "c", "Dimensions": [1,64,112,112], "Format/Datatype": "Channel major FP16 format where channel % 8 == 0"}],
   "ParameterType": "Convolution", "TacticName": "sm90_xmma_fprop_implicit_gemm_i8",
+  "Kernel": [7,7], "OutMaps": 64, "Groups": 1, "Weights": {"Type": "Int8", "Count": 9408}, "Bias": {"Type": "Float", "Count": 64},
   "Metadata": "[ONNX Layer: /conv1/Conv]\x1e[ONNX Layer: /relu/Relu]"
 },{
   "Name": "PWN(/sig/Sigmoid, /mul/Mul)", "LayerType": "PointWiseV2", "Inputs": [], "Outputs":
@@ -63,6 +64,28 @@ def test_8_6_is_read_with_its_raw_control_characters() -> None:
     assert (pointwise.kind, pointwise.nodes) == ("pointwise", ("/sig/Sigmoid", "/mul/Mul"))
     assert pointwise.outputs[0].size_bytes is None
     assert myelin.kind == "fused region"
+
+
+def test_weights_are_told_with_their_type_and_shape() -> None:
+    _, conv, pointwise, _ = layers.parse(OLD)
+    assert [(one.precision, one.shape) for one in conv.constants] == [("int8", (64, 3, 7, 7)), ("fp32", (64,))]
+    assert pointwise.constants == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "shape"),
+    [
+        ({"Weights": {"Type": "Half", "Count": 10}, "OutMaps": 4, "Kernel": [3, 3]}, (10,)),
+        ({"Weights": {"Type": "Half", "Count": 36}, "OutMaps": 0, "Kernel": [3, 3]}, (36,)),
+        ({"Weights": {"Type": "Half", "Count": 36}, "OutMaps": 4, "Kernel": [3, "3"]}, (36,)),
+        ({"Weights": {"Type": "Half", "Count": 0}}, None),
+        ({"Weights": {"Type": "Half", "Count": "many"}}, None),
+        ({"Weights": [1, 2]}, None),
+    ],
+)
+def test_weights_that_do_not_fit_their_kernel_are_counted_only(told: dict, shape: tuple | None) -> None:
+    (layer,) = layers.parse(json.dumps({"Layers": [{"Name": "c", "LayerType": "CaskConvolution", **told}]}))
+    assert [one.shape for one in layer.constants] == ([] if shape is None else [shape])
 
 
 def test_11_is_read_with_its_separate_types() -> None:
