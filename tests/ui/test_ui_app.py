@@ -281,6 +281,7 @@ def test_the_preview_shows_each_recipe_beside_the_first(app: Workbench) -> None:
     page = shown(app)
     assert "Built for sm120, not run." in page and not app.error
     assert "int8-kl against fp32:" in page and "<td>none there</td>" in page
+    assert "Kernels of <b>int8-kl</b>" in page and "wb-t-int8" in page and "int8 x int8 → " in page
     app.state.previewing.absent = "TensorRT for RTX is not installed. Run: pip <it>"
     assert button.disabled and "pip &lt;it&gt;" in shown(app)
 

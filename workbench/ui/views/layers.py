@@ -111,7 +111,7 @@ def layer_bars(rows: Sequence[LayerRow], names: Sequence[str], selected: Sequenc
         if rest
         else ""
     )
-    return f"<style>{_style()}</style>{_legend(rows, names)}{note}{''.join(parts)}"
+    return f"<style>{type_style()}</style>{_legend(rows, names)}{note}{''.join(parts)}"
 
 
 def _bar(row: LayerRow, names: Sequence[str], longest: float, is_chosen: bool) -> str:
@@ -132,7 +132,7 @@ def _side(side: Side, name: str, longest: float) -> str:
     hatch = " wb-added" if side.is_added else ""
     width = 100 * side.seconds / longest
     return (
-        f'<span class="wb-bar" title="{escape(title)}"><i class="wb-t-{_class(side.precision)}{hatch}" '
+        f'<span class="wb-bar" title="{escape(title)}"><i class="wb-t-{type_class(side.precision)}{hatch}" '
         f'style="width:{width:.2f}%"></i><small>{milliseconds(side.seconds)} ms {escape(side.precision)}</small></span>'
     )
 
@@ -141,18 +141,20 @@ def _legend(rows: Sequence[LayerRow], names: Sequence[str]) -> str:
     types = dict.fromkeys(
         side.precision.split(" ")[0] for row in rows for side in (row.first, row.second) if side.layers
     )
-    keys = "".join(f'<span><i class="wb-t-{_class(kind)}"></i>{escape(kind) or _UNKNOWN}</span>' for kind in types)
+    keys = "".join(f'<span><i class="wb-t-{type_class(kind)}"></i>{escape(kind) or _UNKNOWN}</span>' for kind in types)
     added = '<span><i class="wb-t-none wb-added"></i>only changes type or layout</span>'
     heads = "".join(f"<b>{escape(name)}</b>" for name in names)
     return f'<div class="wb-legend">{keys}{added}</div><div class="wb-layer wb-heads"><b>Layer</b>{heads}</div>'
 
 
-def _class(precision: str) -> str:
+def type_class(precision: str) -> str:
+    """Return what the colour of a type is called in the style; `none` for one that has none."""
     known = precision.split(" ")[0]
     return known if known in type_colours() and known else "none"
 
 
-def _style() -> str:
+def type_style() -> str:
+    """Return the colours of types as style rules, for light and dark."""
     light, dark = (
         {name or "none": colour for name, colour in type_colours(theme).items()} for theme in ("light", "dark")
     )

@@ -88,6 +88,7 @@ CSS = """
 .workbench .wb-bar i { display: block; height: 13px; min-width: 1px; border-radius: 1px; }
 .workbench .wb-bar small, .workbench .wb-legend { color: var(--jp-ui-font-color2, #57606a); font-size: 12px; }
 .workbench .wb-bar small { white-space: nowrap; overflow: hidden; text-overflow: ellipsis; font-variant-numeric: tabular-nums; }
+.workbench .wb-type { display: inline-block; width: 10px; height: 12px; margin-right: 6px; vertical-align: -1px; }
 .workbench .wb-legend { display: flex; flex-flow: row wrap; gap: 4px 16px; margin: 6px 0; }
 .workbench .wb-legend span { display: inline-flex; align-items: center; gap: 6px; }
 .workbench .wb-legend i { width: 14px; height: 12px; }
