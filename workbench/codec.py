@@ -25,6 +25,8 @@ Record = TypeVar("Record")
 LARGEST_FILE_BYTES = 1 << 28
 # Fields of records that name a place on the disk of the machine where they were made.
 _PLACES = ("path", "folder")
+# Where engines write such places into what they say.
+_TEXTS = ("log", "message")
 
 
 def to_plain(record: Any) -> Any:
@@ -56,18 +58,43 @@ def _is_text(text: str) -> bool:
 
 
 def portable(record: Record) -> Record:
-    """Return a copy for other machines and other eyes: of places on this disk only the last name is left."""
+    """Return a copy for other machines and other eyes: of places on this disk only the last name is left, in logs too."""
+    return _without_places(record, sorted(_places(record), key=len, reverse=True))
+
+
+def _without_places(record: Record, places: list[str]) -> Record:
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        kept = {
-            item.name: PurePath(value).name
-            if item.name in _PLACES and isinstance(value := getattr(record, item.name), str)
-            else portable(getattr(record, item.name))
-            for item in dataclasses.fields(record)
-        }
+        kept: dict[str, Any] = {}
+        for item in dataclasses.fields(record):
+            value = getattr(record, item.name)
+            if isinstance(value, str) and item.name in _PLACES:
+                kept[item.name] = PurePath(value).name
+            elif isinstance(value, str) and item.name in _TEXTS:
+                for place in places:
+                    value = value.replace(place, PurePath(place).name)
+                kept[item.name] = value
+            else:
+                kept[item.name] = _without_places(value, places)
         return dataclasses.replace(record, **kept)
     if isinstance(record, tuple):
-        return typing.cast(Record, tuple(portable(value) for value in record))
+        return typing.cast(Record, tuple(_without_places(value, places) for value in record))
     return record
+
+
+def _places(record: Any) -> set[str]:
+    """Return the places on this disk that a record names: more than a bare name, or they would be found in any text."""
+    if isinstance(record, tuple):
+        return set().union(*map(_places, record))
+    if not dataclasses.is_dataclass(record):
+        return set()
+    found: set[str] = set()
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        if item.name in _PLACES and isinstance(value, str):
+            found |= {value} if PurePath(value).name != value and PurePath(value).name else set()
+        else:
+            found |= _places(value)
+    return found
 
 
 def from_json(kind: type[Record], text: str) -> Record:

@@ -11,6 +11,7 @@ from workbench.errors import StoreError
 from workbench.recipes import NAMED
 from workbench.records import (
     SCHEMA_VERSION,
+    Failure,
     Model,
     Origin,
     Program,
@@ -92,6 +93,15 @@ def test_a_portable_record_names_no_place_of_this_machine() -> None:
     kept = codec.portable((model, 3))
     assert kept[0].path == "m.onnx" and kept[0].program.path == "m.pt2" and kept[1] == 3
     assert kept[0].sha256 == "s" and model.path == "/home/somebody/m.onnx"
+
+
+def test_logs_and_messages_of_a_portable_record_name_no_place_either() -> None:
+    model = Model("m", "/home/somebody/m.onnx", "s", 1, 17, (), (), Origin("onnx", "m.onnx"), 0, {})
+    said = "reading /home/somebody/m.onnx, node /layer1/conv1/Conv; 3/4 done"
+    failure = Failure("v", "build", "BuildError", said, f"{said}\nagain /home/somebody/m.onnx.data")
+    _, kept = codec.portable((model, failure))
+    assert kept.message == "reading m.onnx, node /layer1/conv1/Conv; 3/4 done"
+    assert kept.log == f"{kept.message}\nagain m.onnx.data"
 
 
 def test_a_packed_file_is_read_like_the_other(tmp_path: Path) -> None:
