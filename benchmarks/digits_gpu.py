@@ -78,11 +78,10 @@ def show(study: wb.Study) -> None:
 
 
 def explained(study: wb.Study, variant: str, kept: Path) -> None:
-    """Write and print why a variant takes the time that it takes; the explanation whole, and a report with it."""
+    """Write and print why a variant takes the time that it takes; the study with the explanation in it, and a report."""
     started = time.perf_counter()
     why = wb.explain(study, variant)
-    why.save(kept.with_suffix(".explanation.json.gz"))
-    study.save(kept.with_name(kept.name.removesuffix("-why")).with_suffix(".json"))  # it holds the ceilings now
+    study.save(kept.with_name(kept.name.removesuffix("-why")).with_suffix(".json"))
     study.report(kept.with_suffix(".html"), [why])
     found = {
         "sentences": list(why.sentences),

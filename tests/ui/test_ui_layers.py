@@ -10,15 +10,17 @@ import synthetic_study
 import tiny
 from tiny import FakeRun, attempt, settle
 
-from workbench.errors import Cancelled, EngineError
+from workbench.errors import BackendMissing, Cancelled, EngineError
 from workbench.explaining.evidence import Evidence, Layer, Pass
 from workbench.explaining.explanation import Explanation
 from workbench.records import Progress, TensorSpec
+from workbench.study import Study
 from workbench.ui import layer_rows
 from workbench.ui.state import State
 from workbench.ui.state.layers import NOT_PROFILED, Layers
 from workbench.ui.views.layers import MOST_BARS, layer_bars
 
+RECORDED = Path(__file__).parents[2] / "data" / "studies" / "digits_resnet-h200-why.json.gz"
 HOSTILE = "<img src=x onerror=alert(1)>"
 
 
@@ -171,3 +173,21 @@ def test_more_bars_than_a_browser_draws_at_once_are_said() -> None:
     many = Pass("a", tuple(layer(f"l{i}", 1e-4 * (i + 1), "fp32", (f"/b{i % 7}/n{i}",)) for i in range(MOST_BARS + 20)))
     text = layer_bars(layer_rows.layer_rows(many, many), ("a", "b"))
     assert text.count('class="wb-layer"') == MOST_BARS and "20 more match" in text
+
+
+def test_a_study_of_another_machine_shows_what_it_was_told_there(state: State, look: FakeLook) -> None:
+    recorded = Study.open(RECORDED)
+    state.session.attempt(state.results.show, recorded.record)
+    look.fails = BackendMissing("TensorRT is not installed.")
+    attempt(state, state.layers.profile)
+    assert state.layers.words.startswith("Recorded on NVIDIA H200. fp32:")
+    assert any("int8" in row.second.precision for row in state.layers.rows if row.second is not None)
+    assert any("CUDA graph" in sentence for sentence in state.layers.sentences)
+
+
+def test_a_study_of_another_machine_that_was_told_nothing_says_why_it_shows_nothing(
+    state: State, look: FakeLook
+) -> None:
+    look.fails = BackendMissing("TensorRT is not installed.")
+    attempt(state, state.layers.profile)
+    assert state.layers.error == "TensorRT is not installed." and state.layers.rows == ()

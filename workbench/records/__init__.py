@@ -4,7 +4,7 @@ Raw values are stored and statistics are derived (see `workbench.judging.statist
 judged again with better statistics later. Seconds and bytes everywhere. A shape is a tuple; a dynamic axis is None.
 
 History of SCHEMA_VERSION: 1 - first; 2 - studies hold their build options; 3 - build options have a target;
-4 - accuracies hold margins.
+4 - accuracies hold margins; 5 - studies hold the explanations of their variants.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from workbench.records.engines import BuildOptions, Engine
 from workbench.records.measuring import Measurement, Protocol
 from workbench.records.models import Model, Variant
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 @dataclass(frozen=True, repr=False)
@@ -138,6 +138,7 @@ class StudyRecord(cards.Card):
         backend_reason: why this backend was taken, in a sentence.
         samples: small pictures or texts of evaluation samples, index -> {"kind": "image"|"text", "value": ...,
             "label": ...}, for the ones on which variants disagree.
+        explanations: variant -> what was found when it was last explained, as plain data; see `study.explained`.
     """
 
     name: str
@@ -153,6 +154,7 @@ class StudyRecord(cards.Card):
     samples: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     options: BuildOptions = field(default_factory=BuildOptions)
+    explanations: dict[str, Any] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
     def _headline(self) -> str:

@@ -143,7 +143,10 @@ class _Run:
         self.earlier = _earlier(store, request)
         blank = blank_record(request, store)
         created_at = blank.created_at if self.earlier is None else self.earlier.created_at
-        self.record = replace(blank, created_at=created_at, results=(*blank.results, *self._carried()))
+        explanations = {} if self.earlier is None else self.earlier.explanations
+        self.record = replace(
+            blank, created_at=created_at, results=(*blank.results, *self._carried()), explanations=explanations
+        )
         self.feeds: dict[str, np.ndarray] = {}
 
     def go(self) -> Study:

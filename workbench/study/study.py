@@ -167,20 +167,35 @@ class Study:
         return lens.keeping(self[variant].recipe, rows, name)
 
     def report(
-        self, path: str | Path, explanations: Sequence[Explanation] = (), reference: Study | None = None
+        self, path: str | Path, explanations: Sequence[Explanation] | None = None, reference: Study | None = None
     ) -> Path:
         """Write the study for a reader.
 
         Args:
             path: `.html` (self-contained), `.md`, `.csv`, `.json`, or a folder with all four; for a paper `.tex` (a booktabs
                 table), `.svg`, `.pdf` or `.png` (the figure), and `.ipynb` (a notebook that draws from the record).
-            explanations: from `workbench.explain`, for sections of layers and reasons in `.html` and `.md`.
+            explanations: from `workbench.explain`, for sections of layers and reasons in `.html` and `.md`; None takes those
+                that the study keeps.
             reference: another study, for a section of what is unlike it in both.
         """
         from workbench import reports
 
         other = None if reference is None else reference.record
-        return reports.write(self.record, Path(path), explanations, other)
+        told = list(self.explanations.values()) if explanations is None else explanations
+        return reports.write(self.record, Path(path), told, other)
+
+    def explore(self, store: Store | None = None) -> Any:
+        """Open the widget at this study's network, drawn; see `workbench.explore`."""
+        import workbench
+
+        return workbench.explore(self, store)
+
+    @property
+    def explanations(self) -> dict[str, Explanation]:
+        """Variant -> what `workbench.explain` found when it was last explained, on whichever machine that was."""
+        from workbench.study import explained
+
+        return explained.kept(self.record)
 
     def save(self, path: str | Path) -> Path:
         """Write the record as JSON, to be opened on another machine with `Study.open`; it holds no path of this one.

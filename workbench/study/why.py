@@ -20,7 +20,7 @@ from workbench.machine.store import Store
 from workbench.models import as_model
 from workbench.recipes import Quantize
 from workbench.records import StudyRecord, VariantResult
-from workbench.study import advice
+from workbench.study import advice, explained
 from workbench.study.progress import Listener, listener
 from workbench.study.study import Study
 from workbench.study.subject import built, dataset_of, subject_of
@@ -43,6 +43,7 @@ def explain(
 
     Both are profiled anew, in turns, by the backend's own profiler; where noise comes in is looked at on the first evaluation
     samples, what layers cost alone on calibration samples. Advice is judged on other evaluation samples, where there are some.
+    The study keeps what was found: `study.explanations`, here and wherever its file is opened.
 
     Args:
         study: a Study, or its name in the store.
@@ -83,12 +84,15 @@ def explain(
         costs = None
     subject = subject_of(record, baseline, result, dataset, store=store, handle=handle)
     found = explanation(record.name, gather(subject, limits, costs, handle), tuple(notes))
+    _keep(study, explained.keep(study.record, found), store)
     if not try_advice:
         return found
     if dataset is None:
         raise DataError("Advice is measured on the study's own data. Pass data=..., what the study was run with.")
     trials, left = advice.tried(record, result, baseline, found, dataset, store=store, handle=handle)
-    return replace(found, trials=trials, notes=(*found.notes, *left))
+    found = replace(found, trials=trials, notes=(*found.notes, *left))
+    _keep(study, explained.keep(study.record, found), store)
+    return found
 
 
 def explain_best(
@@ -117,9 +121,14 @@ def _keep_ceilings(study: Study, limits: roofline.Ceilings, store: Store) -> Non
     if roofline.KIND in study.record.environment:
         return
     environment = {**study.record.environment, roofline.KIND: codec.to_plain(limits)}
-    study.record = replace(study.record, environment=environment)
-    if store.get("study", study.record.name) is not None:
-        store.put("study", study.record.name, codec.to_json(study.record))
+    _keep(study, replace(study.record, environment=environment), store)
+
+
+def _keep(study: Study, record: StudyRecord, store: Store) -> None:
+    """Let a study hold a record that knows more, here and in its store."""
+    study.record = record
+    if store.get("study", record.name) is not None:
+        store.put("study", record.name, codec.to_json(record))
 
 
 def _costs(

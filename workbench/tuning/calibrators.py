@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _JUDGED_BYTES = 16 << 20
 # Lowered graphs that `choose` may judge. They are most of its cost, which should stay near four times that of one
 # calibrator; six of them are the single calibrators.
-MOST_TRIALS = 10
+MOST_TRIALS = 8
 # With fewer judged samples than this the choice may turn on a handful, and says so.
 _MANY = 64
 

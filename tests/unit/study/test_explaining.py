@@ -137,6 +137,14 @@ def test_every_table_and_figure_and_the_page_can_be_had(explained: Explanation) 
     assert repr(explained) == "Explanation('small', 'int8-max': outlier_channel)"
 
 
+def test_the_study_keeps_what_was_found_here_and_in_its_store(
+    explained: Explanation, study: Study, store: Store
+) -> None:
+    for one in (study, Study.open(study.name, store)):
+        assert one.explanations["int8-max"].variant == "int8-max"
+        assert one.explanations["int8-max"].evidence.variant.layers
+
+
 def test_a_report_has_a_section_for_it_where_it_is_asked_for(
     explained: Explanation, study: Study, tmp_path: Path
 ) -> None:
@@ -149,7 +157,7 @@ def test_a_report_has_a_section_for_it_where_it_is_asked_for(
     assert "What this machine can do at most" in page
     text = study.report(tmp_path / "report.md", [explained]).read_text(encoding="utf-8")
     assert "## Why: int8-max" in text
-    assert "Why" not in study.report(tmp_path / "plain.md").read_text(encoding="utf-8")
+    assert "Why" not in study.report(tmp_path / "plain.md", ()).read_text(encoding="utf-8")
     folder = study.report(tmp_path / "all", [explained])
     assert (folder / "study.json").exists() and "## Why" in (folder / "report.md").read_text(encoding="utf-8")
 
@@ -166,7 +174,7 @@ def test_what_a_report_shows_layers_of_is_the_best_variant_or_else_the_fastest(
 
 
 def study_figures(study: Study, folder: Path) -> int:
-    return study.report(folder / "plain.html").read_text(encoding="utf-8").count('<figure class="drawn">')
+    return study.report(folder / "plain.html", ()).read_text(encoding="utf-8").count('<figure class="drawn">')
 
 
 def test_markup_in_names_stays_text_in_a_report(explained: Explanation, study: Study, tmp_path: Path) -> None:

@@ -148,9 +148,15 @@ def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str
         for name in operators
         if not parser.supports_operator(name) and name not in as_plugins
     }
-    unsupported = [
-        index for index in _unsupported_nodes(caps, parser, graph, path) if 0 <= index < len(graph.graph.node)
-    ]
+    # 8.6 counts importers alone, and blames the neighbours of a plugin too: such a file is parsed instead of asked about.
+    by_plugins = [name for name in operators if name in as_plugins and not parser.supports_operator(name)]
+    if by_plugins:
+        unsupported = []
+        parser.parse(graph.SerializeToString(), str(path))
+    else:
+        unsupported = [
+            index for index in _unsupported_nodes(caps, parser, graph, path) if 0 <= index < len(graph.graph.node)
+        ]
     named: dict[str, str] = {}
     for index in range(parser.num_errors):
         error = parser.get_error(index)
@@ -160,8 +166,6 @@ def lacks(caps: Capabilities, network: Any, logger: Any, path: Path) -> dict[str
         return {**missing, **named}
     for index in unsupported:
         node = graph.graph.node[index]
-        if node.op_type in as_plugins and not parser.supports_operator(node.op_type):
-            continue  # 8.6 counts importers alone
         missing.setdefault(node.op_type, f"TensorRT cannot run node {node.name!r} as it is used here")
     return missing
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from traitlets import Bool, HasTraits, Tuple, Unicode
 
-from workbench.errors import DataError, RecipeError
+from workbench.errors import BackendMissing, DataError, EngineError, RecipeError
 from workbench.explaining.explanation import Explanation
 from workbench.records import StudyRecord
 from workbench.study import Study
@@ -25,10 +25,15 @@ NOT_PROFILED = "Not profiled yet: choose two variants and press Profile. It take
 
 @dataclass(frozen=True)
 class Found:
-    """Two variants' layers, and what is said of the second."""
+    """Two variants' layers, and what is said of the second.
+
+    Attributes:
+        recorded: the device of an explanation that the study keeps, where nothing could be profiled here; else empty.
+    """
 
     rows: tuple[LayerRow, ...]
     sentences: tuple[str, ...]
+    recorded: str = ""
 
 
 class Layers(HasTraits):
@@ -132,11 +137,24 @@ class Layers(HasTraits):
         data = self.selection.data
         known = data if data is not None and data.sha256 == record.data.get("sha256") else None
 
+        recorded = ""
+
         def look(variant: str) -> Explanation:
-            return self._look(
-                Study(record), variant, known, layers=False, store=self.session.store, progress=job.report,
-                cancel=job.cancelled,
-            )  # fmt: skip
+            nonlocal recorded
+            try:
+                return self._look(
+                    Study(record), variant, known, layers=False, store=self.session.store, progress=job.report,
+                    cancel=job.cancelled,
+                )  # fmt: skip
+            except (BackendMissing, EngineError):
+                # A study of another machine: what it was told there is shown.
+                kept = Study(record).explanations.get(variant)
+                if kept is None:
+                    raise
+                recorded = next(
+                    (item.engine.device for item in record.results if item.engine is not None), record.backend
+                )
+                return kept
 
         # The baseline comes with every explanation; what is explained is better not the baseline itself.
         if record.baseline in (first, second):
@@ -147,7 +165,7 @@ class Layers(HasTraits):
         else:
             ours, explained = look(first).evidence.variant, look(second)
             theirs = explained.evidence.variant
-        return Found(layer_rows(ours, theirs), explained.sentences)
+        return Found(layer_rows(ours, theirs), explained.sentences, recorded)
 
     def _take(self, job: Job[Found], names: tuple[str, str]) -> None:
         snapshot = job.snapshot
@@ -168,6 +186,8 @@ class Layers(HasTraits):
                 f"{names[0]}: {times[0]:.3g} ms in layers; {names[1]}: {times[1]:.3g} ms. Profiling slows a call down: these "
                 f"show where time goes, not how long a call takes."
             )
+            if found.recorded:
+                self.words = f"Recorded on {found.recorded}. {self.words}"
         elif snapshot.state == "cancelled":
             self.words = "Cancelled. Nothing of it was kept."
         else:
