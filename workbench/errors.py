@@ -30,7 +30,8 @@ class WorkbenchError(Exception):
                 break
             if "IPython" not in Path(frame.filename).parts:
                 shown.append(frame)
-        where = f"line {shown[-1].lineno}: {shown[-1].line}\n\n" if shown else ""
+        # What a magic such as %%time runs has no lines that could be shown.
+        where = f"line {shown[-1].lineno}: {shown[-1].line}\n\n" if shown and shown[-1].line else ""
         return [f"{where}{type(self).__name__}: {self}", "(all of the traceback: set WORKBENCH_TRACEBACK=1)"]
 
 

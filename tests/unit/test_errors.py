@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import nbclient
+import nbformat
 import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
@@ -42,3 +44,23 @@ def test_all_of_it_is_shown_where_that_is_asked_for(shell, monkeypatch: pytest.M
 def test_other_errors_keep_their_traceback(shell) -> None:
     assert "ZeroDivisionError" in shown(shell, "1 / 0")
     assert "WORKBENCH_TRACEBACK" not in shown(shell, "1 / 0")
+
+
+@pytest.mark.parametrize(
+    ("cell", "line"),
+    [
+        ("x = 1\nwb.load('resnet50')", "line 2: wb.load('resnet50')"),
+        ("def mine(name):\n    return wb.load(name)\nmine('resnet50')", "line 2: return wb.load(name)"),
+        ("%%time\nwb.load('resnet50')", None),
+    ],
+)
+def test_a_kernel_sends_the_message_and_the_line_of_the_cell_alone(cell: str, line: str | None) -> None:
+    first, second = (nbformat.v4.new_code_cell(source) for source in ("import workbench as wb", cell))
+    notebook = nbformat.v4.new_notebook(cells=[first, second])
+    nbclient.NotebookClient(notebook, allow_errors=True, timeout=120, kernel_name="python3").execute()
+    (error,) = [output for output in notebook.cells[1].outputs if output.output_type == "error"]
+    lines = "\n".join(error.traceback).splitlines()
+    assert error.ename == "LoadError" and lines[-1] == "(all of the traceback: set WORKBENCH_TRACEBACK=1)"
+    assert lines[-2].startswith("LoadError: Cannot load 'resnet50'")
+    # A magic compiles the cell itself, so that no line of it can be shown.
+    assert lines[:-2] == ([] if line is None else [line, ""])

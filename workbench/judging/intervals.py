@@ -12,6 +12,7 @@ rounds alone gives too few different resamples. `tests/unit/test_intervals.py` c
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ _TRIM_MORE_FROM = 20
 _TRIM_MORE = 0.3
 # The interval of two rounds reaches over eight decades; it says nothing.
 FEWEST_ROUNDS = 3
+# Of logs of seconds: an interval from 1 to more than 10 ms does not tell even the order of magnitude, whatever the rounds.
+WIDEST = math.log(10)
 _RESAMPLES = 1999
 # So many show whether two are alike, where they are.
 _FIRST_RESAMPLES = 128
@@ -146,6 +149,40 @@ def studentized(groups: Sequence[np.ndarray], confidence: float, trim: float | N
         wide = float(spread[math.ceil(confidence * (_RESAMPLES + 1)) - 1])
         p_value = float((1 + (spread >= observed).sum()) / (_RESAMPLES + 1))
     return Interval(value, value - wide * error, value + wide * error, p_value)
+
+
+def rounds_interval(groups: Sequence[np.ndarray], confidence: float) -> Interval | None:
+    """Return `studentized` of logs of rounds' seconds; None where it tells nothing: too few rounds, or wider than `WIDEST`."""
+    if min(map(len, groups)) < FEWEST_ROUNDS:
+        return None
+    interval = studentized(groups, confidence)
+    return interval if interval.high - interval.low <= WIDEST else None
+
+
+def are_apart(groups: Sequence[np.ndarray], confidence: float) -> bool:
+    """Return whether `rounds_interval` is there and leaves zero out, with as little resampling as that needs."""
+    if min(map(len, groups)) < FEWEST_ROUNDS or not is_apart(groups, confidence):
+        return False
+    # An interval that leaves zero out is narrower than twice its middle.
+    return abs(difference(groups)) <= WIDEST / 2 or rounds_interval(groups, confidence) is not None
+
+
+def more_rounds(groups: Sequence[np.ndarray], confidence: float) -> int:
+    """Return about how many more rounds `rounds_interval` needs, if further ones spread as those seen; at least one."""
+    rounds = min(map(len, groups))
+    if rounds < FEWEST_ROUNDS:
+        return FEWEST_ROUNDS - rounds
+    spread = math.sqrt(sum(float(np.var(group, ddof=1)) for group in groups))
+    return next(more for more in itertools.count(1) if spread * _width(rounds + more, confidence) <= WIDEST)
+
+
+@functools.lru_cache(maxsize=4096)
+def _width(rounds: int, confidence: float) -> float:
+    """Return how wide the interval of so many normally spread rounds is, in their standard deviations."""
+    normal = NormalDist()
+    scores = np.array([normal.inv_cdf((place + 0.5) / rounds) for place in range(rounds)])
+    interval = studentized([scores / scores.std(ddof=1)], confidence)
+    return interval.high - interval.low
 
 
 def difference(groups: Sequence[np.ndarray], trim: float | None = None) -> float:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from workbench.judging import accuracy, statistics
-from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, FEWEST_ROUNDS, difference, is_apart, mcnemar
+from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, FEWEST_ROUNDS, are_apart, difference, mcnemar
 from workbench.judging.statistics import Change
 from workbench.records import Accuracy, Measurement, VariantResult
 
@@ -156,9 +156,9 @@ class _Speed:
         return (value > 0) - (value < 0)
 
     def is_apart(self, other: _Speed) -> bool:
-        """Return whether the two can be told apart; with too few rounds for intervals every difference counts."""
+        """Return whether the two can be told apart; with fewer than `FEWEST_ROUNDS` every difference counts."""
         groups = self._groups(other)
-        return min(map(len, groups)) < FEWEST_ROUNDS or is_apart(groups, CONFIDENCE)
+        return min(map(len, groups)) < FEWEST_ROUNDS or are_apart(groups, CONFIDENCE)
 
     def _groups(self, other: _Speed) -> list[np.ndarray]:
         in_turns = statistics.interleaved(self.measurement, other.measurement)

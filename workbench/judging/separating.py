@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workbench.judging import statistics
-from workbench.judging.intervals import FEWEST_ROUNDS
 from workbench.records import Measurement
 
 # More rounds than these are not worth telling such a difference: it is smaller than what moves between two machines.
@@ -48,7 +47,7 @@ def separation(one: Measurement, other: Measurement) -> Separation | None:
     if found.verdict in ("faster", "slower"):
         return None
     if found.low is None or found.high is None:
-        return Separation(one.variant, other.variant, FEWEST_ROUNDS - found.rounds, None)
+        return Separation(one.variant, other.variant, found.more_rounds, None)
     value, low, high = (math.log(edge) for edge in (found.value, found.low, found.high))
     within = math.expm1(max(-low, high))
     reach = value - low if value > 0 else high - value

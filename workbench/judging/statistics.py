@@ -17,25 +17,27 @@ from workbench.judging.intervals import (
     ACCURACY_CONFIDENCE,
     CONFIDENCE,
     FEWEST_ROUNDS,
+    are_apart,
     center_interval,
-    is_apart,
+    difference,
     mcnemar,
+    more_rounds,
     paired_share_interval,
     required_samples,
-    studentized,
+    rounds_interval,
     wilson,
 )
 from workbench.records import Accuracy, Measurement, Round
 
 METHOD = (
     "A round is a fresh process, and counts with the median of its calls. A ratio is the trimmed mean of the paired "
-    "differences of rounds' log medians (from 6 rounds on 20 %, from 20 on 30 % are cut off each end); its interval, "
-    "at 99 % confidence, comes from a studentized bootstrap over rounds, because calls of one process resemble each "
-    "other more than those of another. A difference is named only where that interval excludes 1; with fewer than "
-    "three rounds there is no interval and no verdict. A percentile is shown where the calls suffice for it at 99 % "
-    "confidence: 64 for the 90th, 130 for the 95th, 662 for the 99th. Scores of right or wrong have Wilson's interval, "
-    "their change the exact McNemar test and Newcombe's paired interval; other scores a bootstrap over samples, paired; all "
-    "at 95 % confidence."
+    "differences of rounds' log medians (from 6 rounds on 20 %, from 20 on 30 % are cut off each end); its interval, at 99 % "
+    "confidence, comes from a studentized bootstrap over rounds, because calls of one process resemble each other more than "
+    "those of another. A difference is named only where that interval excludes 1; with fewer than three rounds, or where the "
+    "interval would span more than a factor of ten, there is no interval and no verdict. A percentile is shown where the "
+    "calls suffice for it at 99 % confidence: 64 for the 90th, 130 for the 95th, 662 for the 99th. Scores of right or wrong "
+    "have Wilson's interval, their change the exact McNemar test and Newcombe's paired interval; other scores a bootstrap "
+    "over samples, paired; all at 95 % confidence."
 )
 
 Made = TypeVar("Made")
@@ -52,8 +54,10 @@ class Summary:
         mean, std: over all calls (population standard deviation).
         variation: std / mean.
         p90, p95, p99: over all calls; None where `required_samples` says there are too few.
-        low, high: interval of the median over rounds; None with fewer than three rounds.
+        low, high: interval of the median over rounds; None where the rounds are too few to tell: fewer than three, or so
+            different that the interval would span more than a factor of ten.
         queries_per_second: median over rounds, for the boundary `throughput`; None for the others.
+        more_rounds: about how many more an interval needs, if they spread as those seen; 0 where there is one.
     """
 
     median: float
@@ -69,6 +73,7 @@ class Summary:
     samples: int
     rounds: int
     confidence: float
+    more_rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,9 +81,10 @@ class Ratio:
     """How many times faster a candidate is than its baseline (baseline seconds / candidate seconds).
 
     Attributes:
-        low, high: interval of `value`; None with fewer than three rounds.
+        low, high: interval of `value`; None where the rounds are too few to tell, as for a `Summary`.
         paired: whether the rounds were interleaved, so that slow drifts of the machine cancel.
         words: such as `1.23x faster [1.20, 1.26]`.
+        more_rounds: as of a `Summary`.
     """
 
     value: float
@@ -89,6 +95,7 @@ class Ratio:
     words: str
     rounds: int
     paired: bool
+    more_rounds: int = 0
 
 
 @dataclass(frozen=True)
@@ -149,9 +156,10 @@ def _summarised(measurement: Measurement, confidence: float) -> Summary:
     values = np.concatenate([np.asarray(item.latencies_seconds) for item in measurement.rounds])
     medians = _medians(measurement)
     median = float(np.median(medians))
+    logs = [np.log(medians[medians > 0])]  # a round of no time has none; `ratio` refuses it
     low = high = None
-    if len(medians) >= FEWEST_ROUNDS:
-        interval = center_interval(np.log(medians), confidence)
+    interval = rounds_interval(logs, confidence)
+    if interval is not None:
         # The centre is a trimmed mean; the median of few rounds may lie beside it.
         low, high = min(_exp(interval.low), median), max(_exp(interval.high), median)
     rates = [rate for item in measurement.rounds if (rate := _rate(item)) is not None]
@@ -171,6 +179,7 @@ def _summarised(measurement: Measurement, confidence: float) -> Summary:
         samples=len(values),
         rounds=len(medians),
         confidence=confidence,
+        more_rounds=more_rounds(logs, confidence) if interval is None else 0,
     )
 
 
@@ -199,7 +208,7 @@ def is_alike(first: Measurement, second: Measurement) -> bool:
         DataError: a measurement has no latencies, or a latency of zero.
     """
     groups, _ = groups_of_logs(logs_by_round(first), logs_by_round(second), interleaved(first, second))
-    return min(map(len, groups)) < FEWEST_ROUNDS or not is_apart(groups, CONFIDENCE)
+    return not are_apart(groups, CONFIDENCE)
 
 
 def ratio_of_logs(
@@ -212,11 +221,11 @@ def ratio_of_logs(
     """
     groups, paired = groups_of_logs(ours, theirs, in_turns)
     rounds = min(len(group) for group in groups)
-    if rounds < FEWEST_ROUNDS:
-        value = math.exp(sum(sign * float(np.mean(group)) for sign, group in zip((1, -1), groups, strict=False)))
-        words = f"{_times(value, 2)}; {few_rounds(rounds)}"
-        return Ratio(value, None, None, confidence, "no interval", words, rounds, paired)
-    interval = studentized(groups, confidence)
+    interval = rounds_interval(groups, confidence)
+    if interval is None:
+        value, more = _exp(difference(groups)), more_rounds(groups, confidence)
+        words = f"{_times(value, 2)}; {few_rounds(rounds, more)}"
+        return Ratio(value, None, None, confidence, "no interval", words, rounds, paired, more)
     value, low, high = (_exp(edge) for edge in (interval.value, interval.low, interval.high))
     verdict: SpeedVerdict = "faster" if low > 1 else "slower" if high < 1 else "not distinguishable"
     return Ratio(value, low, high, confidence, verdict, _speed_words(verdict, value, low, high), rounds, paired)
@@ -232,11 +241,15 @@ def groups_of_logs(
     return [np.array(list(ours.values())), np.array(list(theirs.values()))], False
 
 
-def few_rounds(rounds: int) -> str:
+def few_rounds(rounds: int, more: int) -> str:
     """Say that so many rounds are too few for an interval, and how many more it takes."""
-    needed = "is" if FEWEST_ROUNDS - rounds == 1 else "are"
-    had = "one round" if rounds == 1 else f"{rounds} rounds"
-    return f"{had}: too few to tell, {FEWEST_ROUNDS - rounds} more {needed} needed for an interval"
+    return f"{'one round' if rounds == 1 else f'{rounds} rounds'}: {too_few(rounds, more)}"
+
+
+def too_few(rounds: int, more: int) -> str:
+    """Say how many more rounds an interval takes; from three on their spread asks for more, which is known roughly."""
+    about = "about " if rounds >= FEWEST_ROUNDS else ""
+    return f"too few to tell, {about}{more} more {'is' if more == 1 else 'are'} needed for an interval"
 
 
 def interleaved(first: Measurement, second: Measurement) -> bool:

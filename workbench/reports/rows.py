@@ -14,10 +14,13 @@ from workbench.judging import statistics
 from workbench.judging.accuracy import agreement, lowest_sqnr_db
 from workbench.judging.comparison import Comparison, Row
 from workbench.judging.intervals import ACCURACY_CONFIDENCE, CONFIDENCE, required_samples
-from workbench.judging.statistics import Change, Ratio
+from workbench.judging.statistics import Change, Ratio, Summary
 from workbench.plots.distributions import size_bytes
-from workbench.records import Accuracy, Protocol, StudyRecord, VariantResult
+from workbench.records import Accuracy, Measurement, Protocol, StudyRecord, VariantResult
 from workbench.reports import formats, gpu_state
+
+# Of more rounds the ends say what the list would.
+_MOST_LISTED = 5
 
 
 @dataclass(frozen=True)
@@ -196,14 +199,20 @@ def _latency(result: VariantResult, row: Row | None) -> Cell:
         return Cell()
     found = statistics.summary(result.measurement)
     if found.low is None or found.high is None:
-        medians = [float(np.median(item.latencies_seconds)) for item in result.measurement.rounds]
-        shown = " and ".join(formats.milliseconds(seconds) for seconds in medians)
-        return Cell(
-            formats.milliseconds(found.median), f"rounds: {shown}" if len(medians) > 1 else "", order=found.median
-        )
+        return Cell(formats.milliseconds(found.median), _rounds(result.measurement, found), order=found.median)
     return Cell(
         formats.milliseconds(found.median), formats.milliseconds_between(found.low, found.high), order=found.median
     )
+
+
+def _rounds(measurement: Measurement, found: Summary) -> str:
+    """Show the medians of rounds that are too few for an interval; one alone is the latency itself."""
+    medians = sorted(float(np.median(item.latencies_seconds)) for item in measurement.rounds)
+    if len(medians) == 1:
+        return ""
+    shown = [formats.milliseconds(seconds) for seconds in medians]
+    rounds = f": {formats.listed(shown)}" if len(shown) <= _MOST_LISTED else f" from {shown[0]} to {shown[-1]}"
+    return f"rounds{rounds}; {statistics.too_few(found.rounds, found.more_rounds)}"
 
 
 def _speedup(row: Row | None) -> Cell:
@@ -211,7 +220,12 @@ def _speedup(row: Row | None) -> Cell:
         return Cell()
     words, interval = speed_words(row.ratio)
     if row.ratio.verdict == "no interval":
-        return Cell(f"{row.ratio.value:.2f}x", statistics.few_rounds(row.ratio.rounds), "same", row.ratio.value)
+        return Cell(
+            f"{row.ratio.value:.2f}x",
+            statistics.few_rounds(row.ratio.rounds, row.ratio.more_rounds),
+            "same",
+            row.ratio.value,
+        )
     marks = {"faster": ("▲", "better"), "slower": ("▼", "worse")}
     mark, mood = marks.get(row.ratio.verdict, ("≈", "same"))
     return Cell(f"{mark} {words}", interval, mood, row.ratio.value)

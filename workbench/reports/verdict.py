@@ -45,7 +45,8 @@ def _first(
         )
     if all(row.ratio is not None and row.ratio.verdict == "no interval" for row in candidates):
         rounds = min(row.ratio.rounds for row in candidates if row.ratio is not None)
-        return f"Nothing can be said of speed yet ({few_rounds(rounds)}).", None
+        more = max(row.ratio.more_rounds for row in candidates if row.ratio is not None)
+        return f"Nothing can be said of speed yet ({few_rounds(rounds, more)}).", None
     return f"Keep {base}: no variant is distinguishably faster than it.", None
 
 

@@ -7,12 +7,15 @@ import pytest
 
 from workbench.errors import DataError
 from workbench.judging.intervals import (
+    WIDEST,
+    are_apart,
     center_interval,
     difference,
     is_apart,
     mcnemar,
     paired_share_interval,
     required_samples,
+    rounds_interval,
     studentized,
     wilson,
 )
@@ -131,3 +134,17 @@ def test_whether_zero_is_outside_is_what_the_interval_itself_says(rounds: int) -
     assert not all(found)
     same = np.full(rounds, 0.25)
     assert is_apart([same], 0.99) and not is_apart([same - same], 0.99) and not is_apart([same, same], 0.99)
+
+
+@pytest.mark.parametrize("rounds", [2, 3, 5, 9])
+def test_rounds_are_apart_where_their_interval_is_there_and_leaves_zero_out(rounds: int) -> None:
+    random = np.random.default_rng(rounds)
+    found = []
+    for place in range(60):
+        groups = [random.normal(random.uniform(-4, 4), random.choice((0.1, 1)), rounds)]
+        groups += [random.normal(0, 0.1, rounds + 1)] * (place % 2)
+        interval = rounds_interval(groups, 0.99)
+        found.append(interval is not None and (interval.low > 0 or interval.high < 0))
+        assert are_apart(groups, 0.99) == found[-1]
+        assert interval is None or interval.high - interval.low <= WIDEST
+    assert any(found) == (rounds > 2) and not all(found)

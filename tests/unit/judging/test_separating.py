@@ -44,6 +44,8 @@ def test_no_difference_is_told_at_no_price() -> None:
 
 def test_below_the_rounds_of_an_interval_those_are_what_is_needed() -> None:
     assert separation(*pair(0.5, rounds=2)) == Separation("a", "b", 1, None)
+    wild = separation(*pair(0.5, rounds=3, noise=2.0))
+    assert wild is not None and (wild.more_rounds or 0) > 1 and wild.within is None
 
 
 @pytest.mark.parametrize(

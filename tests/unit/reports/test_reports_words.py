@@ -138,8 +138,41 @@ def test_two_rounds_show_both_medians_and_no_interval() -> None:
     record = synthetic_study.study(("fp32", "int8-max"), protocol=replace(QUICK, rounds=2))
     shown = cells(record, "int8-max")["Latency"]
     assert "rounds: " in shown and " and " in shown and "[" not in shown
+    assert "; too few to tell, 1 more is needed for an interval" in shown
     assert "so without a verdict: int8-max" in said(record)
     assert any("2 rounds were measured" in note for note in details.notes(record, None))
+
+
+def unsteady(record: StudyRecord, rounds: int) -> StudyRecord:
+    """The study on a machine where a process takes up to eight times as long as another."""
+    factors = [(1.0, 8.0, 3.0)[place % 3] for place in range(rounds)]
+
+    def made(shift: int, result: VariantResult) -> VariantResult:
+        assert result.measurement is not None
+        parts = tuple(
+            replace(
+                one,
+                latencies_seconds=tuple(value * factors[(place + shift) % rounds] for value in one.latencies_seconds),
+            )
+            for place, one in enumerate(result.measurement.rounds)
+        )
+        return replace(result, measurement=replace(result.measurement, rounds=parts))
+
+    return replace(record, results=tuple(made(*one) for one in enumerate(record.results)))
+
+
+@pytest.mark.parametrize(("rounds", "shown"), [(3, "rounds: "), (6, "rounds from ")])
+def test_rounds_that_spread_too_far_show_their_medians_and_tell_nothing_anywhere(rounds: int, shown: str) -> None:
+    names = ("fp32", "int8-max", "int8-kl")
+    record = unsteady(synthetic_study.study(names, protocol=replace(QUICK, rounds=rounds)), rounds)
+    comparison, _ = compared(record)
+    assert comparison is not None and [row.variant for row in comparison.rows if row.on_front] == list(names)
+    words = said(record)
+    assert words.startswith(f"Nothing can be said of speed yet ({rounds} rounds: too few to tell, about ")
+    assert "so without a verdict: int8-max and int8-kl" in words
+    row = cells(record, "int8-max")
+    assert shown in row["Latency"] and "; too few to tell, about " in row["Latency"] and "[" not in row["Latency"]
+    assert f"({rounds} rounds: too few to tell, about " in row["Speed-up"]
 
 
 def test_notes_of_rounds_are_counted_not_repeated(record: StudyRecord) -> None:
