@@ -133,8 +133,9 @@ def _load_name(reference: str, options: ExportOptions, place: Place) -> Model:
         return _load_shipped(reference, options, place)
     if _HUB_ID.fullmatch(reference):
         return _export_source(sources.hub(reference), options, place, reference.split("/")[1])
-    known = known or f"Shipped models: {nearest(reference, shipped)}"
-    known = f"{sources.suggestions(reference)}{known}"
+    elsewhere = sources.suggestions(reference)
+    listed = f"Shipped models: {', '.join(sorted(shipped))}." if elsewhere else nearest(reference, shipped)
+    known = f"{elsewhere}{known or listed}"
     raise LoadError(
         f"Cannot load {reference!r}: no such file or folder in {Path.cwd()}, nor a shipped model. {known} Pass {FORMS}."
     )
