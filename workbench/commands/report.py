@@ -27,5 +27,5 @@ def report(options: argparse.Namespace) -> int:
     study = wb.Study.open(options.study)
     reference = None if options.reference is None else wb.Study.open(options.reference)
     found = explain_best(study, progress="auto") if options.layers else None
-    print(study.report(options.path, [] if found is None else [found], reference))
+    print(study.report(options.path, None if found is None else [found], reference))
     return 0
