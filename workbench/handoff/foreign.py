@@ -85,10 +85,11 @@ def read_foreign(path: str | Path) -> Foreign:
         raise DataError(f"read_foreign takes the path of a file, got a {type(path).__name__}. Pass one of: {_FORMS}.")
     file = Path(path)
     try:
+        size = codec.size_of(file)  # first: a pipe would be waited for
         if nsys.is_export(file):
             layers, notes = nsys.kernels(file)
             return Foreign(file.name, "nsys", "kernels, by NVTX range", layers=layers, notes=notes)
-        if (size := codec.size_of(file)) > codec.LARGEST_FILE_BYTES:
+        if size > codec.LARGEST_FILE_BYTES:
             raise DataError(
                 f"{file} has {size} bytes; at most {codec.LARGEST_FILE_BYTES} are read. Profile fewer calls."
             )
