@@ -6,7 +6,6 @@ The right answer is the FP32 file on ONNX Runtime's CPU provider. Tolerances are
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,24 +20,8 @@ from workbench.records import BuildOptions, Engine, Model
 NAME = "onnxruntime-cuda"
 ABSENT = backend.missing(NAME)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(ABSENT is not None, reason=f"no CUDA provider here: {ABSENT}")]
-MODEL = Path(__file__).parents[2] / "data" / "models" / "digits_resnet.onnx"
 # Relative to the largest logit, through about ten layers: FP32 differs by the order of sums; TF32 and FP16 keep 10 bits.
 TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "fp16": 2e-2}
-
-
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="session")
-def model() -> Model:
-    return wb.load(MODEL)
-
-
-@pytest.fixture(scope="session")
-def data(model: Model) -> datasets.Dataset:
-    return datasets.digits().bound_to(model)
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +43,8 @@ def built(model: Model, data: datasets.Dataset, store: Store) -> Callable[[str],
 
 
 @pytest.mark.parametrize("recipe", TOLERANCE)
-def test_answers_agree_with_the_cpu(built, data: datasets.Dataset, recipe: str) -> None:
-    feeds = {name: array[:16] for name, array in data.evaluation.inputs.items()}
-    with backend.open_file(MODEL) as runner:
+def test_answers_agree_with_the_cpu(built, model: Model, feeds, recipe: str) -> None:
+    with backend.open_file(model.path) as runner:
         want = runner.infer(feeds)["logits"]
     with engines.open_runner(built(recipe)) as runner:
         got = runner.infer(feeds)["logits"]
@@ -84,15 +66,13 @@ def test_the_engine_names_the_gpu_and_runs_all_nodes_there(built) -> None:
 
 
 @pytest.mark.parametrize("boundary", ["compute", "end_to_end"])
-def test_stopwatches_tell_a_time(built, data: datasets.Dataset, boundary) -> None:
-    feeds = {name: array[:16] for name, array in data.evaluation.inputs.items()}
+def test_stopwatches_tell_a_time(built, feeds, boundary) -> None:
     with engines.open_runner(built("fp16")) as runner:
         watch = runner.stopwatch(feeds, boundary)
         assert min(watch() for _ in range(20)) > 0
 
 
-def test_layer_times_are_refused_as_they_would_be_the_hosts(built, data: datasets.Dataset) -> None:
-    feeds = {name: array[:16] for name, array in data.evaluation.inputs.items()}
+def test_layer_times_are_refused_as_they_would_be_the_hosts(built, feeds) -> None:
     with pytest.raises(EngineError, match="only where they run on its CPU provider"):
         backend.layer_times(built("fp32"), feeds, 5)
 

@@ -33,26 +33,6 @@ Built = Callable[..., Engine]
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="session")
-def model() -> Model:
-    return wb.load(MODEL)
-
-
-@pytest.fixture(scope="session")
-def data(model: Model) -> datasets.Dataset:
-    return datasets.digits().bound_to(model)
-
-
-@pytest.fixture(scope="session")
-def feeds(data: datasets.Dataset) -> dict[str, np.ndarray]:
-    return {name: array[:BATCH] for name, array in data.evaluation.inputs.items()}
-
-
-@pytest.fixture(scope="session")
 def variant(model: Model, data: datasets.Dataset, store: Store) -> Callable[[str], Variant]:
     table = wb.calibrate(model, data.calibration, dialect=backend.dialect("tensorrt"))
 

@@ -51,11 +51,6 @@ class Net(torch.nn.Module):
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return Store(tmp_path_factory.mktemp("store"))
-
-
-@pytest.fixture(scope="session")
 def model(store: Store) -> Model:
     return wb.load(Net().eval(), torch.randn(2, 3, 32, 32), store=store)
 

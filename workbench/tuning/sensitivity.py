@@ -10,7 +10,7 @@ import heapq
 import html
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -208,8 +208,8 @@ def layer_costs(
     if known is None:
         known = _known(model, data, recipe, dialect, store=store, handle=handle)
     simulation = Simulation(model, recipe, split, known, data.metric, store, handle=handle)
-    by_step = {report.kind: set(report.changed) for report in simulation.quantized(recipe)[1]}
-    groups = quantized_layers(simulation, recipe, by)
+    by_step = lowered(simulation, recipe)
+    groups = layers_of(simulation, set().union(*by_step.values()), by)
 
     def evaluate(names: Sequence[str]) -> Effect:
         if handle.cancelled():
@@ -218,7 +218,7 @@ def layer_costs(
         mixed = kept(recipe, [name for name in groups if name not in chosen])
         # A step that lowers none of the chosen layers has nothing to do, and refuses to do nothing.
         nodes = {node for name in chosen for node in groups[name]}
-        idle = {kind for kind, changed in by_step.items() if changed and not changed & nodes}
+        idle = {kind for kind, changed in by_step.items() if not changed & nodes}
         return simulation.effect(replace(mixed, steps=tuple(step for step in mixed.steps if step.kind not in idle)))
 
     costs = rank(recipe, groups, evaluate, most_evaluations)
@@ -241,23 +241,27 @@ def _known(model: Model, data: Dataset, recipe: Recipe, dialect: str, *, store: 
     return calibrate(model, data, recipe, dialect=dialect, store=store, handle=handle)
 
 
-def quantized_layers(
-    simulation: Simulation, recipe: Recipe, by: Literal["layer", "block"]
-) -> dict[str, tuple[str, ...]]:
-    """Return layer -> the nodes that a recipe quantizes or reduces in it, in the order of the graph.
+def lowered(simulation: Simulation, recipe: Recipe) -> dict[str, set[str]]:
+    """Return kind of step -> the nodes that it quantizes or reduces, where there are any.
 
     Raises:
         RecipeError: the recipe lowers no node.
     """
     _, reports = simulation.quantized(recipe)
-    changed = {name for report in reports for name in report.changed}
+    there = {node.name for node in simulation.graph.graph.node}
+    found = {report.kind: nodes for report in reports if (nodes := there & set(report.changed))}
+    if not found:
+        raise RecipeError(f"The recipe {recipe.name!r} lowers no node of this model, so there is nothing to rank.")
+    return found
+
+
+def layers_of(simulation: Simulation, nodes: Set[str], by: Literal["layer", "block"]) -> dict[str, tuple[str, ...]]:
+    """Return layer -> those of the nodes that are in it, in the order of the graph."""
     groups: dict[str, list[str]] = {}
     for node in simulation.graph.graph.node:
-        if node.name in changed:
+        if node.name in nodes:
             groups.setdefault(_layer(node.name, simulation.model.modules, by), []).append(node.name)
-    if not groups:
-        raise RecipeError(f"The recipe {recipe.name!r} lowers no node of this model, so there is nothing to rank.")
-    return {name: tuple(nodes) for name, nodes in groups.items()}
+    return {name: tuple(held) for name, held in groups.items()}
 
 
 def kept(recipe: Recipe, names: Sequence[str], name: str | None = None) -> Recipe:

@@ -21,7 +21,7 @@ from workbench.recipes import NAMED, Precision, Recipe
 from workbench.records import Accuracy, LayerTime
 from workbench.tuning import sensitivity
 from workbench.tuning.layers import layer_times, shared_tensors, tensor_errors, time_of
-from workbench.tuning.sensitivity import kept, quantized_layers, rank
+from workbench.tuning.sensitivity import kept, lowered, rank
 from workbench.tuning.simulation import Effect, Simulation
 
 INT8 = NAMED["int8-max"]
@@ -140,7 +140,7 @@ def test_ranking_needs_calibration_samples(model, tmp_path) -> None:
 def test_a_recipe_that_lowers_nothing_is_refused(model, data) -> None:
     split = data.bound_to(model).calibration
     with pytest.raises(RecipeError, match="lowers no node"):
-        quantized_layers(Simulation(model, NAMED["fp32"], split), NAMED["fp32"], "layer")
+        lowered(Simulation(model, NAMED["fp32"], split), NAMED["fp32"])
 
 
 def test_blocks_hold_all_their_layers() -> None:

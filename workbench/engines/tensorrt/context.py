@@ -196,14 +196,12 @@ class Context:
     @property
     def batches(self) -> tuple[int, int] | None:
         """The fewest and the most samples on axis 0 that the profiles take; None where the batch is fixed."""
-        free = [tensor.name for tensor in self._inputs() if tensor.spec.shape[:1] == (None,) and not tensor.on_host]
-        if not free:
+        free = (tensor.name for tensor in self._inputs() if tensor.spec.shape[:1] == (None,) and not tensor.on_host)
+        name = next(free, None)
+        if name is None:
             return None
-        limits = [
-            self.engine.get_tensor_profile_shape(name, index)
-            for index in range(self.engine.num_optimization_profiles)
-            for name in free[:1]
-        ]
+        profiles = range(self.engine.num_optimization_profiles)
+        limits = [self.engine.get_tensor_profile_shape(name, index) for index in profiles]
         return min(int(limit[0][0]) for limit in limits), max(int(limit[-1][0]) for limit in limits)
 
     def _choose_profile(self, shapes: Shapes) -> None:
