@@ -25,7 +25,8 @@ from workbench.records import Failure, StudyRecord
 from workbench.study import Study, advice, lens, why
 from workbench.study.subject import dataset_of, subject_of
 
-QUICK = wb.Protocol(batch=4, rounds=3, min_seconds=0.01, min_runs=10, warmup_seconds=0.0, warmup_runs=2)
+# Six rounds have an interval where they spread by half; calls this short spread far in a process that is disturbed.
+QUICK = wb.Protocol(batch=4, rounds=6, min_seconds=0.01, min_runs=10, warmup_seconds=0.0, warmup_runs=2)
 
 
 def network() -> onnx.ModelProto:
@@ -97,7 +98,10 @@ def test_advice_was_measured_and_is_told_with_its_intervals(explained: Explanati
     assert "(better," in smooth.words and " % [" in smooth.words and smooth.words in explained.sentences
     assert any(name.startswith("int8-max+keep2") for name in trials), "what makes the tensor and what reads it"
     for trial in explained.trials:
-        assert trial.low <= trial.ratio <= trial.high
+        if trial.low is None:  # a machine so restless that the rounds tell no interval
+            assert trial.high is None and "rounds" in trial.words
+        else:
+            assert trial.low <= trial.ratio <= trial.high
         assert trial.improves is trial.words.endswith(" An improvement.")
 
 
