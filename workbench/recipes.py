@@ -95,6 +95,8 @@ class Quantize:
         activations: `static` (calibrated), `dynamic` (scales at run time; needs no calibration data).
         per_channel: one weight scale per output channel instead of one per tensor.
         symmetric: None lets the dialect choose; True/False forces signed-symmetric or asymmetric activations.
+        reduce_range: None lets the dialect choose INT8 weights of 7 bits where this CPU's kernels would saturate;
+            True/False forces 7 or 8 bits.
         samples: how many calibration samples to use; None takes all.
         clip_inputs: clip graph inputs too instead of keeping their full range.
         op_types: operators whose inputs are quantized; empty takes the default (Conv, ConvTranspose, Gemm, MatMul).
@@ -106,6 +108,7 @@ class Quantize:
     activations: Literal["static", "dynamic"] = "static"
     per_channel: bool = True
     symmetric: bool | None = None
+    reduce_range: bool | None = None
     samples: int | None = None
     clip_inputs: bool = False
     op_types: tuple[str, ...] = ()
@@ -117,6 +120,8 @@ class Quantize:
         _one_of("Quantize", "calibrator", self.calibrator, CALIBRATORS)
         _one_of("Quantize", "activations", self.activations, ACTIVATIONS[:2])
         _several("Quantize", "op_types", self.op_types)
+        if self.to == "fp8" and self.reduce_range:
+            raise ValueError("Quantize.reduce_range is for INT8 weights, which have 7 bits then; fp8 has no such form")
         if self.samples is not None and self.samples < 1:
             raise ValueError(f"Quantize.samples is {self.samples}; it must be at least 1, or None for all samples")
         _patterns("Quantize", self.exclude)

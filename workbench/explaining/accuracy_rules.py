@@ -61,7 +61,7 @@ def saturation(evidence: Evidence, noise: Noise) -> Reason | None:
     )
     words = "Write the weights in 7 bits (the dialect of CPUs without VNNI), whose products such kernels add exactly."
     score = severity(evidence, noise, share)
-    return Reason("saturation", "accuracy", share, score, sentence, advice=(Advice(words),))
+    return Reason("saturation", "accuracy", share, score, sentence, advice=(Advice(words, "range"),))
 
 
 def _concat(evidence: Evidence, noise: Noise, fact: ConcatFact) -> Reason | None:

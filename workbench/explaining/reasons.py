@@ -10,6 +10,10 @@ from typing import Literal
 
 Aspect = Literal["time", "accuracy"]
 
+Change = Literal[
+    "", "keep", "calibrator", "smooth", "per_channel", "weights", "include", "unsigned", "range", "batch", "cuda_graph"
+]
+
 # Every reason that can be named -> what it means, in half a sentence.
 KINDS: dict[str, str] = {
     "skip_without_pair": "a sum joins a quantized branch with one that is not, so both meet in floating point",
@@ -42,14 +46,14 @@ class Advice:
     Attributes:
         words: what to do.
         change: how the recipe changes: `keep` layers as they were, another `calibrator`, `smooth`, `per_channel` weights,
-            `weights` only, `include` layers that it leaves out, `unsigned` codes of
-            activations; empty where no recipe can do it.
+            `weights` only, `include` layers that it leaves out, `unsigned` codes of activations, the `range` of weights; or how
+            the same variant is called: in larger `batch`es, through a `cuda_graph`. Empty where nothing here can do it.
         names: layers (node names) for `keep` and `include`.
-        value: of the change, such as a calibrator's name.
+        value: of the change, such as a calibrator's name; for `batch` how many times as many samples.
     """
 
     words: str
-    change: Literal["", "keep", "calibrator", "smooth", "per_channel", "weights", "include", "unsigned"] = ""
+    change: Change = ""
     names: tuple[str, ...] = ()
     value: str = ""
 

@@ -53,7 +53,7 @@ def weight_bound(view: View) -> Reason | None:
     )
     words = "Feed more samples a call: the weights are read once for all of them."
     smaller = Advice("Store the weights in fewer bits (weight-only quantization).", "weights", value="int4")
-    advice = (Advice(words), smaller)
+    advice = (Advice(words, "batch", value=_times(memory, compute)), smaller)
     return Reason("weight_bound", "time", share, share, sentence, _names(layers), _nodes(layers), advice=advice)
 
 
@@ -179,10 +179,11 @@ def launch_bound(view: View) -> Reason | None:
         f"Launching {count} layers takes {milliseconds(launches)} of {milliseconds(total)} ({percent(share)}) with nothing to "
         f"compute, and all their work {milliseconds(work)} at this machine's rates: no type makes that faster."
     )
-    advice: tuple[Advice, ...] = (Advice("Feed more samples a call, so that each launch does more work."),)
+    words = "Feed more samples a call, so that each launch does more work."
+    advice: tuple[Advice, ...] = (Advice(words, "batch", value=_times(launches, work)),)
     if view.evidence.backend in _WITH_GRAPHS:
         words = "Replay the calls from a CUDA graph, which launches once: Protocol(cuda_graph=True)."
-        advice = (Advice(words), *advice)
+        advice = (Advice(words, "cuda_graph"), *advice)
     # Below that the call is not mostly launches: the baseline has them too, and something else sets the variant apart.
     score = share if share >= _MOSTLY_LAUNCHES else share / 2
     return Reason("launch_bound", "time", share, score, sentence, advice=advice)
@@ -199,6 +200,12 @@ def machine_rate(view: View) -> Reason | None:
         f"large products: more is not to be had, in {percent(share)} of the call."
     )
     return Reason("machine_rate", "time", share, _SYMPTOM * share, sentence, _names(low))
+
+
+def _times(fixed: float, each: float) -> str:
+    """How many times as many samples make the work as long as what a call costs however many there are: 2 to 16."""
+    wanted = fixed / each if each > 0 else math.inf
+    return str(next((times for times in (2, 4, 8) if times >= wanted), 16))
 
 
 def _is_slow(view: View, layer: Layer) -> bool:

@@ -9,11 +9,12 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from workbench.graph.dialects import DIALECTS, SEVEN_BITS, dialect
+from workbench.graph.dialects import DIALECTS, SEVEN_BITS, Dialect
 from workbench.graph.editing import Graph, attribute
 from workbench.machine.device import Int8
 
 _DIALECT_KEY, _WEIGHTS_KEY = "workbench.dialect", "workbench.weights"
+_FULL = "8 bits, the full range"
 # Operator -> the place of its weight among its inputs.
 _INTEGER = {
     "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "MatMulInteger": 1, "ConvInteger": 1, "MatMulIntegerToFloat": 1,
@@ -22,9 +23,9 @@ _INTEGER = {
 _BETWEEN_PAIRS = ("Conv", "Gemm", "MatMul")
 
 
-def write_origin(model: onnx.ModelProto, dialect_name: str) -> None:
-    """Write into the file's metadata for which engine and kind of CPU it was quantized."""
-    written = {_DIALECT_KEY: dialect_name, _WEIGHTS_KEY: dialect(dialect_name).weights or "8 bits, the full range"}
+def write_origin(model: onnx.ModelProto, style: Dialect) -> None:
+    """Write into the file's metadata for which engine and kind of CPU it was quantized, and with what range of weights."""
+    written = {_DIALECT_KEY: style.name, _WEIGHTS_KEY: style.weights or _FULL}
     kept = [entry for entry in model.metadata_props if entry.key not in written]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
@@ -34,7 +35,7 @@ def write_origin(model: onnx.ModelProto, dialect_name: str) -> None:
 
 def written_for(model: onnx.ModelProto) -> str | None:
     """Return the dialect that `write_origin` left, or None."""
-    return next((entry.value for entry in model.metadata_props if entry.key == _DIALECT_KEY), None)
+    return _written(model, _DIALECT_KEY)
 
 
 def saturating_nodes(model: onnx.ModelProto) -> list[str]:
@@ -66,16 +67,22 @@ def fit_note(model: onnx.ModelProto, cpu: Int8) -> str | None:
         if not nodes:
             return None
         made = f"made for another kind of CPU (dialect {origin.name!r})" if origin else "not made for this kind of CPU"
+        if origin is not None and origin.narrow:
+            made = "made with the full range of weights, as its recipe asks"
         return (
             f"This file was {made}: {len(nodes)} layers such as {nodes[0]!r} have INT8 weights of more than 7 bits, and "
             f"{cpu.reason}. Its accuracy here is not the file's own; quantize the model anew on this machine."
         )
-    if origin is not None and origin.saturating:
+    if origin is not None and origin.narrow and _written(model, _WEIGHTS_KEY) == origin.weights:
         return (
             f"This file was made for {origin.engine} (dialect {origin.name!r}), with INT8 weights of 7 bits. Here 8 bits "
             f"would be right too, and more accurate: {cpu.reason}."
         )
     return None
+
+
+def _written(model: onnx.ModelProto, key: str) -> str | None:
+    return next((entry.value for entry in model.metadata_props if entry.key == key), None)
 
 
 def _weight_codes(graph: Graph, node: onnx.NodeProto) -> NDArray[np.generic] | None:

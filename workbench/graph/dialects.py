@@ -35,6 +35,7 @@ class Dialect:
         family: the dialect that it differs from only in the range of its weights; itself where there is none.
         largest_weight: largest magnitude of an INT8 weight's code; less than 127 where full weights would saturate.
         products_saturate: whether products of two signed activations do, which no range of weights can mend.
+        forced: whether the recipe chose the range of weights, not the engine.
     """
 
     name: str
@@ -47,16 +48,29 @@ class Dialect:
     family: str
     largest_weight: int = 127
     products_saturate: bool = False
+    forced: bool = False
+
+    def ranged(self, reduce_range: bool | None) -> Dialect:
+        """Return it with weights of 7 (True) or 8 bits (False); None leaves the choice to the engine."""
+        if reduce_range is None or reduce_range == self.narrow:
+            return self
+        return replace(self, largest_weight=SEVEN_BITS if reduce_range else 127, forced=True)
 
     @property
-    def saturating(self) -> bool:
-        """Whether it is for CPUs on which full 8-bit weights saturate."""
+    def narrow(self) -> bool:
+        """Whether INT8 weights have 7 bits."""
         return self.largest_weight < 127
 
     @property
     def weights(self) -> str:
         """How INT8 weights are written and why, in a sentence; empty where they are plain 8-bit ones."""
-        if not self.saturating:
+        if self.forced:
+            return (
+                f"INT8 weights have 7 bits (codes from -{self.largest_weight} to {self.largest_weight}), as the recipe asks."
+                if self.narrow
+                else "INT8 weights have 8 bits, as the recipe asks, where kernels of the CPU that this file is for saturate."
+            )
+        if not self.narrow:
             return ""
         return (
             f"INT8 weights have 7 bits (codes from -{self.largest_weight} to {self.largest_weight}), because this file is "

@@ -38,7 +38,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         RecipeError: the step asks for FP8 or for symmetric activations.
     """
     _check(model, step, context)
-    graph, style = Graph(model), dialect(context.dialect)
+    graph, style = Graph(model), dialect(context.dialect).ranged(step.reduce_range)
     nodes, skipped = quantizable_nodes(graph, step, context, style)
     lowered = []
     for node in nodes:
@@ -55,11 +55,11 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
     for node in lowered:
         _lower(graph, node, step.per_channel, style, coded)
     graph.finish()
-    narrow = list(names) if style.saturating else []
+    narrow = list(names) if style.narrow else []
     details = {
         "dialect": context.dialect, "format": "uint8", "seven_bit_weights": narrow, "dynamic_inputs": list(coded)
     }  # fmt: skip
-    notes = (_BATCH_NOTE, style.weights) if narrow else (_BATCH_NOTE,)
+    notes = (_BATCH_NOTE, *filter(None, [style.weights]))
     return StepReport(step.kind, 0.0, names, tuple(skipped), notes, details)
 
 

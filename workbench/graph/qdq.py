@@ -63,7 +63,7 @@ def weight_format(node: onnx.NodeProto, shape: tuple[int, ...], style: Dialect) 
         shape: of the weight.
     """
     depthwise = node.op_type == "Conv" and shape[0] == attribute(node, "group", 1) and shape[1] == 1
-    return SIGNED if not style.saturating or depthwise or node.op_type == "ConvTranspose" else SEVEN_BIT
+    return SIGNED if not style.narrow or depthwise or node.op_type == "ConvTranspose" else SEVEN_BIT
 
 
 def scale_of_weight(

@@ -77,7 +77,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         CalibrationError: there is no calibration table.
         TransformError: quantized already, opset too old, calibrated on another graph, or nothing to quantize.
     """
-    style = dialect(context.dialect)
+    style = dialect(context.dialect).ranged(step.reduce_range)
     to = activation_format(step, style)
     _check(model, step, style)
     if context.table is None:
@@ -282,7 +282,7 @@ def _followers(placement: Placement) -> list[str]:
 
 def _weight_notes(narrow: list[str], placement: Placement, style: Dialect) -> tuple[str, ...]:
     if not narrow:
-        return ()
+        return (style.weights,) if style.forced and not style.narrow else ()
     full = len(placement.weights) - len(narrow)
     rest = f" {full} others keep 8 bits: their kernels do not." if full else ""
     return (f"{style.weights}{rest}",)

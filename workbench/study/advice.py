@@ -22,6 +22,7 @@ from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.recipes import Quantize, QuantizeWeights, Recipe, SmoothQuant, Step
 from workbench.records import Engine, StudyRecord, VariantResult
+from workbench.study import call_advice
 from workbench.study.running import run
 from workbench.study.subject import JUDGED
 from workbench.tuning.sensitivity import kept
@@ -42,6 +43,8 @@ def recipes(
     made: dict[tuple[Step, ...], tuple[Advice, Recipe]] = {}
     left = []
     for advice in found.advice:
+        if advice.change in call_advice.CHANGES:
+            continue
         changed = _changed(recipe, advice, set(nodes), modules)
         if changed is None:
             left.append(f"Not tried, because no recipe of this variant can follow it: {advice.words}")
@@ -71,8 +74,10 @@ def tried(
     advised, left = recipes(
         found, result.recipe, [*nodes, *(fact.name for fact in found.evidence.facts)], record.model.modules
     )
+    called, not_called = call_advice.tried(record, result, found, dataset, store=store, handle=handle)
+    left += not_called
     if not advised:
-        return (), tuple(left)
+        return called, tuple(left)
     study = run(
         record.model,
         dataset,
@@ -92,13 +97,16 @@ def tried(
             why = item.failure.message if item.failure is not None else "it was not built"
             left.append(f"Tried, and it failed: {advice.words} {why}")
             continue
+        if item.variant is not None and result.variant is not None and item.variant.sha256 == result.variant.sha256:
+            left.append(f"Tried, and it changes nothing, the file is the same: {advice.words}")
+            continue
         try:
             noise = _noise(item.engine, result.engine, baseline.engine, dataset, handle)
         except WorkbenchError as error:
             left.append(f"The answers of {recipe.name!r} were not compared: {error}")
             noise = None
         trials.append(_trial(advice, recipe, comparison[recipe.name].ratio, comparison[recipe.name].change, noise))
-    return tuple(trials), tuple(left)
+    return (*trials, *called), tuple(left)
 
 
 def _changed(recipe: Recipe, advice: Advice, nodes: set[str], modules: Mapping[str, str]) -> Recipe | None:
@@ -119,6 +127,8 @@ def _changed(recipe: Recipe, advice: Advice, nodes: set[str], modules: Mapping[s
         return None if changed == quantize else _replaced(recipe, advice, quantize, changed)
     if advice.change == "unsigned":
         return _replaced(recipe, advice, quantize, replace(quantize, symmetric=None))
+    if advice.change == "range":
+        return _replaced(recipe, advice, quantize, replace(quantize, reduce_range=True))
     if advice.change == "calibrator":
         return _replaced(recipe, advice, quantize, replace(quantize, calibrator=advice.value))
     if advice.change == "per_channel":

@@ -38,7 +38,7 @@ from workbench.records import (
 )
 from workbench.study import progress as bars
 from workbench.study.effort import Effort
-from workbench.study.request import Request, requested, summary_of
+from workbench.study.request import Request, first_samples, requested, summary_of
 from workbench.study.rounds import Rounds, selected
 from workbench.study.stages import Stages, identity_of
 from workbench.study.study import Study
@@ -205,7 +205,7 @@ class _Run:
         A variant that lacks rounds (new, or cut off by an interruption) is measured together with the baseline in new
         turns, so that ratios always pair neighbours in time.
         """
-        self.feeds = self._feeds()
+        self.feeds = first_samples(self.request.dataset, self.request.protocol.batch)
         self._take_over_rounds()
         self.effort.rounds(self._rounds_left())
         seed = self.request.protocol.seed
@@ -281,11 +281,6 @@ class _Run:
         environment = {**here, "threads": engine.options.threads}
         measurement = latency.measurement(engine, self.feeds, self.request.protocol, rounds, environment)
         self._put(name, measurement=measurement)
-
-    def _feeds(self) -> dict[str, np.ndarray]:
-        evaluation = self.request.dataset.evaluation
-        rows = np.arange(self.request.protocol.batch) % len(evaluation)
-        return {name: np.ascontiguousarray(array[rows]) for name, array in evaluation.inputs.items()}
 
     def _failed(self, name: str, stage: str, error: WorkbenchError) -> None:
         log = str(getattr(error, "log", ""))

@@ -50,7 +50,8 @@ def explain(
         variant: the name of one of its recipes; the baseline's own explains what bounds it.
         data: what the study was run with; None takes the shipped data or random inputs of the study, and where it was run
             with others, looks at times only.
-        try_advice: build and measure each recipe that the evidence suggests, next to the variant in new turns.
+        try_advice: build and measure each recipe that the evidence suggests, next to the variant in new turns, and each other
+            way of calling it (a larger batch, a CUDA graph) by the time a sample takes.
         layers: measure what lowering each layer alone costs, where the recipe quantizes and there are calibration samples.
         store: where the study's files are; None takes the default store.
         progress: a function called with each Progress, or None.

@@ -24,6 +24,7 @@ from workbench.datasets import Split
 from workbench.errors import TransformError
 from workbench.graph import dynamic, files, fusion, opset, precision, quantization, smooth, sparsity, weights
 from workbench.graph.cpu_fit import write_origin
+from workbench.graph.dialects import dialect as dialect_named
 from workbench.graph.dialects import of_this_cpu
 from workbench.graph.editing import Context
 from workbench.graph.linear_layers import activation_channels
@@ -175,7 +176,7 @@ def transform(
     told, _ = accounted(before, reports, recipe)
     del before
     if isinstance(quantize := recipe.step("quantize"), Quantize) and quantize.to == "int8":
-        write_origin(proto, calibrated.dialect)
+        write_origin(proto, dialect_named(calibrated.dialect).ranged(quantize.reduce_range))
     store = store or Store()
     with store.scratch() as scratch:
         disk.folder(scratch / "model")

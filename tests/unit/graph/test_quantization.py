@@ -56,7 +56,7 @@ def test_eight_bits_stay_close_to_the_parent_at_every_optimization_level(make, d
     parent = make()
     model, _ = quantized(parent, feeds, dialect)
     # Kernels that saturate are no business of the files that are for others; with the optimizer off none is used.
-    exact = dialect_named(dialect).saturating or not device.int8().saturates
+    exact = dialect_named(dialect).narrow or not device.int8().saturates
     # 8 bits give about 48 dB for one evenly spread tensor; several layers of Gaussian values lose some of it.
     for fusion_level in ("off", "basic", "all") if exact else ("off",):
         assert sqnr_db(model, parent, feeds, fusion_level) > 25

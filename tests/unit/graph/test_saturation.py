@@ -27,7 +27,7 @@ def quantized(model: onnx.ModelProto, feeds: dict[str, np.ndarray], name: str, *
         report = dynamic.apply(result, step, Context(dialect=name))
     else:
         report = quantization.apply(result, step, Context(dialect=name, table=table_of(model, feeds)))
-    cpu_fit.write_origin(result, name)
+    cpu_fit.write_origin(result, dialect(name).ranged(step.reduce_range))
     onnx.checker.check_model(result, full_check=True)
     return result, report
 
@@ -150,13 +150,38 @@ def test_products_of_signed_activations_stay_in_floating_point_where_openvino_sa
     assert not report.skipped
 
 
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+@pytest.mark.parametrize(
+    ("name", "reduce_range", "largest"), [("ort-cpu", True, SEVEN_BITS), ("ort-cpu-7bit", False, 127)]
+)
+def test_a_recipe_may_choose_the_range_of_weights(activations, name, reduce_range, largest) -> None:
+    model, report = quantized(attention(), TOKENS, name, activations=activations, reduce_range=reduce_range)
+    assert set(largest_codes(model)) == {largest}
+    assert any("as the recipe asks" in note for note in report.notes)
+    written = {entry.key: entry.value for entry in model.metadata_props}
+    assert "as the recipe asks" in written["workbench.weights"] and written["workbench.dialect"] == name
+    told = cpu_fit.fit_note(model, SATURATING)
+    if reduce_range:
+        assert told is None and cpu_fit.fit_note(model, EXACT) is None
+    else:
+        assert told is not None and "as its recipe asks" in told and cpu_fit.fit_note(model, EXACT) is None
+
+
+def test_a_range_that_the_dialect_has_anyway_is_not_told_as_the_recipes() -> None:
+    for name, reduce_range in (("ort-cpu", False), ("ort-cpu-7bit", True)):
+        asked = quantized(attention(), TOKENS, name, reduce_range=reduce_range)[1]
+        assert asked.notes == quantized(attention(), TOKENS, name)[1].notes
+    with pytest.raises(ValueError, match="fp8 has no such form"):
+        Quantize(to="fp8", reduce_range=True)
+
+
 @pytest.mark.parametrize("name", ["ort-cpu", "ort-cpu-7bit", "trt-8.6", "strong", "openvino-7bit"])
 def test_the_file_says_what_it_was_written_for(name: str) -> None:
     model, _ = quantized(bottleneck(), IMAGES, name)
     written = {entry.key: entry.value for entry in model.metadata_props}
     assert written["workbench.dialect"] == name == cpu_fit.written_for(model)
-    assert ("7 bits" in written["workbench.weights"]) is dialect(name).saturating
-    cpu_fit.write_origin(model, "ort-cpu")
+    assert ("7 bits" in written["workbench.weights"]) is dialect(name).narrow
+    cpu_fit.write_origin(model, dialect("ort-cpu"))
     assert [entry.value for entry in model.metadata_props if entry.key == "workbench.dialect"] == ["ort-cpu"]
 
 

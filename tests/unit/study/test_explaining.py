@@ -19,6 +19,7 @@ from workbench.explaining.explanation import Explanation, explanation
 from workbench.explaining.reasons import KINDS, Advice, Reason
 from workbench.judging.roofline import KIND
 from workbench.judging.statistics import Ratio
+from workbench.machine import device
 from workbench.machine.store import Store
 from workbench.recipes import Fuse, Quantize, Recipe
 from workbench.records import Failure, StudyRecord
@@ -415,6 +416,22 @@ def test_unsigned_codes_are_the_recipe_without_symmetry(explained: Explanation) 
     reason = Reason("fallback", "time", 1.0, 1.0, "told", advice=(Advice("u", "unsigned"),))
     ((_, made),), _ = advice.recipes(replace(explained, reasons=(reason,)), signed, [], {})
     assert made.step("quantize").symmetric is None
+
+
+def test_seven_bit_weights_are_tried_where_the_engine_takes_eight(
+    explained: Explanation, study: Study, data: Dataset, store: Store
+) -> None:
+    reason = Reason("saturation", "accuracy", 1.0, 2.0, "told", advice=(Advice("Write 7 bits.", "range"),))
+    told = replace(explained, reasons=(reason,))
+    ((_, made),), _ = advice.recipes(told, study["int8-max"].recipe, [], {})
+    assert made.step("quantize").reduce_range is True and made.name == "int8-max+range"
+    trials, left = advice.tried(
+        study.record, study["int8-max"], study["fp32"], told, data, store=store, handle=advice.Handle()
+    )
+    if device.int8().saturates:  # the dialect of this CPU has 7 bits already
+        assert (trials, left) == ((), ("Tried, and it changes nothing, the file is the same: Write 7 bits.",))
+    else:
+        assert [trial.recipe for trial in trials] == ["int8-max+range"]
 
 
 def test_smoothed_recipes_are_judged_beside_the_smoothed_parent(study: Study, data: Dataset, store: Store) -> None:
