@@ -31,7 +31,7 @@ class Trial:
     """A piece of advice that was measured.
 
     Attributes:
-        recipe: the name of the variant that follows it.
+        recipe: the name of the variant that follows it, or the variant itself and how it is called.
         ratio: times faster than the variant that is explained, with its interval.
         noise_db: signal to noise against the baseline, of the explained variant and of this one; None where not compared.
         improves: whether it is distinguishably faster or distinguishably nearer to the baseline, and not worse in the other.
