@@ -16,7 +16,8 @@ _PART = 0.2
 # Engines round a little differently than exact arithmetic: 1 dB and more is another thing.
 _DIFFERS = 10**0.1
 _UNEQUAL = 8.0
-_WIDE_NSR = 1e-3
+# Rounding to the numbers of float8 is up to 1.3e-3 of any values; more is of values so small that few numbers are left them.
+_WIDE_NSR = {"int8": 1e-3, "fp8": 4e-3}
 # Whose inputs SmoothQuant smooths.
 _SMOOTHED = ("MatMul", "Gemm")
 _LEADING, _MOST_LAYERS = 0.5, 3
@@ -54,14 +55,16 @@ def saturation(evidence: Evidence, noise: Noise) -> Reason | None:
     if noise.engine_nsr is None or not noise.engine_nsr > _DIFFERS * max(noise.file_nsr, 1e-9):
         return None
     share = 1 - noise.file_nsr / noise.engine_nsr
+    integer = evidence.precision == "int8"
+    whose = "Its integer kernels cut sums off" if integer else "Its optimizer or its kernels change the function"
     sentence = (
         f"{evidence.backend} computes this file differently than it says: {decibels(noise.engine_nsr)} against "
-        f"{decibels(noise.file_nsr)} in exact arithmetic ({noise.samples} samples). Its integer kernels cut sums off; "
+        f"{decibels(noise.file_nsr)} in exact arithmetic ({noise.samples} samples). {whose}; "
         f"{percent(share)} of the noise is theirs."
     )
     words = "Write the weights in 7 bits (the dialect of CPUs without VNNI), whose products such kernels add exactly."
-    score = severity(evidence, noise, share)
-    return Reason("saturation", "accuracy", share, score, sentence, advice=(Advice(words, "range"),))
+    advice = (Advice(words, "range"),) if integer else ()
+    return Reason("saturation", "accuracy", share, severity(evidence, noise, share), sentence, advice=advice)
 
 
 def _concat(evidence: Evidence, noise: Noise, fact: ConcatFact) -> Reason | None:
@@ -83,7 +86,7 @@ def _concat(evidence: Evidence, noise: Noise, fact: ConcatFact) -> Reason | None
 def _tensor(evidence: Evidence, noise: Noise, fact: TensorFact) -> Reason | None:
     share = fact.noise_share or 0.0
     operators = {one.name: one.operator for one in evidence.facts}
-    kind, cause, advice = _cause(fact, [operators.get(name, "") for name in fact.readers])
+    kind, cause, advice = _cause(fact, [operators.get(name, "") for name in fact.readers], evidence.precision)
     if not kind:
         return None
     readers = listed(fact.readers)
@@ -105,7 +108,7 @@ def _joint(evidence: Evidence, noise: Noise, fact: JointFact) -> Reason:
     """Several tensors with one trouble, none of which mends much alone."""
     held = [one for one in noise.tensors if one.name in fact.tensors]
     worst = max(held, key=lambda one: one.clip_nsr + one.round_nsr)
-    _, cause, advice = _cause(worst, [])
+    _, cause, advice = _cause(worst, [], evidence.precision)
     sentence = (
         f"{len(held)} tensors ({listed(fact.tensors)}) have one trouble; of {worst.name}, {cause}. With all of them left in FP32 "
         f"{percent(fact.noise_share)} of the noise at the output goes ({decibels(noise.file_nsr)} now)."
@@ -117,7 +120,7 @@ def _joint(evidence: Evidence, noise: Noise, fact: JointFact) -> Reason:
     )
 
 
-def _cause(fact: TensorFact, readers: list[str]) -> tuple[str, str, tuple[Advice, ...]]:
+def _cause(fact: TensorFact, readers: list[str], precision: str) -> tuple[str, str, tuple[Advice, ...]]:
     if fact.clips:
         cause = f"{percent(fact.clipped_share)} of its values lie beyond its codes and are cut off (largest {fact.largest:.3g})"
         return "clip", cause, (Advice("Take the whole range: the calibrator 'max'.", "calibrator", value="max"),)
@@ -130,7 +133,7 @@ def _cause(fact: TensorFact, readers: list[str]) -> tuple[str, str, tuple[Advice
             return "outlier_channel", cause, (Advice("Give each channel of the weight its own scale.", "per_channel"),)
         smooth = (Advice("Move the outliers into the weights (SmoothQuant).", "smooth"),)
         return "outlier_channel", cause, smooth if set(readers) & set(_SMOOTHED) else ()
-    if fact.round_nsr > _WIDE_NSR and fact.role == "activation":
+    if fact.round_nsr > _WIDE_NSR.get(precision, 1e-3) and fact.role == "activation":
         cause = f"its largest value is {fact.largest:.3g}, and rounding alone is {decibels(fact.round_nsr)} of it"
         return (
             "wide_range",

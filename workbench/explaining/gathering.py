@@ -100,9 +100,7 @@ def gather(
     passes = profiled(subject, files, ceilings, handle)
     precision = precision_of(files[1])
     noise, notes = None, []
-    if subject.samples is not None and precision == "fp8":
-        notes.append("Where noise comes in was not looked at: that is done for INT8 only.")
-    if subject.samples is not None and precision == "int8":
+    if subject.samples is not None and precision in ("int8", "fp8"):
         try:
             noise = noise_of(subject, files, costs, handle)
         except WorkbenchError as error:

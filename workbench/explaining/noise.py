@@ -18,7 +18,7 @@ from workbench.engines.base import Feeds
 from workbench.engines.isolated import open_file
 from workbench.errors import RunError
 from workbench.explaining.evidence import ConcatFact, Flip, JointFact, Noise, TensorFact
-from workbench.explaining.pairs import Pair, activation_pairs, dequantized_weights, without
+from workbench.explaining.pairs import Grid, Pair, Weight, activation_pairs, dequantized_weights, without
 from workbench.graph.files import fixed_batch, is_large
 from workbench.machine.handle import QUIET, Handle
 from workbench.transformation.intermediate_outputs import Observation, batches
@@ -123,7 +123,7 @@ class Noises:
         return [sums[pair.tensor].fact() for pair in pairs]
 
     def _weights(self) -> list[TensorFact]:
-        return [_weight_fact(*item) for item in dequantized_weights(self.lowered, self.parent)] if self.weights else []
+        return [_weight_fact(item) for item in dequantized_weights(self.lowered, self.parent)] if self.weights else []
 
     def _concats(self) -> list[onnx.NodeProto]:
         return [node for node in self.lowered.graph.node if node.op_type == "Concat" and len(node.input) > 1]
@@ -180,14 +180,12 @@ class _Sums:
         self.maxima: NDArray[np.float64] | None = None
 
     def add(self, x: NDArray[np.float64]) -> None:
-        low, high = self.pair.low, self.pair.high
-        inside = np.clip(x, low, high)
-        codes = np.rint(inside / self.pair.scale)
+        grid, scale = self.pair.grid, self.pair.scale
+        inside = np.clip(x, grid.low * scale, grid.high * scale)
         self.signal += float(np.square(x).sum())
         self.clip += float(np.square(x - inside).sum())
-        self.round += float(np.square(inside - codes * self.pair.scale).sum())
-        # Half a step beyond the last code is rounding still.
-        self.clipped += int(np.count_nonzero((x < low - self.pair.scale / 2) | (x > high + self.pair.scale / 2)))
+        self.round += float(np.square(inside - grid.nearest(inside / scale) * scale).sum())
+        self.clipped += grid.beyond(x / scale)
         self.count += x.size
         axis = 1 if x.ndim >= 4 else x.ndim - 1
         others = tuple(place for place in range(x.ndim) if place != axis)
@@ -205,26 +203,34 @@ class _Sums:
             self.round / self.signal if self.signal else 0.0,
             self.clipped / max(self.count, 1),
             float(maxima.max()),
-            *_outliers(maxima, self.pair.scale),
+            *_outliers(maxima / self.pair.scale, self.pair.grid),
             producer=self.pair.producer,
         )
 
 
-def _weight_fact(name: str, reader: str, want: _Array, have: _Array, codes: _Array) -> TensorFact:
+def _weight_fact(weight: Weight) -> TensorFact:
     """Judge a weight along both of its channel axes; the one with the larger outliers counts."""
+    want, codes = weight.before, weight.unrounded
     signal = float(np.square(want).sum())
     axes = range(min(codes.ndim, 2))
     along = [np.abs(codes).max(axis=tuple(place for place in range(codes.ndim) if place != axis)) for axis in axes]
-    worst = max((_outliers(maxima, 1.0) for maxima in along), key=lambda item: item[0], default=(1.0, (), 127.0))
-    error = float(np.square(want - have).sum())
+    worst = max(
+        (_outliers(maxima, weight.grid) for maxima in along), key=lambda item: item[0], default=(1.0, (), 127.0)
+    )
+    error = float(np.square(want - weight.after).sum())
     largest = float(np.abs(want).max(initial=0.0))
-    return TensorFact(name, "weight", (reader,), 0.0, error / signal if signal else 0.0, 0.0, largest, *worst)
+    rounding = error / signal if signal else 0.0
+    return TensorFact(weight.name, "weight", (weight.reader,), 0.0, rounding, 0.0, largest, *worst)
 
 
-def _outliers(maxima: NDArray[np.float64], scale: float) -> tuple[float, tuple[int, ...], float]:
-    """Return the largest channel over the median one, which channels stand out, and the codes of the median channel."""
+def _outliers(maxima: NDArray[np.float64], grid: Grid) -> tuple[float, tuple[int, ...], float]:
+    """Return the largest channel over the median one, which channels stand out, and the codes of the median channel.
+
+    Args:
+        maxima: of the channels, in units of the scale.
+    """
     ratio, out, middle = outliers(maxima)
-    return ratio, out, middle / scale
+    return ratio, out, grid.levels(middle)
 
 
 def _nsr(have: NDArray[np.float64], want: NDArray[np.float64]) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -12,6 +13,37 @@ from numpy.typing import NDArray
 from workbench.transformation.accounting import MULTIPLIES
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
+_FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers that 8 bits can be, in units of the scale: whole ones, or those of float8 (e4m3).
+
+    Attributes:
+        low, high: the smallest and the largest.
+    """
+
+    low: float
+    high: float
+    float8: bool = False
+
+    def nearest(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the number of the grid that each value becomes."""
+        inside = np.clip(values, self.low, self.high)
+        return inside.astype(_FLOAT8).astype(np.float64) if self.float8 else np.rint(inside)
+
+    def levels(self, magnitude: float) -> float:
+        """Return how many numbers of the grid lie between zero and a magnitude: those of float8 are dense near zero."""
+        if not self.float8:
+            return magnitude
+        return float(np.array(min(magnitude, self.high)).astype(_FLOAT8).view(np.uint8))
+
+    def beyond(self, values: NDArray[np.float64]) -> int:
+        """Count the values that are cut off, and not only rounded."""
+        # Half a step beyond the last code is rounding still; the last step of float8 is 32.
+        half = 16.0 if self.float8 else 0.5
+        return int(np.count_nonzero((values < self.low - half) | (values > self.high + half)))
 
 
 @dataclass(frozen=True)
@@ -19,7 +51,7 @@ class Pair:
     """How one activation is quantized.
 
     Attributes:
-        low, high: smallest and largest value of the codes.
+        grid: what its values become, in units of the scale.
         dequantized: the tensors that its codes become again.
         readers: nodes that read those.
         producer: the multiplying node whose result it is, over an activation; empty where there is none.
@@ -27,8 +59,7 @@ class Pair:
 
     tensor: str
     scale: float
-    low: float
-    high: float
+    grid: Grid
     dequantized: tuple[str, ...]
     readers: tuple[str, ...]
     producer: str = ""
@@ -45,13 +76,11 @@ def activation_pairs(file: onnx.ModelProto) -> tuple[Pair, ...]:
         zero = constants.get(node.input[2]) if len(node.input) > 2 else None
         if scale.size != 1 or not scale.item():
             continue
-        low, high, middle = _codes(zero)
         restored = [one for one in file.graph.node if one.op_type == _DEQUANTIZE and one.input[0] == node.output[0]]
         outputs = tuple(one.output[0] for one in restored)
         readers = tuple(one.name for one in file.graph.node if set(one.input) & set(outputs))
-        size = float(scale.item())
-        limits = ((low - middle) * size, (high - middle) * size)
-        found.append(Pair(node.input[0], size, *limits, outputs, readers, _product_behind(file, node.input[0])))
+        product = _product_behind(file, node.input[0])
+        found.append(Pair(node.input[0], float(scale.item()), _grid(zero), outputs, readers, product))
     return tuple(found)
 
 
@@ -63,16 +92,34 @@ def _product_behind(file: onnx.ModelProto, tensor: str) -> str:
     return node.name if node is not None and node.op_type in MULTIPLIES else ""
 
 
-def dequantized_weights(
-    file: onnx.ModelProto, parent: onnx.ModelProto
-) -> Iterator[tuple[str, str, NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]:
-    """Yield (weight's name in the parent, node, as it was, as it became, codes before rounding) of quantized constants."""
+@dataclass(frozen=True)
+class Weight:
+    """A quantized constant.
+
+    Attributes:
+        name: in the parent.
+        reader: the node that multiplies it.
+        before, after: its values.
+        unrounded: its values in units of its scales.
+    """
+
+    name: str
+    reader: str
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    unrounded: NDArray[np.float64]
+    grid: Grid
+
+
+def dequantized_weights(file: onnx.ModelProto, parent: onnx.ModelProto) -> Iterator[Weight]:
+    """Yield the quantized constants that nodes of both graphs read."""
     for node, place, name in _constant_inputs(file, parent):
         want = _array(parent, name)
-        codes = _weight_codes(file, node.input[place])
-        if want is None or codes is None or codes[0].shape != want.shape:
+        found = _weight_codes(file, node.input[place])
+        if want is None or found is None or found[0].shape != want.shape:
             continue
-        yield name, node.name, want, codes[0] * codes[1], want / codes[1]
+        codes, scale, grid = found
+        yield Weight(name, node.name, want, codes * scale, want / scale, grid)
 
 
 def without(file: onnx.ModelProto, parent: onnx.ModelProto, names: set[str]) -> onnx.ModelProto:
@@ -125,11 +172,15 @@ def _constant_inputs(file: onnx.ModelProto, parent: onnx.ModelProto) -> Iterator
                 yield node, place, twin.input[place]  # type: ignore[union-attr]
 
 
-def _weight_codes(file: onnx.ModelProto, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def _weight_codes(file: onnx.ModelProto, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64], Grid] | None:
     """Return the codes of a dequantized constant and its scales, shaped to multiply; None where they are not static."""
     producer = {output: node for node in file.graph.node for output in node.output}
     node = producer[name]
-    scale, zero = _array(file, node.input[1]), _array(file, node.input[2]) if len(node.input) > 2 else np.zeros(())
+    constants = {tensor.name: tensor for tensor in file.graph.initializer}
+    place = node.input[2] if len(node.input) > 2 else ""
+    scale, zero = _array(file, node.input[1]), _array(file, place) if place else np.zeros(())
+    # -128 is left out of symmetric codes.
+    grid = Grid(-448.0, 448.0, True) if _is_float8(constants.get(place)) else Grid(-127.0, 127.0)
     axis = next((item.i for item in node.attribute if item.name == "axis"), 1)
     stored = _array(file, node.input[0])
     if scale is None or zero is None:
@@ -140,9 +191,9 @@ def _weight_codes(file: onnx.ModelProto, name: str) -> tuple[NDArray[np.float64]
         if stored is None:
             return None
         scale, zero = _along(scale, axis, stored.ndim), _along(zero, axis, stored.ndim)
-        return np.clip(np.rint(stored / scale), -127, 127), scale
+        return grid.nearest(stored / scale), scale, grid
     scale, zero = _along(scale, axis, stored.ndim), _along(zero, axis, stored.ndim)
-    return stored - zero, scale
+    return stored - zero, scale, grid
 
 
 def _along(values: NDArray[np.float64], axis: int, rank: int) -> NDArray[np.float64]:
@@ -153,13 +204,19 @@ def _along(values: NDArray[np.float64], axis: int, rank: int) -> NDArray[np.floa
     return values.reshape(shape)
 
 
-def _codes(zero: onnx.TensorProto | None) -> tuple[float, float, float]:
-    """Return the smallest code, the largest, and the one of zero."""
+def _grid(zero: onnx.TensorProto | None) -> Grid:
+    """Return what the codes around a zero point stand for."""
     if zero is None:
-        return 0.0, 255.0, 0.0
+        return Grid(0.0, 255.0)
+    if _is_float8(zero):
+        return Grid(-448.0, 448.0, True)
     array = onnx.numpy_helper.to_array(zero)
-    info = np.iinfo(array.dtype)
-    return float(info.min), float(info.max), float(array.reshape(-1)[0])
+    info, middle = np.iinfo(array.dtype), float(array.reshape(-1)[0])
+    return Grid(info.min - middle, info.max - middle)
+
+
+def _is_float8(zero: onnx.TensorProto | None) -> bool:
+    return zero is not None and zero.data_type == onnx.TensorProto.FLOAT8E4M3FN
 
 
 def _array(model: onnx.ModelProto, name: str) -> NDArray[np.float64] | None:

@@ -19,7 +19,7 @@ from workbench.explaining.evidence import Evidence, Layer, LayerNoise, Noise, Pa
 from workbench.explaining.explanation import explanation
 from workbench.explaining.gathering import Side, Subject, gather
 from workbench.explaining.noise import Noises
-from workbench.explaining.pairs import activation_pairs, dequantized_weights
+from workbench.explaining.pairs import Grid, activation_pairs, dequantized_weights
 from workbench.explaining.structure import facts_of
 from workbench.judging.roofline import Ceilings
 from workbench.judging.statistics import Ratio
@@ -106,14 +106,12 @@ def test_noise_that_cannot_be_looked_at_is_a_note(subject: Subject, monkeypatch)
         Noises(two(), two(), {"x": X})
 
 
-def test_an_exact_form_that_does_not_exist_and_fp8_are_notes(subject: Subject, monkeypatch) -> None:
+def test_an_exact_form_that_does_not_exist_is_a_note(subject: Subject, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(gathering, "exact_form", lambda proto: None)
         found = gather(subject, None)
     assert found.noise.engine_nsr is None
     assert any("exact result is not defined" in note for note in found.noise.notes)
-    monkeypatch.setattr(gathering, "precision_of", lambda proto: "fp8")
-    assert gather(subject, None).notes == ("Where noise comes in was not looked at: that is done for INT8 only.",)
 
 
 def test_answers_that_are_not_finite_are_infinite_noise() -> None:
@@ -128,7 +126,7 @@ def test_answers_that_are_not_finite_are_infinite_noise() -> None:
 
 
 def test_a_tensor_that_is_zero_throughout_has_no_channels_that_stand_out() -> None:
-    assert noise._outliers(np.zeros(4), 1.0) == (1.0, (), 0.0)
+    assert noise._outliers(np.zeros(4), Grid(-127.0, 127.0)) == (1.0, (), 0.0)
 
 
 def test_layers_that_lead_in_noise_are_named_where_no_tensor_is_to_blame() -> None:
@@ -191,7 +189,7 @@ def test_pairs_that_cannot_be_read_are_left_out() -> None:
     for item in other.graph.initializer:
         if item.name == "w1":
             item.CopyFrom(onnx.numpy_helper.from_array(np.zeros((8, 16), np.float32), "w1"))
-    assert [name for name, *_ in dequantized_weights(model, other)] == ["w2"], "another shape is another weight"
+    assert [item.name for item in dequantized_weights(model, other)] == ["w2"], "another shape is another weight"
 
 
 def test_a_pair_without_a_zero_point_has_unsigned_codes() -> None:
@@ -202,7 +200,16 @@ def test_a_pair_without_a_zero_point_has_unsigned_codes() -> None:
         scale=np.array(0.5, np.float32),
     )
     (pair,) = activation_pairs(model)
-    assert (pair.low, pair.high) == (0.0, 127.5)
+    assert (pair.scale, pair.grid) == (0.5, Grid(0.0, 255.0))
+
+
+def test_float8_has_most_of_its_numbers_near_zero_and_whole_codes_none_between() -> None:
+    whole, float8 = Grid(-127.0, 127.0), Grid(-448.0, 448.0, True)
+    assert (whole.levels(127.0), float8.levels(448.0), float8.levels(1.0)) == (127.0, 126.0, 56.0)
+    given = np.array([-500.0, 0.3, 1.06, 2.0**-9, 2.0**-11, 447.0])
+    assert whole.nearest(given).tolist() == [-127.0, 0.0, 1.0, 0.0, 0.0, 127.0]
+    assert float8.nearest(given).tolist() == [-448.0, 0.3125, 1.0, 2.0**-9, 0.0, 448.0]
+    assert (whole.beyond(np.array([127.4, 127.6])), float8.beyond(np.array([463.0, -465.0]))) == (1, 1)
 
 
 def test_weights_whose_scales_are_made_at_run_time_are_left_out() -> None:

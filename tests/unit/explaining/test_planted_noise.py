@@ -49,6 +49,21 @@ def test_a_layer_with_one_outlier_channel_is_named_first(explain) -> None:
     assert found.main.advice[0].names == ("c0", "c1"), "codes are all that an integer c0 writes"
 
 
+def test_float8_has_codes_for_small_channels_beside_a_large_one_until_they_leave_its_range(explain) -> None:
+    pairs = Pairs("xab", float8=True)
+    assert "outlier_channel" not in kinds(explain(with_outlier(400.0), pairs, X))
+    found = explain(with_outlier(2e6), pairs, X)
+    assert found.evidence.precision == "fp8"
+    assert (found.about("accuracy")[0].kind, found.about("accuracy")[0].tensors) == ("outlier_channel", ("a",))
+
+
+def test_float8_that_cuts_values_off_is_named_and_the_twin_is_not(explain) -> None:
+    found = explain(plain(), Pairs("xab", float8=True, scales={"a": 0.2 / 448}), X)
+    assert (found.about("accuracy")[0].kind, found.about("accuracy")[0].tensors) == ("clip", ("a",))
+    assert found.about("accuracy")[0].advice[0].value == "max"
+    assert not {"clip", "wide_range", "outlier_channel"} & set(kinds(explain(plain(), Pairs("xab", float8=True), X)))
+
+
 def with_outlier_between_products(factor: float) -> onnx.ModelProto:
     first, second = values((64, 64), 0, 0.2), values((64, 64), 1, 0.2)
     first[:, 5] *= factor
@@ -152,6 +167,9 @@ def test_an_engine_that_is_worse_than_its_file_saturates(explain) -> None:
     told = explanation("recorded", replace(found.evidence, noise=noise))
     assert told.main.kind == "saturation"
     assert "7.0 dB against" in told.main.sentence
+    assert "integer kernels" in told.main.sentence and told.main.advice[0].change == "range"
+    float8 = explanation("recorded", replace(found.evidence, noise=noise, precision="fp8")).about("accuracy")[0]
+    assert "integer" not in float8.sentence and float8.advice == (), "no range of weights mends that"
 
 
 @pytest.mark.skipif(not device.int8().saturates, reason="this CPU adds products of bytes in 32 bits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -70,23 +71,31 @@ def test_a_result_that_a_float_reader_shares_is_an_obstacle() -> None:
     assert found["first"].obstacle == "its result is read in floating point, by sum"
 
 
-@pytest.mark.parametrize("names", [{"x"}, {"b"}, {"w1"}, {"w2"}, {"x", "b", "w1", "w2"}])
-def test_a_file_without_some_pairs_computes_what_it_would_without_them(names: set[str]) -> None:
+@pytest.mark.parametrize("float8", [False, True])
+@pytest.mark.parametrize("names", [set(), {"x"}, {"b"}, {"w1"}, {"w2"}, {"x", "b", "w1", "w2"}])
+def test_a_file_without_some_pairs_computes_what_it_would_without_them(names: set[str], float8: bool) -> None:
     parent = two()
-    model = quantized(parent, {"x": X}, Pairs("xb"))
+    model = quantized(parent, {"x": X}, Pairs("xb", float8=float8))
     weights = {"w1": values((16, 16), 1), "w2": values((16, 4), 2)}
-    codes = {name: have for name, _, _, have, _ in dequantized_weights(model, parent)}
+    codes = {item.name: item.after for item in dequantized_weights(model, parent)}
     pairs = {pair.tensor: pair for pair in activation_pairs(model)}
 
     def quantize(name: str, array: np.ndarray) -> np.ndarray:
         pair = pairs[name]
-        return array if name in names else np.rint(np.clip(array, pair.low, pair.high) / pair.scale) * pair.scale
+        if name in names:
+            return array
+        if float8:
+            return (
+                np.clip(array / pair.scale, -448, 448).astype(ml_dtypes.float8_e4m3fn).astype(np.float64) * pair.scale
+            )
+        return np.clip(np.rint(array / pair.scale), pair.grid.low, pair.grid.high) * pair.scale
 
     used = {name: weights[name] if name in names else codes[name] for name in weights}
     want = quantize("b", np.maximum(quantize("x", X.astype(np.float64)) @ used["w1"], 0)) @ used["w2"]
     have = run(without(model, parent, names), {"x": X})["y"]
     # A value on the edge between two codes may fall to either side in float32: one step of `b` at most.
-    assert np.abs(have - want).max() <= 1.01 * pairs["b"].scale * np.abs(used["w2"]).max()
+    assert np.abs(have - want).max() <= 1.01 * (32 if float8 else 1) * pairs["b"].scale * np.abs(used["w2"]).max()
+    assert float(np.square(have - want).sum()) < 1e-4 * float(np.square(want).sum())
 
 
 def test_leaving_every_pair_out_leaves_no_noise() -> None:
@@ -107,7 +116,7 @@ def test_a_pair_on_an_output_can_be_left_out_and_the_output_keeps_its_name() -> 
 def test_weights_behind_pairs_of_their_own_are_found_too() -> None:
     parent = bottleneck()
     model, _ = by_recipe(parent, IMAGES, "strong")
-    found = {name: (want, have) for name, _, want, have, _ in dequantized_weights(model, parent)}
+    found = {item.name: (item.before, item.after) for item in dequantized_weights(model, parent)}
     assert {"w0", "w1", "w2", "wg"} <= set(found)
     for want, have in found.values():
         assert 0 < np.abs(want - have).max() < np.abs(want).max() / 100
