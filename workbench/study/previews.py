@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,7 @@ from workbench.engines.tensorrt import kernels
 from workbench.engines.tensorrt.layers import LayerInfo, with_modules
 from workbench.errors import BuildError, expect
 from workbench.graph.attention import Attention, attentions
+from workbench.graph.cost import node_flops
 from workbench.graph.smooth import STRENGTH
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
@@ -61,6 +62,7 @@ class Preview:
         missed: nodes that a step reports as quantized and no 8-bit or 4-bit kernel computes.
         skipped: what the quantizing steps left alone, and why.
         notes: of the steps and of the build.
+        operations: node that multiplies -> floating-point operations for one sample, where its shapes tell.
     """
 
     model: str
@@ -76,6 +78,18 @@ class Preview:
     missed: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()
+    operations: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def coverage(self) -> dict[str, float]:
+        """Operand types, such as `int8 x int8` -> share of the model's operations; `unknown` for nodes of no known kernel."""
+        inside = {node: kernels.operands(layer) for layer in self.layers if layer.kind in kernels.COMPUTING
+                  for node in layer.nodes}  # fmt: skip
+        found: Counter[str] = Counter()
+        for node, count in self.operations.items():
+            found[inside.get(node, "unknown")] += count
+        whole = sum(found.values())
+        return {types: count / whole for types, count in found.most_common() if count}
 
     @property
     def computed(self) -> dict[str, int]:
@@ -98,6 +112,9 @@ class Preview:
         """What there is to know, in a sentence or two."""
         counted = ", ".join(f"{count} in {types}" for types, count in self.computed.items()) or "none"
         other = sum(layer.kind not in kernels.COMPUTING for layer in self.layers)
+        shares = ", ".join(f"{share:.0%} in {types}" for types, share in self.coverage.items())
+        if len(self.coverage) > 1:
+            counted += f" ({shares} by operations)"
         attention = f"; {self.fused_attentions} of {len(self.attentions)} attentions fused" if self.attentions else ""
         doubts = "".join(
             f" {_counted(len(names), 'node')} {'is' if len(names) == 1 else 'are'} {words}: {', '.join(names[:3])}."
@@ -253,6 +270,7 @@ def preview(
         missed=missed,
         skipped=tuple(item for report in variant.reports if report.kind in _QUANTIZING for item in report.skipped),
         notes=(*notes, *more, *said, *engine.notes),
+        operations=node_flops(proto),
     )
 
 

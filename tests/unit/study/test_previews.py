@@ -16,8 +16,9 @@ from workbench import zoo
 from workbench.__main__ import main
 from workbench.engines.tensorrt import kernels
 from workbench.errors import BackendMissing, BuildError, DataError, RecipeError, TransformError
+from workbench.graph.cost import node_flops
 from workbench.machine.store import Store
-from workbench.recipes import NAMED
+from workbench.recipes import NAMED, Fuse, Quantize, Recipe
 from workbench.study.previews import CANNOT_KNOW, Preview, disagreements
 
 pytest.importorskip("tensorrt_rtx_bindings", reason="TensorRT for RTX has wheels for x86-64 alone (extra rtx)")
@@ -83,6 +84,21 @@ def test_every_model_builds_under_every_recipe_and_computes_what_the_steps_repor
     store: Store, model: str, recipe: str
 ) -> None:
     agrees(wb.preview(model, recipe, store=store))
+
+
+def test_coverage_is_told_by_operations_not_by_kernels(store: Store, resnet: Preview) -> None:
+    assert resnet.coverage == {"int8 x int8": 1.0}
+    kept = Recipe("int8-but-first", (Fuse("all"), Quantize(calibrator="max", exclude=("layer1",))))
+    found = wb.preview("digits_resnet", kept, store=store)
+    graph = onnx.load(wb.transform("digits_resnet", "fp32", dialect="strong", store=store).path)
+    flops = node_flops(graph)
+    modules = wb.load("digits_resnet").modules
+    share = sum(count for name, count in flops.items() if "layer1" in modules.get(name, name)) / sum(flops.values())
+    assert 0 < share < 1
+    assert found.coverage["int8 x int8"] == pytest.approx(1 - share)
+    assert f"{1 - share:.0%} in int8 x int8" in found.summary and "by operations" in found.summary
+    assert dataclasses.replace(found, operations={"gone": 3}).coverage == {"unknown": 1.0}
+    assert dataclasses.replace(found, operations={}).coverage == {}
 
 
 def test_scales_at_run_time_are_refused_with_the_way_out(store: Store) -> None:
