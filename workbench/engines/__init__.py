@@ -145,6 +145,15 @@ def open_runner(engine: Engine, threads: int | None = None) -> Runner:
     return _module(engine.backend).open_runner(engine, threads if threads is not None else engine.options.threads)
 
 
+def planned_memory(engine: Engine) -> dict[str, int]:
+    """Return the bytes that an engine sets aside, as its builder told: `activation`, `scratch` and others; may be empty.
+
+    The activations hold the scratch memory (workspace) of the kernels too.
+    """
+    module = _module(engine.backend)
+    return module.planned_memory(engine) if hasattr(module, "planned_memory") else {}
+
+
 _module = backend
 
 

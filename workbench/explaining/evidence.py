@@ -271,6 +271,8 @@ class Memory:
         activations_alive: the most that is alive at one moment in this order of execution; no plan can do with less.
         file: on disk.
         process: high-water mark of the processes that measured it; None where it was not measured.
+        planned: what the engine itself sets aside for activations and workspace together; None where it does not tell.
+        workspace: scratch memory of its kernels within that; None where it does not tell.
     """
 
     weights: float
@@ -278,6 +280,8 @@ class Memory:
     activations_alive: float
     file: int
     process: int | None = None
+    planned: int | None = None
+    workspace: int | None = None
 
 
 @dataclass(frozen=True)

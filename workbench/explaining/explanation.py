@@ -256,10 +256,18 @@ class Explanation:
             f"Weights {after.weights / 1e6:.3g} MB ({before.weights / 1e6:.3g} in the baseline); a" if known else "A"
         )
         was = f"{before.activations_alive / 1e6:.3g} of {before.activations_sum / 1e6:.3g}"
-        return [
+        told = [
             f"{weights}ctivations {after.activations_alive / 1e6:.3g} MB alive at once of "
             f"{after.activations_sum / 1e6:.3g} written ({was})."
         ]
+        plans = [(memory.planned, memory.workspace) for memory in (after, before)]
+        if all(value is not None for plan in plans for value in plan):
+            (planned, scratch), (planned_was, scratch_was) = ([value / 1e6 for value in plan] for plan in plans)  # type: ignore[operator]
+            told.append(
+                f"The engine sets {planned:.3g} MB aside for activations and workspace, {scratch:.3g} of it workspace "
+                f"({planned_was:.3g} and {scratch_was:.3g} in the baseline)."
+            )
+        return told
 
     def __repr__(self) -> str:
         return f"Explanation({self.study!r}, {self.variant!r}: {self.main.kind if self.main else 'nothing known'})"

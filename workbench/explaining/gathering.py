@@ -16,7 +16,7 @@ from workbench import engines
 from workbench.engines import jobs
 from workbench.engines.base import Feeds
 from workbench.errors import EngineError, WorkbenchError
-from workbench.explaining.evidence import Evidence, LayerNoise, Noise, Pass
+from workbench.explaining.evidence import Evidence, LayerNoise, Memory, Noise, Pass
 from workbench.explaining.noise import Noises
 from workbench.explaining.passes import memory_of, pass_of
 from workbench.explaining.structure import facts_of, precision_of
@@ -107,7 +107,7 @@ def gather(
             notes.append(f"Where noise comes in was not looked at: {error}")
     batch = next((len(array) for array in subject.feeds.values() if array.ndim), 1)
     memory = tuple(
-        memory_of(found, side.engine.size_bytes, side.process_bytes, batch)
+        _with_plan(memory_of(found, side.engine.size_bytes, side.process_bytes, batch), side.engine)
         for found, side in zip(passes, (subject.baseline, subject.variant), strict=True)
     )
     return Evidence(
@@ -124,6 +124,11 @@ def gather(
         tuple(notes),
         subject.speed,
     )
+
+
+def _with_plan(memory: Memory, engine: Engine) -> Memory:
+    told = engines.planned_memory(engine)
+    return replace(memory, planned=told.get("activation"), workspace=told.get("scratch"))
 
 
 def profiled(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -10,6 +11,8 @@ import pytest
 from planted import Pairs, quantized, save
 from small_nets import copied, net, values
 
+import workbench as wb
+from workbench import engines, zoo
 from workbench.engines import jobs
 from workbench.errors import EngineError, RunError
 from workbench.explaining import gathering, noise
@@ -263,3 +266,22 @@ def test_a_fallback_that_costs_nothing_is_not_named() -> None:
     )
     found = explanation("s", evidence(facts=facts_of(model), variant=Pass("int8", layers)))
     assert "fallback" not in [reason.kind for reason in found.reasons]
+
+
+def test_what_an_engine_sets_aside_is_read_from_its_builders_log(subject: Subject) -> None:
+    """By the engines of a study that was recorded on an H200, with TensorRT 8.6's own words."""
+    study = wb.Study.open(Path(zoo.data_folder()) / "studies" / "digits_resnet-h200-why.json.gz")
+    told = {name: engines.planned_memory(study[name].engine) for name in ("fp32", "int8-kl-fp16")}
+    assert {name: (found["activation"], found["scratch"]) for name, found in told.items()} == {
+        "fp32": (6_296_064, 4_608), "int8-kl-fp16": (3_145_728, 0),
+    }  # fmt: skip
+    assert engines.planned_memory(subject.variant.engine) == {}, "ONNX Runtime tells nothing of its plan"
+    found = gather(subject, None)
+    assert not any("sets" in text for text in explanation("s", found).sentences)
+    before, after = (
+        replace(memory, planned=one["activation"], workspace=one["scratch"])
+        for memory, one in zip(found.memory, told.values(), strict=True)
+    )
+    assert (
+        "The engine sets 3.15 MB aside for activations and workspace, 0 of it workspace (6.3 and 0.00461 in the baseline)."
+    ) in explanation("s", replace(found, memory=(before, after))).sentences

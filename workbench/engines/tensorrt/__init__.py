@@ -186,6 +186,11 @@ def layer_table(
     return layers.with_modules(found, modules or {}), memory
 
 
+def planned_memory(engine: Engine) -> dict[str, int]:
+    """Return the bytes of an engine by purpose, read from the log that its build left in its record."""
+    return log.digest(engine.log.splitlines()).memory_bytes
+
+
 def layer_times(engine: Engine, feeds: Mapping[str, np.ndarray], runs: int) -> list[LayerTime]:
     """Return an engine's layers with their times, in runs with TensorRT's profiler; see `layer_table`."""
     found, _ = layer_table(engine, feeds, runs=runs)
