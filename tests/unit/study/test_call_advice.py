@@ -39,18 +39,28 @@ def data() -> Dataset:
     return datasets.arrays(values((5, 512), 3), np.arange(5) % 4)
 
 
-def study_of(text: str, data: Dataset, store: Store, folder: object) -> Study:
+WIDE = "(float[N,512] x) => (float[N,4] y) { [wide] a = MatMul(x, w) [head] y = MatMul(a, v) }"
+
+
+def study_of(
+    text: str,
+    data: Dataset,
+    store: Store,
+    folder: object,
+    protocol: Protocol = QUICK,
+    inputs: int = 512,
+    width: int = 2048,
+) -> Study:
     path = folder / "net.onnx"  # type: ignore[operator]
-    onnx.save(net(text, w=values((512, 2048), 0), v=values((2048, 4), 1)), str(path))
+    onnx.save(net(text, w=values((inputs, width), 0, 0.1), v=values((width, 4), 1)), str(path))
     return wb.run(
-        wb.load(path), data, ["fp32"], backend="onnxruntime-cpu", protocol=QUICK, store=store, progress=None,
+        wb.load(path), data, ["fp32"], backend="onnxruntime-cpu", protocol=protocol, store=store, progress=None,
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def study(data: Dataset, store: Store, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    text = "(float[N,512] x) => (float[N,4] y) { [wide] a = MatMul(x, w) [head] y = MatMul(a, v) }"
-    return study_of(text, data, store, tmp_path_factory.mktemp("model"))
+    return study_of(WIDE, data, store, tmp_path_factory.mktemp("model"))
 
 
 class Machine:
@@ -143,8 +153,11 @@ def test_what_fails_is_told_and_a_stop_stops(study, data, store, monkeypatch) ->
         tried(study, data, store, LARGER, handle=Handle(lambda: True))
 
 
-def test_weights_that_bound_a_call_are_read_once_for_more_samples(study, data, store) -> None:
+def test_weights_that_bound_a_call_are_read_once_for_more_samples(store, tmp_path) -> None:
     """Through `explain`, on this machine: the whole path, and verdicts that agree with their intervals."""
+    data = datasets.arrays(values((5, 3072), 3), np.arange(5) % 4)
+    # 38 MB of weights, more than the caches of a core hold.
+    study = study_of(WIDE.replace("512", "3072"), data, store, tmp_path, replace(QUICK, batch=1), 3072, 3072)
     found = wb.explain(study, "fp32", data, try_advice=True, layers=False, store=store)
     advised = [advice for advice in found.advice if advice.change == "batch"]
     assert advised and int(advised[0].value) in (2, 4, 8, 16)
