@@ -157,7 +157,7 @@ def test_weights_that_bound_a_call_are_read_once_for_more_samples(store, tmp_pat
     """Through `explain`, on this machine: the whole path, and verdicts that agree with their intervals."""
     data = datasets.arrays(values((5, 3072), 3), np.arange(5) % 4)
     # 38 MB of weights, more than the caches of a core hold.
-    study = study_of(WIDE.replace("512", "3072"), data, store, tmp_path, replace(QUICK, batch=1), 3072, 3072)
+    study = study_of(WIDE.replace("512", "3072"), data, store, tmp_path, replace(QUICK, batch=1, rounds=3), 3072, 3072)
     found = wb.explain(study, "fp32", data, try_advice=True, layers=False, store=store)
     advised = [advice for advice in found.advice if advice.change == "batch"]
     assert advised and int(advised[0].value) in (2, 4, 8, 16)
