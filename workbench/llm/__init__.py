@@ -23,6 +23,7 @@ from workbench.llm.scenario import HighestRate, ServingRun, highest_rate, serve_
 from workbench.llm.scenario import table as serving_table
 from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching
 from workbench.llm.shaping import profiles
+from workbench.llm.slot_building import build_slots
 from workbench.llm.slot_export import GraphSize
 from workbench.llm.slot_loading import SlotModel, load_slots, open_slot_folder, write_slots
 from workbench.llm.tensorrt_llm import TensorRTLLMFiles, to_tensorrt_llm
@@ -53,6 +54,7 @@ __all__ = [
     "TwoTowers",
     "Verification",
     "Workload",
+    "build_slots",
     "dataset",
     "digits_captions",
     "faster",

@@ -1,12 +1,13 @@
 """Load a causal language model as a prefill and a step around a cache of fixed length, from its source or a written folder.
 
-The folder holds the graphs, the one file of weights that they share, and `slots.json` with what is needed to talk to the
-model and the hash of each file: it can be carried to another machine.
+The folder holds the graphs, the one file of weights that they share, the tokenizer, and `slots.json` with what is needed to
+talk to the model and the hash of each file: it can be carried to another machine.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 SCHEMA_VERSION = 1  # 1: the first
-MANIFEST = "slots.json"
+MANIFEST, TOKENIZER = "slots.json", "tokenizer.json"
+_CHAT = "tokenizer_config.json"
 _LARGEST_MANIFEST_BYTES = 1 << 20
 FREE_SIZES = (GraphSize("prefill"), GraphSize("step"))
 
@@ -97,6 +99,7 @@ def load_slots(
             largest_length=largest_length,
             keys_transposed=keys_transposed,
             name=name or folder.resolve().name,
+            tokenizer=place,
         )
         kept = store.add(written)[1]
     origin = Origin(found.kind, found.reference, "torchscript", found.notes)
@@ -111,11 +114,16 @@ def write_slots(
     largest_length: int | None = None,
     keys_transposed: bool = True,
     name: str = "decoder",
+    tokenizer: str | Path | None = None,
 ) -> None:
     """Export a transformers model into an empty folder, with its manifest; weights keep the network's type and device.
 
+    Args:
+        tokenizer: a tokenizer.json, or a folder with one, to be carried along with the chat template beside it; None leaves
+            the folder without: prompts are token ids then.
+
     Raises:
-        LoadError: the sizes lack a prefill or a step, or the folder is not empty.
+        LoadError: the sizes lack a prefill or a step, the folder is not empty, or there is no such tokenizer.
         ExportError: as `load_slots`.
     """
     kinds = {size.kind for size in sizes}
@@ -124,10 +132,12 @@ def write_slots(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise LoadError(f"{folder} is not empty. Pass a folder of its own for the exported graphs.")
+    place = None if tokenizer is None else place_of_tokenizer(Path(tokenizer), tokenizer)
     config: Any = network.config
     longest = largest_length or int(config.max_position_embeddings)
     files = export_graphs(network, sizes, folder, largest_length=longest, keys_transposed=keys_transposed)
-    hashes = {file.name: digest(file) for file in (*files, folder / WEIGHTS_FILE)}
+    carried = [] if place is None else _carried(place, folder)
+    hashes = {file.name: digest(file) for file in (*files, folder / WEIGHTS_FILE, *carried)}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -139,6 +149,12 @@ def write_slots(
         "sha256": hashes,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _carried(tokenizer: Path, folder: Path) -> list[Path]:
+    """Copy a tokenizer and the configuration beside it, which has the chat template."""
+    pairs = [(tokenizer, folder / TOKENIZER), (tokenizer.with_name(_CHAT), folder / _CHAT)]
+    return [Path(shutil.copyfile(source, target)) for source, target in pairs if source.is_file()]
 
 
 def open_slot_folder(folder: str | Path, origin: Origin | None = None) -> SlotModel:
@@ -171,6 +187,7 @@ def open_slot_folder(folder: str | Path, origin: Origin | None = None) -> SlotMo
         end_ids=tuple(manifest["end_ids"]),
         prefills=models["prefills"],
         steps=models["steps"],
+        tokenizer=str(folder / TOKENIZER) if TOKENIZER in manifest["sha256"] else None,
     )
 
 
