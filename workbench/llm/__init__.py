@@ -25,6 +25,7 @@ from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatchin
 from workbench.llm.shaping import profiles
 from workbench.llm.slot_building import build_slots
 from workbench.llm.slot_export import GraphSize
+from workbench.llm.slot_fidelity import slots_quality
 from workbench.llm.slot_loading import SlotModel, load_slots, open_slot_folder, write_slots
 from workbench.llm.tensorrt_llm import TensorRTLLMFiles, to_tensorrt_llm
 from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation, slots_contestant
@@ -74,6 +75,7 @@ __all__ = [
     "serve_traffic",
     "serving_table",
     "slots_contestant",
+    "slots_quality",
     "speed",
     "speed_table",
     "to_tensorrt_llm",
