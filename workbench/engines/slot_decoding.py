@@ -22,6 +22,7 @@ from workbench.records import Engine
 _MODULES = {
     "onnxruntime-cpu": "workbench.engines.onnxruntime_slots",
     "tensorrt": "workbench.engines.tensorrt_slots",
+    "tensorrt-rtx": "workbench.engines.tensorrt_slots",
 }
 
 

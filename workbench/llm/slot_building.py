@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from workbench import engines
 from workbench.engines import jobs
-from workbench.errors import RecipeError
+from workbench.engines.slots import slot_layout
+from workbench.errors import BuildError, RecipeError
 from workbench.llm.lowering import recipe as fitted
 from workbench.llm.slot_loading import SlotModel
 from workbench.machine.store import Store
@@ -38,6 +39,7 @@ def build_slots(
 
     Raises:
         RecipeError: there is no such recipe, or it has to be calibrated.
+        BuildError: a graph leaves sizes free, and the backend wants them fixed.
         TransformError, BackendMissing, BuildError: as `workbench.transform` and `workbench.build`.
     """
     chosen = named(recipe)
@@ -47,9 +49,21 @@ def build_slots(
             f"none, such as 'int8-dynamic', 'int8-weights' or 'fp16'."
         )
     name, _ = engines.choose(backend, to_build=True)
+    if name.startswith("tensorrt"):
+        _check_sizes(language, name)
     dialect = engines.backend(name).dialect(name)
     built = []
     for model in (*language.prefills, *language.steps):
         own = fitted(replace(language, model=model), chosen)  # each graph has node names of its own
         built.append(jobs.build(transform(model, own, dialect=dialect, store=store), name, options, store=store))
     return built
+
+
+def _check_sizes(language: SlotModel, backend: str) -> None:
+    for model in (*language.prefills, *language.steps):
+        layout = slot_layout(model.inputs, model.outputs)
+        if layout.batch is None or layout.columns is None:
+            raise BuildError(
+                f"The graph {model.name!r} leaves its batch or columns free, and a decoder with slots on {backend} takes "
+                f"fixed sizes. Name them: load_slots(source, [GraphSize('prefill', 1, 128), GraphSize('step', 8, 256)])."
+            )
