@@ -19,6 +19,7 @@ from onnx import TensorProto, helper
 from workbench.engines.slots import NEW
 from workbench.errors import CalibrationError
 from workbench.graph import opset
+from workbench.graph.quantized_by import AT_THE_EDGE
 from workbench.llm import two_pieces
 
 if TYPE_CHECKING:
@@ -155,7 +156,9 @@ def _chain(steps: Sequence[_Step], first: str, last: str) -> list[onnx.NodeProto
     nodes, name = [], first
     for index, (kind, constants, attributes) in enumerate(steps):
         output = last if index == len(steps) - 1 else f"{last}.{kind}"
-        nodes.append(helper.make_node(kind, [name, *constants], [output], name=f"/cache/{output}/{kind}", **attributes))
+        nodes.append(
+            helper.make_node(kind, [name, *constants], [output], name=f"{AT_THE_EDGE}{output}/{kind}", **attributes)
+        )
         name = output
     return nodes
 

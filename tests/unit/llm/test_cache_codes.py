@@ -14,11 +14,12 @@ import transformers
 from test_slot_export import SHAPE, TOLERANCE, VOCABULARY, network, opened
 
 from workbench import llm
-from workbench.errors import CalibrationError
+from workbench.errors import CalibrationError, TransformError
 from workbench.graph.quantized_by import quantized_by
 from workbench.llm import GraphSize
 from workbench.llm.slot_loading import open_slot_folder, write_slots
 from workbench.machine.store import Store
+from workbench.transformation.steps import transform
 
 SIZES = [GraphSize("prefill"), GraphSize("step")]
 SAMPLES = np.random.default_rng(7).integers(0, VOCABULARY, (20, 12))
@@ -138,11 +139,22 @@ def test_a_cache_in_8_bits_goes_with_weights_in_8_bits_and_is_written_of_a_sourc
     assert "Keys and values are kept in int8." in model.model.origin.notes
     assert 4 * model.cache.token_bytes == slot_model.cache.token_bytes
     engines = llm.build_slots(model, "int8-weights", store=store)
-    stored = {node.op_type for node in onnx.load(engines[0].path).graph.node}
-    assert "DequantizeLinear" in stored
+    lowered = transform(model.steps[0], "int8-weights", store=store)
+    assert quantized_by(onnx.load(lowered.path)) is not None  # Q/DQ of weights count as ever
     with llm.open_slots(engines, slots=2, threads=1) as decoder:
         found = llm.generate(model, decoder, [(2, 3, 4), (5, 6)], new_tokens=5, stop=())
     assert [len(answer) for answer in found.tokens] == [5, 5]
+
+
+def test_a_cache_in_fp8_is_refused_for_tensorrt_8_6_and_one_in_int8_is_not(folder, store) -> None:
+    for cache in ("int8", "fp8"):
+        model = llm.load_slots(folder, cache=cache, samples=SAMPLES, store=store)  # type: ignore[arg-type]
+        if cache == "fp8":
+            with pytest.raises(TransformError, match="opset 19 to 17: DataType"):
+                transform(model.steps[0], "fp32", dialect="trt-8.6", store=store)
+        else:
+            made = onnx.load(transform(model.steps[0], "fp32", dialect="trt-8.6", store=store).path)
+            assert [entry.version for entry in made.opset_import] == [17]
 
 
 @pytest.mark.parametrize(
