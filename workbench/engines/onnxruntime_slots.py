@@ -6,12 +6,13 @@ write of the new column.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from workbench.engines import onnxruntime_decoding
 from workbench.engines.onnxruntime import _run_error, open_file
@@ -84,7 +85,7 @@ class OnnxRuntimeSlots:
         fixed = sorted({graph.layout.columns for graph in steps if graph.layout.columns is not None})
         self.columns = tuple(fixed) or tuple(columns or _COLUMNS)
         self.prompt_sizes = tuple((graph.layout.batch, graph.layout.columns) for graph in prefills)
-        self._dtype = np.dtype(self.layout.dtype)
+        self._dtype, self._scores = np.dtype(self.layout.dtype), np.dtype(self.layout.scores)
         self._keys = self._values = self._mask = np.zeros(0)
         self._prompt: dict[str, np.ndarray] = {}
         self._bound: tuple[int, int] = (0, 0)
@@ -92,7 +93,7 @@ class OnnxRuntimeSlots:
         self._length = 0
         count = self.slots
         self._tokens, self._positions, self._next = (np.zeros(count, np.int32) for _ in range(3))
-        self._logits = np.zeros((count, self.layout.vocabulary), self._dtype)
+        self._logits = np.zeros((count, self.layout.vocabulary), self._scores)
         self._new_keys = self._block(count, 1, keys=True)
         self._new_values = self._block(count, 1, keys=False)
 
@@ -109,18 +110,23 @@ class OnnxRuntimeSlots:
             self._key_columns(keys, target)[...] = self._key_columns(self._keys, source)
             values[..., target, :] = self._values[..., source, :]
         self._keys, self._values, self._length = keys, values, columns
-        self._mask = np.full((self.slots, 1, 1, columns), HIDDEN_SCORE, self._dtype)
+        self._mask = np.full((self.slots, 1, 1, columns), HIDDEN_SCORE, self._scores)
         self._bound = (0, 0)
 
     def prefill(self, tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """Run prompts and hold their keys and values."""
         graph = next(item for item in self._prefills if _takes(item.layout, tokens.shape))
-        names = [output.name for output in graph.session.get_outputs()]
+        layout, (count, length) = graph.layout, tokens.shape
+        found = {NEW + name: np.empty(layout.shape(name, count, length), self._dtype) for name in layout.names}
+        found |= {LOGITS: np.empty((count, layout.vocabulary), self._scores), NEXT: np.empty(count, np.int32)}
+        binding = graph.session.io_binding()
+        _bind(binding.bind_input, {TOKENS: tokens, LENGTHS: lengths})
+        _bind(binding.bind_output, found)
         try:
-            found = graph.session.run(names, {TOKENS: tokens, LENGTHS: lengths})
+            graph.session.run_with_iobinding(binding)
         except Exception as error:
             raise _run_error(error) from error
-        self._prompt = dict(zip(names, found, strict=True))
+        self._prompt = found
         return np.ascontiguousarray(self._prompt[LOGITS], dtype=np.float32)
 
     def insert(self, prompt: int, slot: int, pieces: Sequence[Piece]) -> None:
@@ -184,13 +190,8 @@ class OnnxRuntimeSlots:
         for index, name in enumerate(self.layout.names):
             kind = (self._values, self._new_values) if name.startswith(VALUES) else (self._keys, self._new_keys)
             arrays[name], outputs[NEW + name] = (block[index // 2, :count] for block in kind)
-        bound: tuple[tuple[Any, dict[str, np.ndarray]], ...] = (
-            (binding.bind_input, arrays),
-            (binding.bind_output, outputs),
-        )
-        for bind, table in bound:
-            for name, array in table.items():
-                bind(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+        _bind(binding.bind_input, arrays)
+        _bind(binding.bind_output, outputs)
         self._binding, self._bound = binding, (count, self._length)
 
     def _block(self, slots: int, columns: int, *, keys: bool) -> np.ndarray:
@@ -199,6 +200,13 @@ class OnnxRuntimeSlots:
 
     def _key_columns(self, keys: np.ndarray, columns: slice) -> np.ndarray:
         return keys[..., columns] if self.layout.keys_transposed else keys[..., columns, :]
+
+
+def _bind(bind: Callable[..., None], table: Mapping[str, np.ndarray]) -> None:
+    """Bind arrays where they lie; numpy's own types go by their name, bfloat16 and float8 by ONNX's number."""
+    for name, array in table.items():
+        kind = array.dtype if array.dtype.kind in "iuf" else onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        bind(name, "cpu", 0, kind, array.shape, array.ctypes.data)
 
 
 def _takes(layout: SlotLayout, shape: tuple[int, ...]) -> bool:

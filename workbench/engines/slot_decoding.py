@@ -22,6 +22,7 @@ from workbench.records import Engine
 _MODULES = {
     "onnxruntime-cpu": "workbench.engines.onnxruntime_slots",
     "tensorrt": "workbench.engines.tensorrt_slots",
+    "tensorrt-rtx": "workbench.engines.tensorrt_slots",
 }
 
 
@@ -111,6 +112,12 @@ class SlotDecoder:
     def largest_length(self) -> int:
         """Tokens that the longest cache holds."""
         return self.device.columns[-1]
+
+    @property
+    def largest_prompt(self) -> int | None:
+        """Tokens that the longest prefill takes; None where it takes any number."""
+        sizes = [size for _, size in self.device.prompt_sizes]
+        return None if None in sizes else max(size for size in sizes if size is not None)
 
     @property
     def free(self) -> int:
@@ -234,10 +241,9 @@ class SlotDecoder:
         longest = max(lengths)
         sizes = [size for size in self.device.prompt_sizes if size[1] is None or size[1] >= longest]
         if not sizes:
-            largest = max(size[1] or 0 for size in self.device.prompt_sizes)
             raise RunError(
-                f"A prompt has {longest} tokens; the longest prefill takes {largest}. Shorten it, or export a longer prefill "
-                f"(workbench.llm.load_slots)."
+                f"A prompt has {longest} tokens; the longest prefill takes {self.largest_prompt}. Shorten it, or export a "
+                f"longer prefill (workbench.llm.load_slots)."
             )
         most = max(size[0] or len(lengths) for size in sizes)
         order = list(range(len(lengths)))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import ml_dtypes  # noqa: F401 - gives numpy its names of bfloat16 and float8
 import numpy as np
 
 from workbench.errors import EngineError
@@ -39,6 +40,7 @@ class SlotLayout:
         keys_transposed: keys lie as (slots, heads, width, columns); values never do.
         batch: slots of a step or prompts of a prefill; None where the graph takes any number.
         columns: of the cache, or tokens of a prompt; None where the graph takes any number.
+        scores: type of mask and logits, a numpy name: the cache may be kept in fewer bits.
     """
 
     kind: Kind
@@ -50,6 +52,7 @@ class SlotLayout:
     keys_transposed: bool
     batch: int | None
     columns: int | None
+    scores: str = "float32"
 
     @property
     def itemsize(self) -> int:
@@ -115,4 +118,5 @@ def slot_layout(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> 
         )
     columns = taken[MASK].shape[-1] if kind == "step" else taken[TOKENS].shape[-1]
     batch = taken[TOKENS].shape[0]
-    return SlotLayout(kind, layers, heads, width, values.dtype, vocabulary, transposed, batch, columns)
+    scores = given[LOGITS].dtype
+    return SlotLayout(kind, layers, heads, width, values.dtype, vocabulary, transposed, batch, columns, scores)

@@ -1,5 +1,7 @@
 """TensorRT as a decoder with slots: one engine a size, the cache in device memory, a CUDA graph a length of the cache.
 
+TensorRT for RTX is driven by the same calls; its builds are tested, and its runs on stand-ins alone so far.
+
 A captured step uploads positions, runs the engine, copies the most probable tokens to where the next step reads them,
 and downloads them. Behind it, keys and values of the new tokens go to their column by one strided copy each, and the
 column is shown in the mask: both move on every step, so they are no part of the graph.
@@ -31,7 +33,7 @@ from workbench.engines.slots import (
 )
 from workbench.engines.tensorrt import cuda as cuda_runtime
 from workbench.engines.tensorrt import tensors
-from workbench.engines.tensorrt.capabilities import Capabilities, library
+from workbench.engines.tensorrt.capabilities import PRODUCTS, Capabilities, library
 from workbench.engines.tensorrt.context import PlacedContext
 from workbench.engines.tensorrt.cuda import Cuda, DeviceMemory, Graph, HostMemory, Stream
 from workbench.errors import EngineError
@@ -52,6 +54,7 @@ def open_device(
     """Open built engines as one device; sizes are theirs, and `threads` has no meaning on a GPU.
 
     Raises:
+        BackendMissing: TensorRT or cuda-python is not installed.
         EngineError: a plan is missing or damaged or was built elsewhere, or a size was left free.
     """
     layouts = [slot_layout(engine.inputs, engine.outputs) for engine in (*prefills, *steps)]
@@ -62,7 +65,9 @@ def open_device(
         )
     if len({layout.batch for layout in layouts[len(prefills) :]}) > 1:
         raise EngineError("The steps have different numbers of slots. Open those of one number.")
-    return TensorRTSlots(Capabilities(library()), cuda_runtime.load(), prefills, steps)
+    backend = steps[0].backend
+    cuda = cuda_runtime.load(PRODUCTS[backend].install)
+    return TensorRTSlots(Capabilities(library(backend)), cuda, prefills, steps)
 
 
 @dataclass(frozen=True)

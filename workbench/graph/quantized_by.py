@@ -8,6 +8,8 @@ import onnx
 
 from workbench.graph.editing import graphs
 
+# How nodes are named that only give a model's inputs and outputs their type, such as a cache kept in 8 bits.
+AT_THE_EDGE = "/cache/"
 _QUANTIZED = re.compile(
     r"(De|Dynamic)?[Qq]uantizeLinear|QLinear\w+|TRT_\w+|\w+Integer(ToFloat)?|MatMulNBits|DynamicQuantizeMatMul|QAttention|QGemm"
 )
@@ -18,10 +20,10 @@ def quantized_by(proto: onnx.ModelProto) -> str | None:
 
     Told by the producer's name, TensorRT's own operators, and the names that the tools give: ModelOpt's torch export
     has `.../input_quantizer/QuantizeLinear`. A file that ModelOpt made through ONNX Runtime's quantizer and that keeps
-    its producer name is told as `onnxruntime`.
+    its producer name is told as `onnxruntime`. Q/DQ under `AT_THE_EDGE` lower no arithmetic and do not count.
     """
     nodes = [node for graph in graphs(proto.graph) for node in graph.node]
-    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type)]
+    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type) and not node.name.startswith(AT_THE_EDGE)]
     if not quantized:
         return None
     written = " ".join([proto.producer_name, *(f"{entry.key} {entry.value}" for entry in proto.metadata_props)]).lower()

@@ -23,7 +23,9 @@ from workbench.llm.scenario import HighestRate, ServingRun, highest_rate, serve_
 from workbench.llm.scenario import table as serving_table
 from workbench.llm.serving import ContinuousBatching, DynamicBatching, NoBatching
 from workbench.llm.shaping import profiles
+from workbench.llm.slot_building import build_slots
 from workbench.llm.slot_export import GraphSize
+from workbench.llm.slot_fidelity import slots_quality
 from workbench.llm.slot_loading import SlotModel, load_slots, open_slot_folder, write_slots
 from workbench.llm.tensorrt_llm import TensorRTLLMFiles, to_tensorrt_llm
 from workbench.llm.timing import GenerationMeasurement, Workload, measure_generation, slots_contestant
@@ -53,6 +55,7 @@ __all__ = [
     "TwoTowers",
     "Verification",
     "Workload",
+    "build_slots",
     "dataset",
     "digits_captions",
     "faster",
@@ -72,6 +75,7 @@ __all__ = [
     "serve_traffic",
     "serving_table",
     "slots_contestant",
+    "slots_quality",
     "speed",
     "speed_table",
     "to_tensorrt_llm",

@@ -1,7 +1,8 @@
 """An OpenAI-compatible endpoint in front of variants of a language model, to be tried by hand or by any load generator.
 
 `/v1/models`, `/v1/completions` and `/v1/chat/completions`, streamed or whole, on this machine alone and behind a token. Each
-variant has a `Batcher`, opened when it is first asked for. Needs starlette and uvicorn (the extra `serve`).
+variant has a `Batcher`, over a cache that grows or over slots of a fixed length, opened when it is first asked for. Needs
+starlette and uvicorn (the extra `serve`).
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from workbench.engines.slot_decoding import check_engines
 from workbench.errors import BackendMissing, DataError, EngineError, WorkbenchError, nearest
-from workbench.llm.batching import SLOTS, Batcher
+from workbench.llm.batching import Batcher
 from workbench.llm.loading import LanguageModel
 from workbench.llm.openai_format import Answer, Asked, problem
 from workbench.records import Engine
@@ -35,33 +37,37 @@ class Endpoint:
     """Variants of one language model behind one address; a context manager that starts and stops the server.
 
     Args:
-        language: from `workbench.llm.load`.
-        engines: name, under which clients ask for it -> engine of a variant of this model.
+        language: from `workbench.llm.load`, or for slots from `load_slots` or `open_slot_folder`.
+        engines: name, under which clients ask for it -> engine of a variant of this model, or for slots its prefills and
+            steps (`build_slots`).
         port: 0 takes a free one.
         token: what clients must send; None makes one.
-        slots: requests that one variant answers at a time.
+        slots: requests that one variant answers at a time; None takes as many as its steps were exported for, else 8.
 
     Attributes:
         url: such as `http://127.0.0.1:8000/v1`, what clients take as base URL.
 
     Raises:
         BackendMissing: starlette or uvicorn is not installed.
-        EngineError: there are no engines.
+        EngineError: there are no engines, or prefills and steps do not belong together.
         DataError: the model has no tokenizer, or the port is taken.
     """
 
     def __init__(
         self,
         language: LanguageModel,
-        engines: Mapping[str, Engine],
+        engines: Mapping[str, Engine | Sequence[Engine]],
         *,
         port: int = 0,
         token: str | None = None,
-        slots: int = SLOTS,
+        slots: int | None = None,
         threads: int | None = None,
     ) -> None:
         if not engines:
             raise EngineError("There is no engine to serve. Pass {name: engine}, such as those of a study's variants.")
+        for engine in engines.values():
+            if not isinstance(engine, Engine):
+                check_engines(engine)
         self.language, self.engines = language, dict(engines)
         language.encode(" ")  # says what to do where there is no tokenizer
         self.token = token or secrets.token_urlsafe(24)

@@ -125,10 +125,10 @@ def quality(
         parent=parent.variant,
         backend=engine.backend,
         data_name=data.name,
-        loss=_floats(loss),
-        parent_loss=_floats(parent_loss),
-        agreement=_floats(agreement),
-        divergence=_floats(divergence),
+        loss=floats(loss),
+        parent_loss=floats(parent_loss),
+        agreement=floats(agreement),
+        divergence=floats(divergence),
         match=match,
         match_tokens=new_tokens if prompts else 0,
     )
@@ -194,5 +194,6 @@ def _match_lengths(
     return tuple(match_length(*both) for both in zip(*answers, strict=True))
 
 
-def _floats(values: np.ndarray) -> tuple[float, ...]:
+def floats(values: np.ndarray) -> tuple[float, ...]:
+    """Return values as a record keeps them."""
     return tuple(float(value) for value in values)

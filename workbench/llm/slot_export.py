@@ -29,7 +29,8 @@ from workbench.engines.slots import (
     names,
 )
 from workbench.errors import DataError, ExportError
-from workbench.llm import two_pieces
+from workbench.llm import cache_codes, two_pieces
+from workbench.llm.cache_codes import CacheScales
 from workbench.llm.shared_weights import Weights, WeightsFile
 from workbench.models import naming
 
@@ -72,12 +73,14 @@ def export_graphs(
     *,
     largest_length: int,
     keys_transposed: bool = True,
+    scales: CacheScales | None = None,
 ) -> list[Path]:
     """Write one ONNX file a size and the weights that they share into a folder; the type is the network's.
 
     Args:
         network: a transformers causal language model, on any device.
         largest_length: tokens that a sequence may have: rotary angles are stored up to there.
+        scales: keep keys and values in 8 bits with these; None keeps them in the network's type.
 
     Returns:
         The files, in the order of the sizes.
@@ -93,7 +96,7 @@ def export_graphs(
         tensors = {**weights.tensors, **{_ROTARY + name: tensor for name, tensor in tables.tensors.items()}}
         files = []
         for size in sizes:
-            job = _Job(network, weights, tables, tensors, size, keys_transposed)
+            job = _Job(network, weights, tables, tensors, size, keys_transposed, scales)
             proto = _traced(job, folder / f"{size.label}.onnx.part")
             weights_file.attach(proto, tensors)
             naming.make_unique(proto)
@@ -190,6 +193,12 @@ class _Job:
     tensors: Mapping[str, Tensor]
     size: GraphSize
     keys_transposed: bool
+    scales: CacheScales | None = None
+
+    def past(self, keys: list[Tensor] | None = None, values: list[Tensor] | None = None) -> two_pieces.Past:
+        """Return the cache of one call."""
+        scales = None if self.scales is None else (self.scales.keys, self.scales.values)
+        return two_pieces.Past(self.keys_transposed, keys, values, scales=scales)
 
     @property
     def layers(self) -> int:
@@ -247,6 +256,8 @@ def _exported(job: _Job, scratch: Path, folded: bool) -> onnx.ModelProto:
             verbose=False,
         )
     proto = onnx.load(str(scratch))
+    if job.scales is not None:
+        cache_codes.store(proto, job.scales.to, job.cache)
     naming.unwrap(proto)
     return proto
 
@@ -286,7 +297,7 @@ def _prefill(job: _Job) -> tuple[nn.Module, dict[str, Tensor]]:
 
         def forward(self, tokens: Tensor, lengths: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
             network = getattr(self, naming.WRAPPER)
-            past = two_pieces.Past(job.keys_transposed)
+            past = job.past()
             places = torch.arange(tokens.shape[1], device=tokens.device)
             dtype = next(tensor.dtype for tensor in weights if tensor.is_floating_point())
             # Padding comes behind the prompt, so no token of it sees any.
@@ -328,7 +339,7 @@ def _step(job: _Job) -> tuple[nn.Module, dict[str, Tensor]]:
 
         def forward(self, tokens: Tensor, positions: Tensor, mask: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
             cache, weights = rest[: 2 * job.layers], rest[2 * job.layers :]
-            past = two_pieces.Past(job.keys_transposed, list(cache[0::2]), list(cache[1::2]))
+            past = job.past(list(cache[0::2]), list(cache[1::2]))
             inputs = {"input_ids": tokens[None], "attention_mask": mask, "position_ids": positions[None]}
             with job.given(weights):
                 logits = two_pieces.call(getattr(self, naming.WRAPPER), past, **inputs)[0]

@@ -1,12 +1,13 @@
 """Load a causal language model as a prefill and a step around a cache of fixed length, from its source or a written folder.
 
-The folder holds the graphs, the one file of weights that they share, and `slots.json` with what is needed to talk to the
-model and the hash of each file: it can be carried to another machine.
+The folder holds the graphs, the one file of weights that they share, the tokenizer, and `slots.json` with what is needed to
+talk to the model and the hash of each file: it can be carried to another machine.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.engines.slots import SlotLayout, slot_layout
 from workbench.errors import EngineError, LoadError
+from workbench.llm.cache_codes import CacheFormat, calibrate
 from workbench.llm.loading import (
     LanguageModel,
     _end_ids,
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 SCHEMA_VERSION = 1  # 1: the first
-MANIFEST = "slots.json"
+MANIFEST, TOKENIZER = "slots.json", "tokenizer.json"
+_CHAT = "tokenizer_config.json"
 _LARGEST_MANIFEST_BYTES = 1 << 20
 FREE_SIZES = (GraphSize("prefill"), GraphSize("step"))
 
@@ -62,6 +65,8 @@ def load_slots(
     largest_length: int | None = None,
     dtype: Precision = "float32",
     keys_transposed: bool = True,
+    cache: CacheFormat | None = None,
+    samples: Any = None,
     tokenizer: str | Path | None = None,
     name: str | None = None,
     store: Store | None = None,
@@ -73,10 +78,14 @@ def load_slots(
         sizes: graphs to write; the default leaves batch and lengths free, which ONNX Runtime takes and TensorRT does not
             build a step from: name sizes for it.
         largest_length: tokens that a sequence may have; None takes what the model was made for.
-        dtype: of the weights and the cache.
+        dtype: of the weights, and of the cache where that is not said.
         keys_transposed: keys lie as (slots, heads, width, columns), which the product with the query reads as it is.
+        cache: keep keys and values as `int8` or `fp8` (e4m3, opset 19: not for TensorRT 8.6), with one static scale for each
+            element of a head; None keeps them in `dtype`.
+        samples: token ids (N, T) on which the scales are found; needed with `cache`.
 
     Raises:
+        CalibrationError: the samples are missing or do not fit.
         LoadError: as `load`, or the sizes lack a prefill or a step.
         ExportError: the model cannot be exported so; the message says what to do instead.
     """
@@ -96,10 +105,14 @@ def load_slots(
             written,
             largest_length=largest_length,
             keys_transposed=keys_transposed,
+            cache=cache,
+            samples=samples,
             name=name or folder.resolve().name,
+            tokenizer=place,
         )
         kept = store.add(written)[1]
-    origin = Origin(found.kind, found.reference, "torchscript", found.notes)
+    notes = found.notes if cache is None else (*found.notes, f"Keys and values are kept in {cache}.")
+    origin = Origin(found.kind, found.reference, "torchscript", notes)
     return replace(open_slot_folder(kept, origin), folder=str(folder), tokenizer=None if place is None else str(place))
 
 
@@ -110,13 +123,21 @@ def write_slots(
     *,
     largest_length: int | None = None,
     keys_transposed: bool = True,
+    cache: CacheFormat | None = None,
+    samples: Any = None,
     name: str = "decoder",
+    tokenizer: str | Path | None = None,
 ) -> None:
     """Export a transformers model into an empty folder, with its manifest; weights keep the network's type and device.
 
+    Args:
+        cache, samples: as `load_slots`.
+        tokenizer: a tokenizer.json, or a folder with one, to be carried along with the chat template beside it; None leaves
+            the folder without: prompts are token ids then.
+
     Raises:
-        LoadError: the sizes lack a prefill or a step, or the folder is not empty.
-        ExportError: as `load_slots`.
+        LoadError: the sizes lack a prefill or a step, the folder is not empty, or there is no such tokenizer.
+        CalibrationError, ExportError: as `load_slots`.
     """
     kinds = {size.kind for size in sizes}
     if kinds != {"prefill", "step"}:
@@ -124,10 +145,15 @@ def write_slots(
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise LoadError(f"{folder} is not empty. Pass a folder of its own for the exported graphs.")
+    place = None if tokenizer is None else place_of_tokenizer(Path(tokenizer), tokenizer)
     config: Any = network.config
     longest = largest_length or int(config.max_position_embeddings)
-    files = export_graphs(network, sizes, folder, largest_length=longest, keys_transposed=keys_transposed)
-    hashes = {file.name: digest(file) for file in (*files, folder / WEIGHTS_FILE)}
+    scales = None if cache is None else calibrate(network, cache, samples)
+    files = export_graphs(
+        network, sizes, folder, largest_length=longest, keys_transposed=keys_transposed, scales=scales
+    )
+    carried = [] if place is None else _carried(place, folder)
+    hashes = {file.name: digest(file) for file in (*files, folder / WEIGHTS_FILE, *carried)}
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "name": name,
@@ -139,6 +165,12 @@ def write_slots(
         "sha256": hashes,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+
+
+def _carried(tokenizer: Path, folder: Path) -> list[Path]:
+    """Copy a tokenizer and the configuration beside it, which has the chat template."""
+    pairs = [(tokenizer, folder / TOKENIZER), (tokenizer.with_name(_CHAT), folder / _CHAT)]
+    return [Path(shutil.copyfile(source, target)) for source, target in pairs if source.is_file()]
 
 
 def open_slot_folder(folder: str | Path, origin: Origin | None = None) -> SlotModel:
@@ -171,6 +203,7 @@ def open_slot_folder(folder: str | Path, origin: Origin | None = None) -> SlotMo
         end_ids=tuple(manifest["end_ids"]),
         prefills=models["prefills"],
         steps=models["steps"],
+        tokenizer=str(folder / TOKENIZER) if TOKENIZER in manifest["sha256"] else None,
     )
 
 

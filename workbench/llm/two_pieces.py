@@ -9,7 +9,7 @@ Torch and transformers are imported where they are used.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ class Past:
         keys, values: of each layer, (slots, heads, columns, width), keys with their last two axes swapped where
             `keys_transposed`; None in a prefill, which has no past.
         new: layer -> keys and values of the tokens of this call, as the cache lies.
+        scales: of each layer's keys and values, (heads, width), where the cache holds codes: `keys`, `values` and `new` are
+            codes in floating point then, not yet rounded, and what they stand for is them times the scale.
     """
 
     keys_transposed: bool
@@ -37,6 +39,7 @@ class Past:
     values: list[Tensor] | None = None
     new: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     attended: set[int] = field(default_factory=set)
+    scales: tuple[Sequence[Tensor], Sequence[Tensor]] | None = None
 
     is_compileable = False
 
@@ -46,9 +49,14 @@ class Past:
         """Keep the new keys and values for the caller; attention gets them as they are."""
         if self.keys is not None:  # slots are fed as the tokens of one sequence: (1, heads, slots, width)
             mine = keys.permute(2, 1, 3, 0) if self.keys_transposed else keys.permute(2, 1, 0, 3)
-            self.new[layer_idx] = (mine, values.permute(2, 1, 0, 3))
+            theirs = values.permute(2, 1, 0, 3)
         else:
-            self.new[layer_idx] = (keys.transpose(2, 3) if self.keys_transposed else keys, values)
+            mine, theirs = keys.transpose(2, 3) if self.keys_transposed else keys, values
+        if self.scales is not None:  # last of all, so that engines round behind it and nothing else
+            key_scale, value_scale = (kind[layer_idx] for kind in self.scales)
+            mine = mine / (key_scale[:, :, None] if self.keys_transposed else key_scale[:, None])
+            theirs = theirs / value_scale[:, None]
+        self.new[layer_idx] = (mine, theirs)
         return keys, values
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -154,12 +162,17 @@ def _over_the_cache(
     grouped = query[0].transpose(0, 1).reshape(-1, heads, query.shape[1] // heads, width)
     old = past.keys[layer] if past.keys_transposed else past.keys[layer].transpose(2, 3)
     new_key = key.permute(2, 1, 3, 0)  # (slots, KV, D, 1)
-    before = _capped(torch.matmul(grouped, old), softcap)
+    # Codes are only widened: their scales, a channel each, are put on the one query and the one mix of values instead.
+    asking = grouped if past.scales is None else grouped * past.scales[0][layer][:, None]
+    before = _capped(torch.matmul(asking, old), softcap)
     own = _capped(torch.matmul(grouped, new_key), softcap)
     if mask is not None:
         before = before + mask
     weights = torch.softmax(torch.cat([before, own], dim=-1).float(), dim=-1).to(query.dtype)
-    mixed = torch.matmul(weights[..., :-1], past.values[layer]) + weights[..., -1:] * value.permute(2, 1, 0, 3)
+    mixed = torch.matmul(weights[..., :-1], past.values[layer])
+    if past.scales is not None:
+        mixed = mixed * past.scales[1][layer][:, None]
+    mixed = mixed + weights[..., -1:] * value.permute(2, 1, 0, 3)
     return mixed.reshape(1, -1, query.shape[1], width)
 
 

@@ -111,3 +111,14 @@ def test_memory_and_bandwidth_come_from_the_device(copying, tmp_path: Path) -> N
         assert decoder.device.memory()["activation_bytes"] == 4 * 4096
         assert decoder.device.memory()["device_bytes"] > 0
         assert decoder.device.read_bandwidth(1_000_000) == pytest.approx(2e9)  # the stand-in's copy takes a millisecond
+
+
+def test_tensorrt_for_rtx_decodes_with_slots_too(rtx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    copying = teach_device_copies(rtx, monkeypatch)
+    made = engines(copying, tmp_path / "made")
+    assert {engine.backend for engine in made} == {"tensorrt-rtx"}
+    with open_slots(made) as decoder:
+        decoder.add([[1, 2], [4]])
+        assert sums(decoder, {0: 3, 1: 4}) == [6, 8]
+        assert sums(decoder, {0: 1, 1: 2}) == [7, 10]
+        assert copying.cuda.launches.count("graph") == 2
