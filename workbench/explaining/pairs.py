@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from workbench.transformation.accounting import MULTIPLIES
+from workbench.graph.cost import MULTIPLIES
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 

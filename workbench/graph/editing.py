@@ -1,6 +1,7 @@
 """What every graph step gets (`Context`) and works with (`Graph`): one ONNX model and an index over it.
 
-Knows nothing of recipes' meaning, calibration or engines. Subgraphs (If, Loop, Scan) are left untouched.
+Knows nothing of recipes' meaning, calibration or engines. A graph inside a node (If, Loop, Scan) is left untouched; it can be
+opened as a `Graph` of its own (`bodies`).
 """
 
 from __future__ import annotations
@@ -77,17 +78,20 @@ class Graph:
         producer: tensor name -> the node that writes it.
         consumers: tensor name -> the nodes that read it; a subgraph's reading is not among them, see `pinned`.
         pinned: tensors whose name and type are visible outside: graph outputs, and what subgraphs capture.
+        owner: the graph and the node that this one is a body of; None for a model's main graph.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, owner: tuple[Graph, onnx.NodeProto] | None = None) -> None:
         self.model = model
+        self.owner = owner
         self.proto = model.graph
         self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in self.proto.initializer}
         self._fix_overridable()
         self.inputs = [value.name for value in self.proto.input]
         self.outputs = [value.name for value in self.proto.output]
         self.pinned: set[str] = set(self.outputs) | _captured(self.proto.node)
-        self._names: set[str] = set()
+        # Graph and bodies share one set: a name inside must not hide one outside.
+        self._names: set[str] = _names_in(self.proto) if owner is None else owner[0]._names
         self.refresh()
         self._name_nodes()
 
@@ -137,6 +141,11 @@ class Graph:
         self._names.add(fresh)
         return fresh
 
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        """Return the nodes that read a tensor, those of the graphs around this one among them."""
+        outside = [] if self.owner is None else self.owner[0].readers(name)
+        return [*self.consumers.get(name, []), *outside]
+
     def is_constant(self, name: str) -> bool:
         """Whether `array` has a value for that name; unlike it, copies nothing."""
         if name in self.initializers:
@@ -156,7 +165,8 @@ class Graph:
         lifted = []
         for node in [node for node in self.nodes if node.op_type == "Constant"]:
             array, name = _constant(node), node.output[0]
-            if array is not None and name not in self.pinned:
+            # What subgraphs read may well be an initializer; a graph output may not.
+            if array is not None and name not in self.outputs:
                 self.remove_node(node)
                 self.put_constant(name, array)
                 lifted.append(node.name)
@@ -293,6 +303,15 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Return the graphs inside a node: branches of If, bodies of Loop and Scan."""
     single = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return single + [graph for attribute in node.attribute for graph in attribute.graphs]
+
+
+def _names_in(graph: onnx.GraphProto) -> set[str]:
+    """Names of all tensors and nodes of a graph and of those inside its nodes."""
+    found: set[str] = set()
+    for level in graphs(graph):
+        found.update(name for node in level.node for name in (node.name, *node.input, *node.output) if name)
+        found.update(item.name for items in (level.initializer, level.input, level.output) for item in items)
+    return found
 
 
 def _captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:

@@ -9,7 +9,7 @@ call dequantizes the weight again and is 2 to 10 times slower than FP32.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 
 from workbench.errors import TransformError
+from workbench.graph.bodies import in_every_graph
 from workbench.graph.editing import Context, Graph, attribute
 from workbench.graph.linear_layers import WeightLayer, weight_layers
 from workbench.recipes import QuantizeWeights
@@ -51,7 +52,7 @@ class Codes:
 
 
 def apply(model: onnx.ModelProto, step: QuantizeWeights, context: Context) -> StepReport:
-    """Quantize the constant weights of MatMul and Gemm in place.
+    """Quantize the constant weights of MatMul and Gemm in place, in the bodies of nodes too.
 
     INT4, and INT8 for ONNX Runtime, have a symmetric scale a block of `block_size` weights along the input axis (opset
     21; 64 or 128 for TensorRT); INT8 for TensorRT has one an output channel. Gemm becomes MatMul and Add, the form that
@@ -73,36 +74,51 @@ def apply(model: onnx.ModelProto, step: QuantizeWeights, context: Context) -> St
             f"Weights in blocks need opset {_BLOCKS_OPSET}, the model has {graph.opset}. "
             f"Call workbench.graph.opset.raise_to(model, {_BLOCKS_OPSET}) first."
         )
-    skipped = _embeddings(graph)
-    layers: dict[str, dict[str, float]] = {}
-    blocks: dict[str, tuple[int, int]] = {}
+    done = _Done()
+    _, left = in_every_graph(graph, lambda one: _lower(one, step, context, done))
+    return StepReport(
+        kind="quantize_weights",
+        seconds=time.perf_counter() - started,
+        changed=tuple(done.layers),
+        skipped=(*left, *done.skipped),
+        notes=(*_notes(step, context, block, bool(done.layers)), *_block_notes(done.blocks, block, context.family)),
+        details={"layers": done.layers, "bytes_before": done.bytes_before, "bytes_after": done.bytes_after},
+    )
+
+
+@dataclass
+class _Done:
+    """What was done to a graph and its bodies; `blocks` has a layer's inputs and block size."""
+
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    skipped: list[Skipped] = field(default_factory=list)
+    blocks: dict[str, tuple[int, int]] = field(default_factory=dict)
+    bytes_before: int = 0
+    bytes_after: int = 0
+
+
+def _lower(graph: Graph, step: QuantizeWeights, context: Context, done: _Done) -> None:
+    """Quantize the weights of one graph, where they get codes of their own: ONNX Runtime fuses no codes from outside a body."""
+    block = _block(step, context.family)
+    done.skipped += _embeddings(graph)
     written: dict[tuple[object, ...], str] = {}
-    size = [0, 0]
     for layer in weight_layers(graph, ("MatMul", "Gemm"), step.exclude, context):
         reason = layer.reason if isinstance(layer, Skipped) else _refusal(graph, layer, step, context, block)
         if reason is not None or isinstance(layer, Skipped):
-            skipped.append(Skipped(layer.name, str(reason)))
+            done.skipped.append(Skipped(layer.name, str(reason)))
             continue
         key, weight = _as_matmul(graph, layer)
         size_of_block = _for_inputs(block, len(weight), context.family)
         if size_of_block is not None:
-            blocks[layer.name] = (len(weight), size_of_block)
+            done.blocks[layer.name] = (len(weight), size_of_block)
         coded = quantize(weight, step.to, size_of_block)
         if key not in written:
             written[key] = _write(graph, layer.node.input[1], weight, coded, context.family)
-            size[0] += weight.nbytes
-            size[1] += coded.codes.size * (4 if step.to == "int4" else 8) // 8 + coded.scale.nbytes
+            done.bytes_before += weight.nbytes
+            done.bytes_after += coded.codes.size * (4 if step.to == "int4" else 8) // 8 + coded.scale.nbytes
         graph.set_input(layer.node, 1, written[key])
-        layers[layer.name] = {"relative_error": _relative_error(weight, coded)}
+        done.layers[layer.name] = {"relative_error": _relative_error(weight, coded)}
     graph.finish()
-    return StepReport(
-        kind="quantize_weights",
-        seconds=time.perf_counter() - started,
-        changed=tuple(layers),
-        skipped=tuple(skipped),
-        notes=(*_notes(step, context, block, bool(layers)), *_block_notes(blocks, block, context.family)),
-        details={"layers": layers, "bytes_before": size[0], "bytes_after": size[1]},
-    )
 
 
 def quantize(weight: np.ndarray, to: str, block: int | None) -> Codes:
@@ -181,7 +197,7 @@ def _refusal(
     bias = layer.node.input[2] if len(layer.node.input) > 2 else ""
     if bias and not graph.is_constant(bias):
         return "its bias is not constant"
-    if any(reader.op_type.startswith("Gather") for reader in graph.consumers[layer.node.input[1]]):
+    if any(reader.op_type.startswith("Gather") for reader in graph.readers(layer.node.input[1])):
         return f"{layer.node.input[1]!r} is an embedding too, and would be stored twice"
     inputs = layer.weight.shape[layer.input_axis]
     size = _for_inputs(block, inputs, context.family)
@@ -196,7 +212,7 @@ def _reached_output(graph: Graph, node: onnx.NodeProto) -> str | None:
     while queue:
         for name in queue.pop().output:
             if name in graph.outputs:
-                return str(name)
+                return str(name) if graph.owner is None else _reached_output(*graph.owner)
             queue += [reader for reader in graph.consumers.get(name, []) if reader.op_type in _AFTER_HEAD]
             # A sum with another branch is a residual connection, and goes on.
             queue = [item for item in queue if item.op_type != "Add" or any(graph.is_constant(n) for n in item.input)]

@@ -1,0 +1,186 @@
+"""Products in bodies are lowered too, and compute what the file does within what the format rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from bodies_nets import BRANCHES, CASES, LOOP, NESTED, WEIGHTS, bodied, inner_operators, with_own_weights
+from onnx import TensorProto, helper
+from small_nets import copied, net, operators, relative_error, run, values
+
+from workbench.graph import dynamic, weights
+from workbench.graph.bodies import captured, in_a_loop, in_every_graph, opened
+from workbench.graph.editing import Context, Graph, graphs, subgraphs
+from workbench.graph.weights import dequantize, quantize
+from workbench.recipes import Quantize, QuantizeWeights
+from workbench.records import StepReport
+
+PRODUCTS = {"then_product", "else_one", "else_two", "after", "recurrent", "driven", "inner_then", "inner_else"}
+
+
+def weight_only(model: onnx.ModelProto, to: str = "int8", **options: object) -> StepReport:
+    return weights.apply(model, QuantizeWeights(to, head=True, **options), Context())  # type: ignore[arg-type]
+
+
+def int8_dynamic(model: onnx.ModelProto) -> StepReport:
+    return dynamic.apply(model, Quantize(activations="dynamic"), Context())
+
+
+def products(model: onnx.ModelProto) -> set[str]:
+    return {node.name for level in graphs(model.graph) for node in level.node} & PRODUCTS
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["weights outside", "weights inside"])
+@pytest.mark.parametrize("case", CASES)
+# 8 bits round a weight by half of 1/127 of the largest in its block or column; fused kernels and dynamic codes do that to
+# activations too, and five turns of a carried state add up.
+@pytest.mark.parametrize(("lower", "bound"), [(weight_only, 0.04), (int8_dynamic, 0.06)])
+def test_every_product_in_a_body_is_lowered_and_answers_stay(
+    case: str, own: bool, lower: Callable[[onnx.ModelProto], StepReport], bound: float
+) -> None:
+    text, feeds = CASES[case]
+    parent = with_own_weights(bodied(text)) if own else bodied(text)
+    model = copied(parent)
+    report = lower(model)
+    onnx.checker.check_model(model, full_check=True)
+    assert set(report.changed) == products(parent) and not report.skipped
+    wanted = run(parent, feeds)
+    for fusion in ("off", "all"):
+        found = run(model, feeds, fusion)
+        assert found.keys() == wanted.keys()
+        for name, want in wanted.items():
+            assert found[name].shape == want.shape
+            if want.size:
+                assert relative_error(found[name], want) < bound, (name, fusion)
+    kinds = [tensor.data_type for level in graphs(model.graph) for tensor in level.initializer if len(tensor.dims) == 2]
+    assert TensorProto.INT8 in kinds
+
+
+def test_a_body_computes_what_its_codes_stand_for() -> None:
+    model = bodied(LOOP)
+    weight_only(model, "int4")
+    feeds = CASES["loop"][1]
+    w, v = (dequantize(quantize(WEIGHTS[name], "int4", 32)) for name in ("w", "v"))
+    state = feeds["x"]
+    for _ in range(5):
+        state = np.tanh(state @ w + feeds["x"] @ v)
+    # The same sums in another order, through five turns.
+    assert relative_error(run(model, feeds)["y"], np.maximum(state, 0)) < 1e-5
+
+
+def test_onnx_runtime_fuses_codes_that_lie_in_the_body(tmp_path) -> None:
+    for lower, fused in ((weight_only, "MatMulNBits"), (int8_dynamic, "MatMulIntegerToFloat")):
+        model = bodied(LOOP)
+        lower(model)
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        options.log_severity_level = 3
+        onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        kinds = inner_operators(onnx.load(options.optimized_model_filepath))
+        assert any(kind in (fused, "DynamicQuantizeMatMul") for kind in kinds), kinds
+
+
+def test_a_weight_that_body_and_graph_share_goes_from_both_and_one_that_stays_is_kept() -> None:
+    model = bodied(BRANCHES)
+    weight_only(model)
+    floats = {tensor.name for level in graphs(model.graph) for tensor in level.initializer
+              if tensor.data_type == TensorProto.FLOAT and not tensor.name.endswith("_scale")}  # fmt: skip
+    assert not {name for name in floats if name in ("w", "v")}
+    model = bodied(BRANCHES)
+    report = weight_only(model, exclude=("then_product",))
+    assert "w" in {tensor.name for tensor in model.graph.initializer}
+    assert {item.name for item in report.skipped} == {"then_product"} and "after" in report.changed
+    assert relative_error(run(model, CASES["then"][1])["y"], run(bodied(BRANCHES), CASES["then"][1])["y"]) < 0.02
+
+
+def test_no_name_inside_hides_one_outside() -> None:
+    for text in (BRANCHES, NESTED):
+        model = bodied(text)
+        weight_only(model)
+        written = [name for level in graphs(model.graph) for node in level.node for name in node.output if name]
+        written += [tensor.name for level in graphs(model.graph) for tensor in level.initializer]
+        assert len(written) == len(set(written))
+
+
+def test_a_body_before_the_output_of_the_model_is_its_head_and_another_is_not() -> None:
+    last = """(float[N,64] x, bool c) => (float[N,64] y) {
+        z = If (c) <then_branch = one () => (float[N,64] t) { [p] t = MatMul (x, w) },
+                    else_branch = two () => (float[N,64] e) { e = Neg (x) }>
+        y = Add (z, b)
+    }"""
+    report = weights.apply(bodied(last), QuantizeWeights("int8"), Context())
+    assert report.changed == () and "before the output 'y'" in report.skipped[0].reason
+    report = weights.apply(bodied(BRANCHES), QuantizeWeights("int8"), Context())
+    assert set(report.changed) == {"then_product", "else_one", "else_two", "after"}
+
+
+def test_an_embedding_outside_is_not_stored_twice_by_a_body() -> None:
+    text = """(int64[N] i, bool c) => (float[N,64] y) {
+        x = Gather (w, i)
+        z = If (c) <then_branch = one () => (float[N,64] t) { [tied] t = MatMul (x, w) },
+                    else_branch = two () => (float[N,64] e) { e = Neg (x) }>
+        y = Relu (z)
+    }"""
+    report = weight_only(bodied(text))
+    assert any(item.name == "tied" and "is an embedding too" in item.reason for item in report.skipped)
+
+
+def test_a_model_whose_only_products_lie_in_bodies_is_quantized_dynamically() -> None:
+    model = bodied(NESTED)
+    assert set(int8_dynamic(model).changed) == {"inner_then", "inner_else"}
+    assert "MatMul" not in inner_operators(model)
+
+
+def test_constant_nodes_that_bodies_read_become_weights() -> None:
+    model = net(
+        """(float[N,64] x, bool c) => (float[N,64] y) {
+            y = If (c) <then_branch = one () => (float[N,64] t) { [p] m = MatMul (x, k)  t = Relu (m) },
+                        else_branch = two () => (float[N,64] e) { e = Neg (x) }>
+        }""".replace("x, k", "x, x"),
+        opset=21,
+    )
+    then = next(body for body in subgraphs(model.graph.node[0]) if body.name == "one")
+    then.node[0].input[1] = "k"
+    tensor = onnx.numpy_helper.from_array(values((64, 64)))
+    model.graph.node.insert(0, helper.make_node("Constant", [], ["k"], value=tensor))
+    graph = Graph(model)
+    assert graph.lift_constants() and "k" in graph.initializers
+    graph.finish()
+    assert weight_only(model).changed == ("p",)
+
+
+def unknown_type() -> onnx.ModelProto:
+    """An If that reads what an operator of unknown type gives."""
+    text = """(float[N,64] x, bool c) => (float[N,64] y) {
+        h = com.microsoft.Gelu (x)
+        y = If (c) <then_branch = one () => (float[N,64] t) { [p] t = MatMul (h, w) },
+                    else_branch = two () => (float[N,64] e) { e = Neg (h) }>
+    }"""
+    return bodied(text)
+
+
+def test_a_body_that_cannot_be_opened_is_left_with_the_reason() -> None:
+    model = unknown_type()
+    report = weight_only(model)
+    assert report.changed == () and operators(model) == ["Gelu", "If"]
+    assert any("its body is left as it is: the type of 'h'" in item.reason for item in report.skipped)
+    loop = bodied(LOOP)
+    loop.graph.node[0].attribute[0].g.input[2].ClearField("type")
+    assert any("its input 'state' is" in item.reason for item in weight_only(loop).skipped)
+    loop = bodied(LOOP)
+    loop.graph.node[0].attribute[0].g.initializer.append(onnx.numpy_helper.from_array(values((7, 64)), "state"))
+    assert any("'state' is a constant too" in item.reason for item in weight_only(loop).skipped)
+
+
+def test_what_a_body_reads_and_where_it_runs_is_known() -> None:
+    model = bodied(NESTED)
+    loop = model.graph.node[0].attribute[0].g
+    assert set(captured(loop)) == {"c", "w", "v"}
+    seen = in_every_graph(Graph(model), lambda graph: (graph.proto.name, in_a_loop(graph)))[0]
+    assert set(seen) == {("there", True), ("here", True), ("turn", True), ("net", False)} and seen[-1][0] == "net"
+    branches = [inner for _, _, inner in opened(Graph(bodied(BRANCHES)))]
+    assert all(isinstance(inner, Graph) and not in_a_loop(inner) for inner in branches)
