@@ -68,6 +68,11 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs(nested)
 
 
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of every graph inside its nodes."""
+    return (node for level in graphs(graph) for node in level.node)
+
+
 class Graph:
     """An ONNX model that is being edited, with producers, consumers and initializers by tensor name.
 

@@ -18,7 +18,7 @@ from workbench.calibration.table import CalibrationTable
 from workbench.calibration.thresholds import clipped_share, threshold
 from workbench.errors import CalibrationError, RecipeError, TransformError
 from workbench.graph.dialects import Dialect, dialect
-from workbench.graph.editing import Context, Graph, attribute, graphs, subgraphs
+from workbench.graph.editing import Context, Graph, attribute, every_node, subgraphs
 from workbench.graph.placement import QUANTIZABLE, Placement, label, place, told
 from workbench.graph.qdq import (
     FLOAT8,
@@ -189,13 +189,7 @@ def _unseen(table: CalibrationTable) -> dict[str, str]:
 def _in_bodies(graph: Graph, step: Quantize) -> list[Skipped]:
     """Return what would be quantized if it did not lie in a body: calibration sees outputs of the main graph only."""
     reason = "it lies in a body of {!r}, and ranges inside a body are not observed"
-    inside = [
-        (node, inner)
-        for node in graph.nodes
-        for body in subgraphs(node)
-        for level in graphs(body)
-        for inner in level.node
-    ]
+    inside = [(node, inner) for node in graph.nodes for body in subgraphs(node) for inner in every_node(body)]
     wanted = step.op_types or QUANTIZABLE
     return [Skipped(label(inner), reason.format(node.name)) for node, inner in inside if inner.op_type in wanted]
 

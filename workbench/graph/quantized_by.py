@@ -6,7 +6,7 @@ import re
 
 import onnx
 
-from workbench.graph.editing import graphs
+from workbench.graph.editing import every_node
 
 _QUANTIZED = re.compile(
     r"(De|Dynamic)?[Qq]uantizeLinear|QLinear\w+|TRT_\w+|\w+Integer(ToFloat)?|MatMulNBits|DynamicQuantizeMatMul|QAttention|QGemm"
@@ -20,8 +20,7 @@ def quantized_by(proto: onnx.ModelProto) -> str | None:
     has `.../input_quantizer/QuantizeLinear`. A file that ModelOpt made through ONNX Runtime's quantizer and that keeps
     its producer name is told as `onnxruntime`.
     """
-    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
-    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type)]
+    quantized = [node for node in every_node(proto.graph) if _QUANTIZED.fullmatch(node.op_type)]
     if not quantized:
         return None
     written = " ".join([proto.producer_name, *(f"{entry.key} {entry.value}" for entry in proto.metadata_props)]).lower()

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from bodies_nets import BRANCHES, CASES, LOOP, NESTED, WEIGHTS, bodied, inner_operators, with_own_weights
+from bodies_nets import BRANCHES, CASES, LOOP, NESTED, WEIGHTS, YES, X, bodied, inner_operators, with_own_weights
 from onnx import TensorProto, helper
 from small_nets import copied, net, operators, relative_error, run, values
 
-from workbench.graph import dynamic, weights
+from workbench.graph import dynamic, precision, weights
 from workbench.graph.bodies import captured, in_a_loop, in_every_graph, opened
 from workbench.graph.editing import Context, Graph, graphs, subgraphs
 from workbench.graph.weights import dequantize, quantize
-from workbench.recipes import Quantize, QuantizeWeights
+from workbench.recipes import Precision, Quantize, QuantizeWeights
 from workbench.records import StepReport
 
 PRODUCTS = {"then_product", "else_one", "else_two", "after", "recurrent", "driven", "inner_then", "inner_else"}
@@ -184,3 +184,91 @@ def test_what_a_body_reads_and_where_it_runs_is_known() -> None:
     assert set(seen) == {("there", True), ("here", True), ("turn", True), ("net", False)} and seen[-1][0] == "net"
     branches = [inner for _, _, inner in opened(Graph(bodied(BRANCHES)))]
     assert all(isinstance(inner, Graph) and not in_a_loop(inner) for inner in branches)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["weights outside", "weights inside"])
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    # Values are rounded to 11 or 8 bits before and behind each product; five turns add that up.
+    ("to", "dialect", "bound"),
+    [("fp16", "ort-cpu", 0.004), ("fp16", "strong", 0.004), ("bf16", "ort-cpu", 0.03)],
+)
+def test_products_in_bodies_go_to_a_lower_type_and_borders_stay(
+    case: str, own: bool, to: str, dialect: str, bound: float
+) -> None:
+    text, feeds = CASES[case]
+    parent = with_own_weights(bodied(text)) if own else bodied(text)
+    model = copied(parent)
+    report = precision.apply(model, Precision(to), Context(dialect))
+    onnx.checker.check_model(model, full_check=True)
+    assert products(parent) <= set(report.changed)
+    assert [value.type for body in bodies(model) for value in (*body.input, *body.output)] == [
+        value.type for body in bodies(parent) for value in (*body.input, *body.output)
+    ]
+    wanted = run(parent, feeds)
+    for fusion in ("off", "all"):
+        found = run(model, feeds, fusion)
+        for name, want in wanted.items():
+            assert found[name].shape == want.shape and found[name].dtype == want.dtype
+            if want.size:
+                assert relative_error(found[name], want) < bound, (name, fusion)
+    assert any("nodes are " + to.upper() in note for note in report.notes)
+
+
+def bodies(model: onnx.ModelProto) -> list[onnx.GraphProto]:
+    return list(graphs(model.graph))[1:]
+
+
+def test_in_a_loop_only_products_are_fp16_and_a_long_sum_stays_exact() -> None:
+    text = """(float[N,64] x, int64 turns, bool go) => (float[N,64] y) {
+        y = Loop (turns, go, x) <
+            body = turn (int64 i, bool on, float[N,64] state) => (bool more, float[N,64] next) {
+                more = Identity (on)
+                [driven] d = MatMul (x, v)
+                [sum] s = Add (state, d)
+                [half] next = Add (s, b)
+            }>
+    }"""
+    parent, model = bodied(text), bodied(text)
+    report = precision.apply(model, Precision("fp16"), Context())
+    assert report.changed == ("driven",)
+    reasons = {item.name: item.reason for item in report.skipped}
+    assert "adds up from turn to turn" in reasons["sum"] and "adds up from turn to turn" in reasons["half"]
+    # A sum of 5000 in FP16 would stop growing near 2048 times a term; here only each term is rounded.
+    feeds = {"x": X, "turns": np.array(5000), "go": YES}
+    assert relative_error(run(model, feeds)["y"], run(parent, feeds)["y"]) < 2e-3
+    everything = bodied(text)
+    assert {"sum", "half"} <= set(precision.apply(everything, Precision("fp16", auto_exclude=False), Context()).changed)
+
+
+def test_a_body_that_multiplies_nothing_stays_in_fp32() -> None:
+    text = """(float[N,64] x, bool c) => (float[N,64] y) {
+        h = MatMul (x, w)
+        y = If (c) <then_branch = one () => (float[N,64] t) { [neg] n = Neg (h) t = Relu (n) },
+                    else_branch = two () => (float[N,64] e) { [inside] e = MatMul (h, v) }>
+    }"""
+    report = precision.apply(bodied(text), Precision("fp16"), Context())
+    reasons = {item.name: item.reason for item in report.skipped}
+    assert "multiplies nothing" in reasons["neg"] and "inside" in report.changed
+    assert "keep their type" in reasons["If_1"]
+
+
+def test_the_builder_of_tensorrt_8_chooses_types_in_bodies_and_the_report_says_so() -> None:
+    report = precision.apply(bodied(BRANCHES, 17), Precision("fp16"), Context("trt-8.6"))
+    reasons = {item.name: item.reason for item in report.skipped}
+    assert "builder chooses" in reasons["else_two"] and "after" in report.changed
+
+
+def test_weights_of_8_bits_and_fp16_go_together_in_bodies() -> None:
+    for case in ("else", "loop"):
+        text, feeds = CASES[case]
+        model = bodied(text)
+        weight_only(model)
+        report = precision.apply(model, Precision("fp16"), Context())
+        onnx.checker.check_model(model, full_check=True)
+        assert products(bodied(text)) <= set(report.changed)
+        # A product reads what its DequantizeLinear gives, with no cast in between that engines could not fuse.
+        for body in bodies(model):
+            made = {name: node.op_type for node in body.node for name in node.output}
+            assert {made[node.input[1]] for node in body.node if node.op_type == "MatMul"} <= {"DequantizeLinear"}
+        assert relative_error(run(model, feeds)["y"], run(bodied(text), feeds)["y"]) < 0.04
