@@ -25,7 +25,7 @@ def in_every_graph(graph: Graph, work: Callable[[Graph], _Done]) -> tuple[list[_
 
     Args:
         graph: of a model, or a body that was opened; changed in place.
-        work: gets one graph at a time and calls its `finish`; it must not change constants in place, which may be read outside.
+        work: gets one graph at a time and calls its `finish`; it must not change a constant in place that is pinned.
 
     Returns:
         What `work` gave, the graph's own last, and the nodes with a body that could not be opened, with the reason.
@@ -56,7 +56,12 @@ def opened(
         for body in subgraphs(node):
             types = types or tensor_types(graph.model)
             model = _as_model(graph, body, types)
-            yield node, body, model if isinstance(model, str) else Graph(model, (graph, node))
+            if isinstance(model, str):
+                yield node, body, model
+                continue
+            inner = Graph(model, (graph, node))
+            inner.pinned.update(captured(body))  # a constant from outside may have readers there
+            yield node, body, inner
 
 
 def in_a_loop(graph: Graph) -> bool:

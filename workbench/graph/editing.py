@@ -151,6 +151,15 @@ class Graph:
         outside = [] if self.owner is None else self.owner[0].readers(name)
         return [*self.consumers.get(name, []), *outside]
 
+    def places(self, name: str) -> int:
+        """Return how many nodes read a tensor, in this graph or, where it may be seen from elsewhere, in the whole model."""
+        if name not in self.pinned:
+            return len(self.consumers.get(name, []))
+        whole = self
+        while whole.owner is not None:
+            whole = whole.owner[0]
+        return sum(name in node.input for node in every_node(whole.proto))
+
     def is_constant(self, name: str) -> bool:
         """Whether `array` has a value for that name; unlike it, copies nothing."""
         if name in self.initializers:

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from bodies_nets import BRANCHES, CASES, LOOP, NESTED, WEIGHTS, YES, X, bodied, inner_operators, with_own_weights
+from bodies_nets import BRANCHES, CASES, LOOP, NESTED, TURNS, WEIGHTS, YES, X, bodied, inner_operators, with_own_weights
 from onnx import TensorProto, helper
-from small_nets import copied, net, operators, relative_error, run, values
+from small_nets import batchnorm, copied, net, operators, relative_error, run, values
 
-from workbench.graph import dynamic, precision, weights
+from workbench.graph import dynamic, fusion, precision, weights
 from workbench.graph.bodies import captured, in_a_loop, in_every_graph, opened
 from workbench.graph.editing import Context, Graph, graphs, subgraphs
 from workbench.graph.weights import dequantize, quantize
-from workbench.recipes import Precision, Quantize, QuantizeWeights
+from workbench.recipes import Fuse, Precision, Quantize, QuantizeWeights
 from workbench.records import StepReport
 
 PRODUCTS = {"then_product", "else_one", "else_two", "after", "recurrent", "driven", "inner_then", "inner_else"}
@@ -49,13 +49,13 @@ def test_every_product_in_a_body_is_lowered_and_answers_stay(
     onnx.checker.check_model(model, full_check=True)
     assert set(report.changed) == products(parent) and not report.skipped
     wanted = run(parent, feeds)
-    for fusion in ("off", "all"):
-        found = run(model, feeds, fusion)
+    for level in ("off", "all"):
+        found = run(model, feeds, level)
         assert found.keys() == wanted.keys()
         for name, want in wanted.items():
             assert found[name].shape == want.shape
             if want.size:
-                assert relative_error(found[name], want) < bound, (name, fusion)
+                assert relative_error(found[name], want) < bound, (name, level)
     kinds = [tensor.data_type for level in graphs(model.graph) for tensor in level.initializer if len(tensor.dims) == 2]
     assert TensorProto.INT8 in kinds
 
@@ -206,12 +206,12 @@ def test_products_in_bodies_go_to_a_lower_type_and_borders_stay(
         value.type for body in bodies(parent) for value in (*body.input, *body.output)
     ]
     wanted = run(parent, feeds)
-    for fusion in ("off", "all"):
-        found = run(model, feeds, fusion)
+    for level in ("off", "all"):
+        found = run(model, feeds, level)
         for name, want in wanted.items():
             assert found[name].shape == want.shape and found[name].dtype == want.dtype
             if want.size:
-                assert relative_error(found[name], want) < bound, (name, fusion)
+                assert relative_error(found[name], want) < bound, (name, level)
     assert any("nodes are " + to.upper() in note for note in report.notes)
 
 
@@ -272,3 +272,78 @@ def test_weights_of_8_bits_and_fp16_go_together_in_bodies() -> None:
             made = {name: node.op_type for node in body.node for name in node.output}
             assert {made[node.input[1]] for node in body.node if node.op_type == "MatMul"} <= {"DequantizeLinear"}
         assert relative_error(run(model, feeds)["y"], run(bodied(text), feeds)["y"]) < 0.04
+
+
+TURNED = """(float[N,64] x, bool c, int64 turns, bool go) => (float[N,64] y) {
+    u = Transpose <perm = [1, 0]> (v)
+    z = If (c) <
+        then_branch = one () => (float[N,64] t) { k = Transpose <perm = [1, 0]> (w)  [folded] p = MatMul (x, k)  t = Tanh (p) },
+        else_branch = two () => (float[N,64] e) { [outside] q = MatMul (x, u)  e = Tanh (q) }>
+    y = Loop (turns, go, z) <
+        body = turn (int64 i, bool on, float[N,64] state) => (bool more, float[N,64] next) {
+            more = Identity (on)
+            d = MatMul (state, w)
+            n = Identity (d)
+            next = Tanh (n)
+        }>
+}"""
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_constants_in_bodies_are_folded_and_those_outside_left_alone(yes: bool) -> None:
+    feeds = {"x": X, "c": np.array(yes), "turns": TURNS, "go": YES}
+    model = bodied(TURNED)
+    report = fusion.apply(model, Fuse("all"), Context())
+    onnx.checker.check_model(model, full_check=True)
+    assert "Transpose" not in [*operators(model), *inner_operators(model)]
+    assert inner_operators(model).count("Identity") == 1, "a condition is handed on by a node"
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    np.testing.assert_array_equal(held["w"], WEIGHTS["w"])
+    want = run(bodied(TURNED), feeds)["y"]
+    assert relative_error(run(model, feeds)["y"], want) < 1e-6
+    assert report.details["constants_folded"] == 2
+    assert {"folded", "outside"} <= set(weight_only(model).changed)
+    assert relative_error(run(model, feeds)["y"], want) < 0.04
+
+
+def test_a_large_weight_that_others_read_is_not_stored_twice_by_a_body() -> None:
+    text = """(float[N,300] x, bool c) => (float[N,300] y) {
+        h = MatMul (x, w)
+        y = If (c) <
+            then_branch = one () => (float[N,300] t) { k = Transpose <perm = [1, 0]> (w)  t = MatMul (h, k) },
+            else_branch = two () => (float[N,300] e) { e = Tanh (h) }>
+    }"""
+    model = net(text, 21, w=values((300, 300)))
+    report = fusion.apply(model, Fuse("all"), Context())
+    assert any("would store it twice" in item.reason for item in report.skipped)
+
+
+def test_a_batchnorm_in_a_body_is_folded_without_a_change_to_who_else_reads_the_weight() -> None:
+    text = """(float[1,4,5,5] x, bool c) => (float[1,4,5,5] y) {
+        z = If (c) <
+            then_branch = one () => (float[1,4,5,5] t) {
+                h = Conv (x, k)  b = BatchNormalization (h, scale, shift, mean, variance)  t = Relu (b) },
+            else_branch = two () => (float[1,4,5,5] e) { q = Conv (x, k)  e = Neg (q) }>
+        y = Relu (z)
+    }"""
+    parameters = {"k": values((4, 4, 1, 1)), **batchnorm(4)}
+    model = net(text, 21, **parameters)
+    report = fusion.apply(model, Fuse("all"), Context())
+    assert report.details["batchnorms_folded"] == 1 and "BatchNormalization" not in inner_operators(model)
+    for yes in (True, False):
+        feeds = {"x": values((1, 4, 5, 5), 7), "c": np.array(yes)}
+        assert relative_error(run(model, feeds)["y"], run(net(text, 21, **parameters), feeds)["y"]) < 1e-5
+
+
+def test_functions_called_in_bodies_are_written_out_and_lowered() -> None:
+    text = BRANCHES.replace("q = MatMul (h, w)", "q = own.project (h, w)")
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 21, "own" : 1]> net {text}
+        <opset_import: ["" : 21], domain: "own"> project (a, k) => (b) {{ b = MatMul (a, k) }}"""
+    )
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in WEIGHTS.items())
+    fusion.apply(model, Fuse("all"), Context())
+    assert "project" not in inner_operators(model) and not model.functions
+    assert len(int8_dynamic(model).changed) == 4
+    feeds = CASES["else"][1]
+    assert relative_error(run(model, feeds)["y"], run(bodied(BRANCHES), feeds)["y"]) < 0.06
