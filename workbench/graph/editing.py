@@ -258,11 +258,12 @@ class Graph:
     def bypass(self, node: onnx.NodeProto) -> str | None:
         """Remove a node that hands its first input on unchanged.
 
-        Returns None, or the reason why the node must stay: the names on both sides of it are pinned.
+        Returns None, or the reason why the node must stay: the names on both sides of it are fixed.
         """
         before, after = node.input[0], node.output[0]
-        if after not in self.pinned:
+        if after not in self.outputs:
             self.rewire(after, before)
+            self._rewire_bodies(after, before)
             self.remove_node(node)
             return None
         source = self.producer.get(before)
@@ -271,6 +272,16 @@ class Graph:
         self.remove_node(node)
         self.rename_output(source, before, after)
         return None
+
+    def _rewire_bodies(self, old: str, new: str) -> None:
+        """Make bodies that read `old` from outside read `new`; no name inside a body is one of these."""
+        if old in self.pinned:
+            for inner in (one for node in self.nodes for body in subgraphs(node) for one in every_node(body)):
+                for index, name in enumerate(inner.input):
+                    if name == old:
+                        inner.input[index] = new
+            self.pinned.discard(old)
+            self.pinned.add(new)
 
     def remove_node(self, node: onnx.NodeProto) -> None:
         """Remove a node; its outputs must have no consumer left."""

@@ -347,3 +347,14 @@ def test_functions_called_in_bodies_are_written_out_and_lowered() -> None:
     assert len(int8_dynamic(model).changed) == 4
     feeds = CASES["else"][1]
     assert relative_error(run(model, feeds)["y"], run(bodied(BRANCHES), feeds)["y"]) < 0.06
+
+
+@pytest.mark.parametrize("case", ["loop", "nested else"])
+def test_a_weight_that_a_body_reads_through_an_identity_is_a_weight(case: str) -> None:
+    text, feeds = CASES[case]
+    head, rest = text.split("{", 1)
+    model = bodied(head + "{ again = Identity (v) " + rest.replace(", v)", ", again)"))
+    fusion.apply(model, Fuse("all"), Context())
+    assert "again" not in {name for level in graphs(model.graph) for node in level.node for name in node.input}
+    assert set(weight_only(model).changed) == products(bodied(text))
+    assert relative_error(run(model, feeds)["y"], run(bodied(text), feeds)["y"]) < 0.04
