@@ -86,10 +86,11 @@ def test_onnx_runtime_fuses_codes_that_lie_in_the_body(tmp_path) -> None:
 
 def test_a_weight_that_body_and_graph_share_goes_from_both_and_one_that_stays_is_kept() -> None:
     model = bodied(BRANCHES)
-    weight_only(model)
+    report = weight_only(model)
     floats = {tensor.name for level in graphs(model.graph) for tensor in level.initializer
               if tensor.data_type == TensorProto.FLOAT and not tensor.name.endswith("_scale")}  # fmt: skip
     assert not {name for name in floats if name in ("w", "v")}
+    assert report.details["bytes_before"] == 2 * 64 * 64 * 4, "each of the two weights counts once"
     model = bodied(BRANCHES)
     report = weight_only(model, exclude=("then_product",))
     assert "w" in {tensor.name for tensor in model.graph.initializer}

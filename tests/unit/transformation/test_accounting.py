@@ -59,7 +59,8 @@ def test_what_stays_in_floating_point_is_named(tmp_path: Path, recipe: str) -> N
     store = wb.Store(tmp_path / "store")
     report = wb.transform(model, recipe, table=wb.calibrate(model, split, recipe), store=store).reports[-1]
     reasons = {item.name: item.reason for item in report.skipped}
-    assert "no operator" in reasons["lstm"] and "no operator" in reasons["einsum"]
+    assert ("anew in every call" if recipe == "int8-weights" else "no operator") in reasons["lstm"]
+    assert "no operator" in reasons["einsum"]
     why = {"int8-max": "ranges inside a body are not observed", "int8-weights": "last projection before the output 'y'"}
     assert why[recipe] in reasons["inside"] if recipe in why else "inside" in report.changed
     assert any("of the multiplications" in note for note in report.notes)
