@@ -33,7 +33,9 @@ _SMALLEST_SCALE = 2.0**-60
 _AFTER_HEAD = ("Add", "Cast", "Identity", "LogSoftmax", "Reshape", "Softmax", "Squeeze", "Transpose")
 _NO_INT4 = "TensorRT 8.6 has no INT4"
 # Measured with ONNX Runtime 1.32, bidirectional LSTM of 128 on 128 inputs, one thread, one sequence of 64 and of 4 steps.
-_RECURRENT = "ONNX Runtime dequantizes a recurrent layer's weights anew in every call, which takes 5 to 36 times as long as FP32"
+_RECURRENT = (
+    "ONNX Runtime dequantizes a recurrent layer's weights anew in every call, which takes 5 to 36 times as long as FP32"
+)
 _CPU_NOTE = (
     "On a CPU ONNX Runtime multiplies these weights with activations that it rounds to 8 bits a block as it goes, where "
     "its optimizer is on; with fusion off it computes in FP32, slowly."
