@@ -72,6 +72,8 @@ def kept_in_fp32(graph: Graph, step: Precision, context: Context, types: TensorT
             reason = _risky(graph, node, context, types, target)
         if reason is not None:
             kept[node.name] = reason
+    if target == FLOAT16 and context.family == "ort-cpu":
+        _keep_coded_in_bodies(graph, nodes, kept)
     if step.auto_exclude:
         _keep_norm_chains(graph, kept)
         _keep_position_arithmetic(graph, nodes, types, kept)
@@ -242,6 +244,21 @@ def _keep_readers_of_large_values(graph: Graph, nodes: Iterable[onnx.NodeProto],
         if source is not None and node.op_type in _PASSES_LARGE_VALUES:
             kept.setdefault(node.name, f"it reads values that may lie beyond FP16's range, from {source!r}")
             large.update(dict.fromkeys(node.output, source))
+
+
+def _keep_coded_in_bodies(graph: Graph, nodes: list[onnx.NodeProto], kept: dict[str, str]) -> None:
+    """Keep products with weights of 8 or 4 bits in bodies, and the scales of these.
+
+    With FP16 scales ONNX Runtime 1.32, its optimizer on, makes a MatMulNBits of them that gives wrong answers inside a body
+    (as far off as the largest output) and right ones in the main graph.
+    """
+    if graph.owner is None:
+        return
+    reason = "ONNX Runtime computes wrong answers from FP16 scales of weights in a body"
+    for node in nodes:
+        makers = [node, *(graph.producer[name] for name in node.input if name in graph.producer)]
+        if any(maker.op_type == "DequantizeLinear" for maker in makers):
+            kept.setdefault(node.name, reason)
 
 
 def _keep_in_bodies(graph: Graph, nodes: list[onnx.NodeProto], kept: dict[str, str]) -> None:
