@@ -8,6 +8,7 @@ order of samples (`sha256`, `==`). The convergence record depends on both, and t
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -211,6 +212,12 @@ class CalibrationTable(Mapping[str, Histogram]):
             histogram.merge(other[name])
         self.samples += other.samples
         self._snapshots = []
+
+    def under(self, provenance: Provenance) -> CalibrationTable:
+        """Return a copy that belongs to other data, of which it has seen the first part."""
+        copied = copy.deepcopy(self)
+        copied.provenance = provenance
+        return copied
 
     def problems(self) -> tuple[Problem, ...]:
         """Return the tensors whose ranges deserve a look, in table order."""

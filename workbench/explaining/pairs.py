@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from workbench.transformation.accounting import MULTIPLIES
+from workbench.graph.cost import MULTIPLIES
 
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
 _FLOAT8 = np.dtype(ml_dtypes.float8_e4m3fn)

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 import onnx
 
 from workbench.explaining.evidence import Kind, Layer, Memory, Pass
-from workbench.graph.cost import node_flops
+from workbench.graph.cost import MULTIPLIES, node_flops
 from workbench.judging.roofline import Ceilings
 from workbench.records import LayerProfile, LayerTime, TensorSpec
-from workbench.transformation.accounting import MULTIPLIES
 
 _BITS = {
     "int4": 4, "uint4": 4, "int8": 8, "uint8": 8, "bool": 8, "float8_e4m3fn": 8, "float16": 16, "bfloat16": 16, "int16": 16,

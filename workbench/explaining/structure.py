@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 
 from workbench.explaining.evidence import NodeFact
+from workbench.graph.cost import MULTIPLIES
 from workbench.graph.editing import FLOAT_TYPES
 from workbench.graph.tensor_types import tensor_types
-from workbench.transformation.accounting import MULTIPLIES
 
 _JOINS = ("Add", "Sub", "Mul", "Sum", "Max", "Min")
 # They hand on what they get; codes pass through them in every engine.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from workbench.explaining.evidence import Evidence, Layer, NodeFact
 from workbench.explaining.passes import shared_name
-from workbench.transformation.accounting import MULTIPLIES
+from workbench.graph.cost import MULTIPLIES
 
 # The type that a file asks for -> the types that count as having got it.
 _GOT = {

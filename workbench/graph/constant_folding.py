@@ -29,7 +29,7 @@ _FOLDABLE = frozenset((
 
 
 def fold_constants(graph: Graph) -> tuple[list[str], dict[str, str]]:
-    """Fold every foldable node of the main graph, in order, so that chains collapse in one go.
+    """Fold every foldable node of one graph, in order, so that chains collapse in one go.
 
     Returns:
         Names of the nodes that went, and name -> reason for those that could have and stay.
@@ -62,8 +62,8 @@ _EVALUATION_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, NotImplem
 
 
 def _refusal(graph: Graph, node: onnx.NodeProto, constants: dict[str, np.ndarray], types: TensorTypes) -> str | None:
-    if any(name in graph.pinned for name in node.output):
-        return "its result is a graph output or is read by a subgraph"
+    if any(name in graph.outputs for name in node.output):
+        return "its result is a graph output"
     stored = sum(array.size for array in constants.values())
     for name in node.output:
         shape = types.shapes.get(name, (None,))
@@ -73,9 +73,7 @@ def _refusal(graph: Graph, node: onnx.NodeProto, constants: dict[str, np.ndarray
         if elements > max(LARGEST_GROWN_ELEMENTS, stored):
             return f"its result of {elements} elements would be stored in the file"
     shared = [
-        name
-        for name, array in constants.items()
-        if array.size > LARGEST_GROWN_ELEMENTS and len(graph.consumers[name]) > 1
+        name for name, array in constants.items() if array.size > LARGEST_GROWN_ELEMENTS and graph.places(name) > 1
     ]
     if shared:
         return f"{shared[0]!r} has other readers, so folding would store it twice"

@@ -12,9 +12,16 @@ from dataclasses import dataclass, field
 
 import onnx
 
+from workbench.graph.bodies import opened
+from workbench.graph.editing import Graph
 from workbench.graph.tensor_types import Shape, tensor_types
 
-# Their work is small beside that of the counted ones wherever both occur.
+# What multiplies, whether or not it holds weights.
+MULTIPLIES = (
+    "Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "FusedMatMul", "Attention", "MultiHeadAttention",
+    "GroupQueryAttention", "FusedConv", "FusedGemm", "DeformConv",
+)  # fmt: skip
+# The work of others is small beside that of these wherever both occur.
 COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 
@@ -62,16 +69,31 @@ def cost(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = 
 def node_flops(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, int]:
     """Return node name -> operations of one pass, for the counted operators and recurrent ones whose shapes are known.
 
+    Of an If the branch that multiplies most is counted, and nodes of the other are 0. Bodies of Loop and Scan are not counted:
+    how often they run is not in the file.
+
     Args:
         shapes: as for `cost`.
     """
-    known = tensor_types(_with_fixed_inputs(model, shapes or {})).shapes
+    return _node_flops(_with_fixed_inputs(model, shapes or {}))
+
+
+def _node_flops(model: onnx.ModelProto) -> dict[str, int]:
+    types = tensor_types(model)
     found = {}
     for node in model.graph.node:
         if node.domain in ("", "ai.onnx") and node.op_type in (*COUNTED, *_GATES):
-            count = _recurrent(node, known) if node.op_type in _GATES else _flops(node, known)
+            count = _recurrent(node, types.shapes) if node.op_type in _GATES else _flops(node, types.shapes)
             if count is not None:
                 found[node.name or f"{node.op_type} -> {node.output[0]}"] = count
+    branches: dict[str, list[dict[str, int]]] = {}
+    if any(node.op_type == "If" for node in model.graph.node):
+        for node, _, inner in opened(Graph(model), types):
+            if node.op_type == "If" and isinstance(inner, Graph):
+                branches.setdefault(node.name, []).append(_node_flops(inner.model))
+    for one in branches.values():
+        largest = max(one, key=lambda branch: sum(branch.values()))
+        found |= {name: 0 for branch in one for name in branch} | largest
     return found
 
 

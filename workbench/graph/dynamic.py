@@ -6,11 +6,14 @@ nothing of ranges; TensorRT has nothing of the kind.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from workbench.errors import RecipeError, TransformError
+from workbench.graph.bodies import in_every_graph
 from workbench.graph.dialects import Dialect, dialect
 from workbench.graph.editing import Context, Graph, attribute
 from workbench.graph.placement import label, output_axis, quantizable_nodes, told
@@ -27,7 +30,7 @@ _BATCH_NOTE = (
 
 
 def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepReport:
-    """Quantize in place with scales found at run time.
+    """Quantize in place with scales found at run time, in the bodies of nodes too.
 
     Args:
         model: an FP32 graph.
@@ -38,7 +41,32 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         RecipeError: the step asks for FP8 or for symmetric activations.
     """
     _check(model, step, context)
-    graph, style = Graph(model), dialect(context.dialect).ranged(step.reduce_range)
+    style = dialect(context.dialect).ranged(step.reduce_range)
+    found, left = in_every_graph(Graph(model), lambda graph: _lower_all(graph, step, context, style))
+    names = tuple(name for done in found for name in done.names)
+    skipped = (*left, *(item for done in found for item in done.skipped))
+    if not names:
+        reasons = told(skipped) or "it has no MatMul or Gemm"
+        raise TransformError(f"Nothing in this model can be quantized dynamically ({reasons}). Quantize it statically.")
+    narrow = list(names) if style.narrow else []
+    inputs = [name for done in found for name in done.inputs]
+    details = {
+        "dialect": context.dialect, "format": "uint8", "seven_bit_weights": narrow, "dynamic_inputs": inputs
+    }  # fmt: skip
+    notes = (_BATCH_NOTE, *filter(None, [style.weights]))
+    return StepReport(step.kind, 0.0, names, skipped, notes, details)
+
+
+@dataclass(frozen=True)
+class _Lowered:
+    """What was lowered in one graph, what was not, and the activations that are coded there."""
+
+    names: tuple[str, ...]
+    skipped: tuple[Skipped, ...]
+    inputs: tuple[str, ...]
+
+
+def _lower_all(graph: Graph, step: Quantize, context: Context, style: Dialect) -> _Lowered:
     nodes, skipped = quantizable_nodes(graph, step, context, style)
     lowered = []
     for node in nodes:
@@ -47,20 +75,12 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
             skipped.append(Skipped(label(node), reason))
         else:
             lowered.append(node)
-    if not lowered:
-        reasons = told(skipped) or "it has no MatMul or Gemm"
-        raise TransformError(f"Nothing in this model can be quantized dynamically ({reasons}). Quantize it statically.")
     coded: dict[str, tuple[str, str, str]] = {}
     names = tuple(label(node) for node in lowered)
     for node in lowered:
         _lower(graph, node, step.per_channel, style, coded)
     graph.finish()
-    narrow = list(names) if style.narrow else []
-    details = {
-        "dialect": context.dialect, "format": "uint8", "seven_bit_weights": narrow, "dynamic_inputs": list(coded)
-    }  # fmt: skip
-    notes = (_BATCH_NOTE, *filter(None, [style.weights]))
-    return StepReport(step.kind, 0.0, names, tuple(skipped), notes, details)
+    return _Lowered(names, tuple(skipped), tuple(coded))
 
 
 def _check(model: onnx.ModelProto, step: Quantize, context: Context) -> None:

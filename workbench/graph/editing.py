@@ -1,6 +1,7 @@
 """What every graph step gets (`Context`) and works with (`Graph`): one ONNX model and an index over it.
 
-Knows nothing of recipes' meaning, calibration or engines. Subgraphs (If, Loop, Scan) are left untouched.
+Knows nothing of recipes' meaning, calibration or engines. A graph inside a node (If, Loop, Scan) is left untouched; it can be
+opened as a `Graph` of its own (`bodies`).
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from graphs(nested)
 
 
+def every_node(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes of a graph and of every graph inside its nodes."""
+    return (node for level in graphs(graph) for node in level.node)
+
+
 class Graph:
     """An ONNX model that is being edited, with producers, consumers and initializers by tensor name.
 
@@ -77,17 +83,20 @@ class Graph:
         producer: tensor name -> the node that writes it.
         consumers: tensor name -> the nodes that read it; a subgraph's reading is not among them, see `pinned`.
         pinned: tensors whose name and type are visible outside: graph outputs, and what subgraphs capture.
+        owner: the graph and the node that this one is a body of; None for a model's main graph.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, owner: tuple[Graph, onnx.NodeProto] | None = None) -> None:
         self.model = model
+        self.owner = owner
         self.proto = model.graph
         self.initializers: dict[str, onnx.TensorProto] = {tensor.name: tensor for tensor in self.proto.initializer}
         self._fix_overridable()
         self.inputs = [value.name for value in self.proto.input]
         self.outputs = [value.name for value in self.proto.output]
         self.pinned: set[str] = set(self.outputs) | _captured(self.proto.node)
-        self._names: set[str] = set()
+        # Graph and bodies share one set: a name inside must not hide one outside.
+        self._names: set[str] = _names_in(self.proto) if owner is None else owner[0]._names
         self.refresh()
         self._name_nodes()
 
@@ -137,6 +146,20 @@ class Graph:
         self._names.add(fresh)
         return fresh
 
+    def readers(self, name: str) -> list[onnx.NodeProto]:
+        """Return the nodes that read a tensor, those of the graphs around this one among them."""
+        outside = [] if self.owner is None else self.owner[0].readers(name)
+        return [*self.consumers.get(name, []), *outside]
+
+    def places(self, name: str) -> int:
+        """Return how many nodes read a tensor, in this graph or, where it may be seen from elsewhere, in the whole model."""
+        if name not in self.pinned:
+            return len(self.consumers.get(name, []))
+        whole = self
+        while whole.owner is not None:
+            whole = whole.owner[0]
+        return sum(name in node.input for node in every_node(whole.proto))
+
     def is_constant(self, name: str) -> bool:
         """Whether `array` has a value for that name; unlike it, copies nothing."""
         if name in self.initializers:
@@ -156,7 +179,8 @@ class Graph:
         lifted = []
         for node in [node for node in self.nodes if node.op_type == "Constant"]:
             array, name = _constant(node), node.output[0]
-            if array is not None and name not in self.pinned:
+            # What subgraphs read may well be an initializer; a graph output may not.
+            if array is not None and name not in self.outputs:
                 self.remove_node(node)
                 self.put_constant(name, array)
                 lifted.append(node.name)
@@ -234,11 +258,12 @@ class Graph:
     def bypass(self, node: onnx.NodeProto) -> str | None:
         """Remove a node that hands its first input on unchanged.
 
-        Returns None, or the reason why the node must stay: the names on both sides of it are pinned.
+        Returns None, or the reason why the node must stay: the names on both sides of it are fixed.
         """
         before, after = node.input[0], node.output[0]
-        if after not in self.pinned:
+        if after not in self.outputs:
             self.rewire(after, before)
+            self._rewire_bodies(after, before)
             self.remove_node(node)
             return None
         source = self.producer.get(before)
@@ -247,6 +272,16 @@ class Graph:
         self.remove_node(node)
         self.rename_output(source, before, after)
         return None
+
+    def _rewire_bodies(self, old: str, new: str) -> None:
+        """Make bodies that read `old` from outside read `new`; no name inside a body is one of these."""
+        if old in self.pinned:
+            for inner in (one for node in self.nodes for body in subgraphs(node) for one in every_node(body)):
+                for index, name in enumerate(inner.input):
+                    if name == old:
+                        inner.input[index] = new
+            self.pinned.discard(old)
+            self.pinned.add(new)
 
     def remove_node(self, node: onnx.NodeProto) -> None:
         """Remove a node; its outputs must have no consumer left."""
@@ -293,6 +328,15 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     """Return the graphs inside a node: branches of If, bodies of Loop and Scan."""
     single = [attribute.g for attribute in node.attribute if attribute.HasField("g")]
     return single + [graph for attribute in node.attribute for graph in attribute.graphs]
+
+
+def _names_in(graph: onnx.GraphProto) -> set[str]:
+    """Names of all tensors and nodes of a graph and of those inside its nodes."""
+    found: set[str] = set()
+    for level in graphs(graph):
+        found.update(name for node in level.node for name in (node.name, *node.input, *node.output) if name)
+        found.update(item.name for items in (level.initializer, level.input, level.output) for item in items)
+    return found
 
 
 def _captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 
+from workbench.graph.editing import graphs
 from workbench.machine import disk
 
 # Protobuf refuses messages of 2 GB, and ByteSize itself fails near that: stay well below.
@@ -29,8 +30,9 @@ def is_large(proto: onnx.ModelProto) -> bool:
 
 
 def weights_bytes(proto: onnx.ModelProto) -> int:
-    """Return the size of the initialisers held in the message itself."""
-    return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in proto.graph.initializer)
+    """Return the size of the initialisers held in the message itself, those in bodies of nodes among them."""
+    held = (tensor for graph in graphs(proto.graph) for tensor in graph.initializer)
+    return sum(len(tensor.raw_data) or tensor.ByteSize() for tensor in held)
 
 
 def fixed_batch(proto: onnx.ModelProto) -> int | None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 import onnx
 
+from workbench.graph.bodies import in_a_loop
+from workbench.graph.cost import MULTIPLIES
 from workbench.graph.editing import Context, Graph, attribute, subgraphs
 from workbench.graph.tensor_types import TensorTypes
 from workbench.recipes import Precision
@@ -70,11 +72,14 @@ def kept_in_fp32(graph: Graph, step: Precision, context: Context, types: TensorT
             reason = _risky(graph, node, context, types, target)
         if reason is not None:
             kept[node.name] = reason
+    if target == FLOAT16 and context.family == "ort-cpu":
+        _keep_coded_in_bodies(graph, nodes, kept)
     if step.auto_exclude:
         _keep_norm_chains(graph, kept)
         _keep_position_arithmetic(graph, nodes, types, kept)
         if target == FLOAT16:
             _keep_readers_of_large_values(graph, nodes, kept)
+        _keep_in_bodies(graph, nodes, kept)
     _keep_between(graph, nodes, types, kept)
     return kept
 
@@ -105,7 +110,7 @@ def accepts(schema: onnx.defs.OpSchema, index: int, target: int, output: bool = 
 
 def _impossible(graph: Graph, node: onnx.NodeProto, types: TensorTypes, target: int) -> str | None:
     if subgraphs(node):
-        return "it holds a subgraph, and subgraphs are left alone"
+        return "its inputs and outputs keep their type, and its subgraph is converted by itself"
     if node.domain not in ("", "ai.onnx"):
         return f"{node.domain}::{node.op_type} is no standard ONNX operator, so its types are not known"
     if node.op_type in _TYPE_BY_ATTRIBUTE or "Sequence" in node.op_type or "Optional" in node.op_type:
@@ -239,6 +244,37 @@ def _keep_readers_of_large_values(graph: Graph, nodes: Iterable[onnx.NodeProto],
         if source is not None and node.op_type in _PASSES_LARGE_VALUES:
             kept.setdefault(node.name, f"it reads values that may lie beyond FP16's range, from {source!r}")
             large.update(dict.fromkeys(node.output, source))
+
+
+def _keep_coded_in_bodies(graph: Graph, nodes: list[onnx.NodeProto], kept: dict[str, str]) -> None:
+    """Keep products with weights of 8 or 4 bits in bodies, and the scales of these.
+
+    With FP16 scales ONNX Runtime 1.32, its optimizer on, makes a MatMulNBits of them that gives wrong answers inside a body
+    (as far off as the largest output) and right ones in the main graph.
+    """
+    if graph.owner is None:
+        return
+    reason = "ONNX Runtime computes wrong answers from FP16 scales of weights in a body"
+    for node in nodes:
+        makers = [node, *(graph.producer[name] for name in node.input if name in graph.producer)]
+        if any(maker.op_type == "DequantizeLinear" for maker in makers):
+            kept.setdefault(node.name, reason)
+
+
+def _keep_in_bodies(graph: Graph, nodes: list[onnx.NodeProto], kept: dict[str, str]) -> None:
+    """Keep bodies that multiply nothing, and in loops all but products: what is carried adds up the rounding of every turn."""
+    if graph.owner is None:
+        return
+    multiplies = any(node.op_type in MULTIPLIES and node.name not in kept for node in nodes)
+    reason = "it is no product, and lies in a loop, where rounding adds up from turn to turn"
+    if not multiplies:
+        reason = (
+            "it lies in a body that multiplies nothing in the lower type, where casts would cost more than they save"
+        )
+    for node in nodes:
+        product = node.op_type in (*MULTIPLIES, "QuantizeLinear", "DequantizeLinear")
+        if not multiplies or (in_a_loop(graph) and not product):
+            kept.setdefault(node.name, reason)
 
 
 def _keep_between(graph: Graph, nodes: list[onnx.NodeProto], types: TensorTypes, kept: dict[str, str]) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 import onnx
 import onnx.inliner
 
+from workbench.graph.bodies import in_every_graph
 from workbench.graph.constant_folding import fold_constants
-from workbench.graph.editing import Context, Graph, attribute, subgraphs
+from workbench.graph.editing import Context, Graph, attribute, every_node, subgraphs
 from workbench.graph.products import merge_products
 from workbench.graph.tensor_types import TensorTypes, tensor_types
 from workbench.recipes import Fuse
@@ -44,7 +45,7 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
     """Fold and clean the graph in place; outputs stay the same within rounding of the folded weights.
 
     Args:
-        model: any ONNX model; nodes inside subgraphs are left alone.
+        model: any ONNX model; bodies of its nodes are folded too, each by itself.
         step: level `off` changes nothing; `basic` and `all` do the same here and differ in the engine.
         context: not used, steps share one signature.
 
@@ -55,7 +56,7 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
     """
     started = time.perf_counter()
     before = len(model.graph.node)
-    absent = set(step.keep) - {node.op_type for node in model.graph.node}
+    absent = set(step.keep) - {node.op_type for node in every_node(model.graph)}
     notes = tuple(f"Fuse.keep names {name}, and no node is one." for name in sorted(absent))
     if step.level == "off":
         note = "Fusion is off: the graph is as exported, and engines that can leave it so do."
@@ -66,8 +67,22 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
         kept = [(function.domain, function.name) for function in model.functions if function.name in step.keep]
         log.counts["functions_inlined"] = len(model.functions) - len(kept)
         model.CopyFrom(onnx.inliner.inline_selected_functions(model, kept, exclude=True))
-    graph = Graph(model)
-    log.counts["constants_lifted"] = len(graph.lift_constants())
+    _, left = in_every_graph(Graph(model), lambda graph: _fold(graph, step, log))
+    log.skipped.update({item.name: item.reason for item in left})
+    present = {node.name for node in every_node(model.graph)}
+    return StepReport(
+        kind="fuse",
+        seconds=time.perf_counter() - started,
+        changed=tuple(dict.fromkeys(log.changed)),
+        skipped=tuple(Skipped(name, reason) for name, reason in log.skipped.items() if name in present),
+        notes=notes,
+        details={**log.counts, "nodes_before": before, "nodes_after": len(model.graph.node)},
+    )
+
+
+def _fold(graph: Graph, step: Fuse, log: _Log) -> None:
+    """Fold one graph until nothing is left to do."""
+    log.counts["constants_lifted"] = log.counts.get("constants_lifted", 0) + len(graph.lift_constants())
     for _ in range(_MOST_PASSES):
         done = len(log.changed)
         _remove_without_effect(graph, log)
@@ -82,15 +97,6 @@ def apply(model: onnx.ModelProto, step: Fuse, context: Context) -> StepReport:
     for name in merge_products(graph) if step.products else ():
         log.count("products_merged", name)
     graph.finish()
-    present = {node.name for node in graph.nodes}
-    return StepReport(
-        kind="fuse",
-        seconds=time.perf_counter() - started,
-        changed=tuple(dict.fromkeys(log.changed)),
-        skipped=tuple(Skipped(name, reason) for name, reason in log.skipped.items() if name in present),
-        notes=notes,
-        details={**log.counts, "nodes_before": before, "nodes_after": len(graph.nodes)},
-    )
 
 
 def _fold_batchnorms(graph: Graph, log: _Log) -> None:

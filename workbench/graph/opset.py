@@ -12,8 +12,9 @@ import onnx
 from onnx import version_converter
 
 from workbench.errors import TransformError
+from workbench.graph.bodies import in_every_graph
 from workbench.graph.dialects import family
-from workbench.graph.editing import Graph, attribute, subgraphs
+from workbench.graph.editing import Graph, attribute, every_node, subgraphs
 from workbench.graph.tensor_types import tensor_types
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 
@@ -94,9 +95,19 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
     old = _version(model)
     where = f"opset {old} to {version}"
     graph = Graph(model)
+    _refuse((node for function in model.functions for node in function.node), old, version)
+    _, left = in_every_graph(graph, lambda one: _convert_graph(one, version, where))
+    names = {item.name for item in left}
+    bodies = [body for node in every_node(graph.proto) if node.name in names for body in subgraphs(node)]
+    _refuse((node for body in bodies for node in every_node(body)), old, version)
+    return (f"The graph was converted from {where}.",)
+
+
+def _convert_graph(graph: Graph, version: int, where: str) -> None:
+    """Convert one graph, of which each body was converted before: the converter leaves bodies as they are."""
+    old = _version(graph.model)
     # Older converters have no adapter for Constant nodes; as initializers they need none.
     graph.lift_constants()
-    _refuse_foreign(model, old, version)
     resized = [node for node in graph.nodes if node.op_type in _RESIZES] if old < _RESIZE_MODES <= version else []
     grid = {node.name: _nearest_mode(graph, node, where) for node in resized}
     if (old < _HARDMAX_AXIS) != (version < _HARDMAX_AXIS):
@@ -111,8 +122,10 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
         ) from error
     _drop_defaults(converted, old, version)
     _keep_names(graph, converted)
+    _free_names(graph, converted)
     try:
-        onnx.checker.check_model(converted)
+        if graph.owner is None:  # a body is checked with the graph around it
+            onnx.checker.check_model(converted)
     except onnx.checker.ValidationError as error:
         raise TransformError(
             f"Bringing the model from {where} gave no valid model: {str(error).splitlines()[0]}. "
@@ -120,8 +133,7 @@ def _convert(model: onnx.ModelProto, version: int) -> tuple[str, ...]:
         ) from error
     _check_names(graph, converted, where)
     _keep_sampling_grid(converted, grid)
-    _put_back(model, converted, weights)
-    return (f"The graph was converted from {where}.",)
+    _put_back(graph.model, converted, weights)
 
 
 def _nearest_mode(graph: Graph, node: onnx.NodeProto, where: str) -> str:
@@ -193,30 +205,37 @@ def _keep_names(graph: Graph, converted: onnx.ModelProto) -> None:
                 names[index] = renamed.get(name, name)
 
 
+def _free_names(graph: Graph, converted: onnx.ModelProto) -> None:
+    """Give tensors that an adapter added names that no other graph of the model has: it saw this one alone."""
+    before = {name for node in graph.nodes for name in node.output} | set(graph.initializers) | set(graph.inputs)
+    added = [
+        *(name for node in converted.graph.node for name in node.output),
+        *(one.name for one in converted.graph.initializer),
+    ]
+    renamed = {name: graph.unique(name) for name in added if name and name not in before}
+    for node in converted.graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                names[index] = renamed.get(name, name)
+    for tensor in converted.graph.initializer:
+        tensor.name = renamed.get(tensor.name, tensor.name)
+
+
 def _said(error: Exception) -> str:
     """The converter's message without the place in its source."""
     return str(error).splitlines()[0].rpartition("failed: ")[2].rstrip(".")
 
 
-def _refuse_foreign(model: onnx.ModelProto, old: int, new: int) -> None:
-    """Refuse subgraphs and functions whose operators changed between the versions: the converter skips them."""
-    inside = [node for outer in model.graph.node for node in _inner(outer)]
-    inside += [node for function in model.functions for node in function.node]
-    for node in inside:
+def _refuse(nodes: Iterable[onnx.NodeProto], old: int, new: int) -> None:
+    """Refuse operators that changed between the versions, in functions and in bodies that could not be opened."""
+    for node in nodes:
         if node.domain not in ("", "ai.onnx"):
             continue
         if _since(node.op_type, old) != _since(node.op_type, new):
             raise TransformError(
                 f"The model cannot be brought from opset {old} to {new}: {node.op_type} inside a subgraph or function "
-                f"changed in between, and only the main graph can be converted. Export it with opset {new}."
+                f"changed in between, and it could not be converted. Export it with opset {new}."
             )
-
-
-def _inner(node: onnx.NodeProto) -> Iterable[onnx.NodeProto]:
-    for graph in subgraphs(node):
-        for inner in graph.node:
-            yield inner
-            yield from _inner(inner)
 
 
 def _since(operator: str, version: int) -> int | None:

@@ -15,8 +15,10 @@ import onnx
 
 from workbench.errors import TransformError
 from workbench.graph import opset
+from workbench.graph.bodies import in_every_graph
 from workbench.graph.casting import Conversion, convert, rehearse
-from workbench.graph.editing import Context, Graph
+from workbench.graph.cost import MULTIPLIES
+from workbench.graph.editing import Context, Graph, every_node, subgraphs
 from workbench.graph.fp32_rules import kept_in_fp32, touches_fp32
 from workbench.graph.tensor_types import tensor_types
 from workbench.recipes import Precision
@@ -26,6 +28,7 @@ _TARGETS = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 _Q_DQ = ("QuantizeLinear", "DequantizeLinear")
 _FP16_Q_DQ_OPSET = 19
 _BF16_OPSET = 22
+_LEFT_TO_BUILDER = "it lies in a body, whose types the TensorRT 8.6 builder chooses"
 _UNCHANGED = {
     "fp32": "FP32: the graph is unchanged; the engine computes in FP32, with TF32 off.",
     "tf32": "TF32 is a switch of engines on NVIDIA GPUs; the graph is unchanged.",
@@ -35,9 +38,10 @@ _UNCHANGED = {
 def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepReport:
     """Bring the graph to the step's floating-point type in place.
 
-    Graph inputs and outputs keep their types. Nodes stay in FP32 where a pattern of the step says so, where they
-    hold subgraphs or have no such form, and with `auto_exclude` where numerics ask for it: norms and Softmax,
-    position arithmetic, and for FP16 activations that calibration saw above 512 or constants above 65504.
+    Graph inputs and outputs keep their types, and so does what a body of If, Loop or Scan reads, gets and gives: it is
+    converted by itself, with casts inside. Nodes stay in FP32 where a pattern of the step says so or they have no such
+    form, and with `auto_exclude` where numerics ask for it: norms and Softmax, position arithmetic, all but products in
+    loops, and for FP16 activations that calibration saw above 512 or constants above 65504.
 
     Args:
         model: any ONNX model, quantized or not.
@@ -60,30 +64,44 @@ def apply(model: onnx.ModelProto, step: Precision, context: Context) -> StepRepo
     target, rehearsal = _TARGETS[step.to], step.to == "bf16" and context.family == "ort-cpu"
     notes = () if rehearsal else _raise_opset(model, step)
     casts = _casts(model)
-    quantized = any(node.op_type in _Q_DQ for node in model.graph.node)
-    graph = Graph(model)
-    graph.lift_constants()
-    types = tensor_types(model)
-    kept = kept_in_fp32(graph, step, context, types, target)
-    done = convert(graph, types, kept, target)
+    quantized = any(node.op_type in _Q_DQ for node in every_node(model.graph))
+    found, left = in_every_graph(Graph(model), lambda graph: _lowered(graph, step, context, target))
+    done = Conversion([name for _, one in found for name in one.changed], {})
+    kept: dict[str, str] = {}
+    for names, one in found:
+        kept |= names
+        done.constants += one.constants
+        done.underflowed += one.underflowed
+        done.overflowed += one.overflowed
     if rehearsal:
-        rehearse(graph, done, target)
         notes += (
             "A rehearsal of BF16: weights and every node's results are rounded to BF16, arithmetic and file are FP32, "
             "because ONNX Runtime has no BF16 kernels on a CPU. It shows accuracy, not speed or size.",
         )
-    graph.finish()
     details = {"casts": _casts(model) - casts, **_shares(done)}
     return StepReport(
         kind="precision",
         seconds=time.perf_counter() - started,
         changed=tuple(done.changed),
-        skipped=_skipped(kept),
+        skipped=_skipped(kept | {item.name: item.reason for item in left}),
         notes=notes
         + _assumed(step, context, done.changed)
+        + _of_bodies(step, [name for _, one in found[:-1] for name in one.changed])
         + _notes(step, done, quantized and context.family == "ort-cpu" and not rehearsal),
         details=details,
     )
+
+
+def _lowered(graph: Graph, step: Precision, context: Context, target: int) -> tuple[dict[str, str], Conversion]:
+    """Convert one graph; what a body reads from outside, gets and gives keeps its type, as a model's inputs and outputs do."""
+    graph.lift_constants()
+    types = tensor_types(graph.model)
+    kept = kept_in_fp32(graph, step, context, types, target)
+    done = convert(graph, types, kept, target)
+    if step.to == "bf16" and context.family == "ort-cpu":
+        rehearse(graph, done, target)
+    graph.finish()
+    return kept, done
 
 
 def _listed(model: onnx.ModelProto, step: Precision, context: Context, started: float) -> StepReport:
@@ -102,12 +120,14 @@ def _listed(model: onnx.ModelProto, step: Precision, context: Context, started: 
         f"FP16 is a flag of the TensorRT 8.6 builder: the file stays FP32, and the builder is told to keep "
         f"{len(pinned)} nodes in FP32."
     )
+    inner = [one for node in graph.nodes for body in subgraphs(node) for one in every_node(body)]
+    inside = {one.name: _LEFT_TO_BUILDER for one in inner if one.op_type in MULTIPLIES}
     changed = [node.name for node in graph.nodes if node.name not in kept and touches_fp32(node, types)]
     return StepReport(
         kind="precision",
         seconds=time.perf_counter() - started,
         changed=tuple(name for name in changed if name not in quantizing),
-        skipped=_skipped({name: kept[name] for name in pinned}),
+        skipped=_skipped({name: kept[name] for name in pinned} | inside),
         notes=(note, *_assumed(step, context, changed)),
         details={"keep_fp32": pinned},
     )
@@ -116,13 +136,13 @@ def _listed(model: onnx.ModelProto, step: Precision, context: Context, started: 
 def _raise_opset(model: onnx.ModelProto, step: Precision) -> tuple[str, ...]:
     if step.to == "bf16":
         return opset.raise_to(model, _BF16_OPSET)
-    if any(node.op_type in _Q_DQ for node in model.graph.node):
+    if any(node.op_type in _Q_DQ for node in every_node(model.graph)):
         return opset.raise_to(model, _FP16_Q_DQ_OPSET)
     return ()
 
 
 def _casts(model: onnx.ModelProto) -> int:
-    return sum(node.op_type == "Cast" for node in model.graph.node)
+    return sum(node.op_type == "Cast" for node in every_node(model.graph))
 
 
 def _skipped(kept: Mapping[str, str]) -> tuple[Skipped, ...]:
@@ -147,6 +167,17 @@ def _assumed(step: Precision, context: Context, changed: list[str]) -> tuple[str
         "Activations were assumed to stay within FP16's range, because there were no calibration samples to see them on: "
         "with some, nodes whose values go beyond 512 stay in FP32.",
     )
+
+
+def _of_bodies(step: Precision, changed: list[str]) -> tuple[str, ...]:
+    """Say what was done in bodies and what FP16 takes for granted there."""
+    if not changed:
+        return ()
+    name = step.to.upper()
+    words = f"In bodies {len(changed)} nodes are {name}, with casts around them: what a body reads and gives keeps its type."
+    if step.to == "fp16" and step.auto_exclude:
+        words += " Activations there are not observed, and were assumed to stay within FP16's range."
+    return (words,)
 
 
 def _notes(step: Precision, done: Conversion, slow: bool) -> tuple[str, ...]:

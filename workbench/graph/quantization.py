@@ -18,8 +18,8 @@ from workbench.calibration.table import CalibrationTable
 from workbench.calibration.thresholds import clipped_share, threshold
 from workbench.errors import CalibrationError, RecipeError, TransformError
 from workbench.graph.dialects import Dialect, dialect
-from workbench.graph.editing import Context, Graph, attribute
-from workbench.graph.placement import Placement, label, place, told
+from workbench.graph.editing import Context, Graph, attribute, every_node, subgraphs
+from workbench.graph.placement import QUANTIZABLE, Placement, label, place, told
 from workbench.graph.qdq import (
     FLOAT8,
     SEVEN_BIT,
@@ -36,7 +36,7 @@ from workbench.graph.qdq import (
 )
 from workbench.graph.quantized_by import quantized_by
 from workbench.recipes import Quantize
-from workbench.records import StepReport
+from workbench.records import Skipped, StepReport
 
 # Per-channel scales came with opset 13, float8 with opset 19.
 _SMALLEST_OPSET = {"int8": 13, "fp8": 19}
@@ -87,8 +87,9 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         )
     graph = Graph(model)
     placement = place(graph, step, context, style, _unseen(context.table))
+    skipped = (*placement.skipped, *_in_bodies(graph, step))
     if not placement.lowered:
-        reasons = told(placement.skipped) or "it has no such operator"
+        reasons = told(skipped) or "it has no such operator"
         raise TransformError(f"Nothing in this model can be quantized ({reasons}). Leave the Quantize step out.")
     scales = _scales(graph, placement, step, context, to)
     rewritten = _protect_relus(graph, placement) if to is FLOAT8 and style.integer_chains else 0
@@ -101,7 +102,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         kind=step.kind,
         seconds=0.0,
         changed=tuple(label(node) for node in placement.lowered),
-        skipped=placement.skipped,
+        skipped=skipped,
         notes=(*_weight_notes(narrow, placement, style), *_notes(scales, dead_channels, rewritten, step, style)),
         details={
             "dialect": style.name,
@@ -183,6 +184,14 @@ def _check(model: onnx.ModelProto, step: Quantize, style: Dialect) -> None:
 def _unseen(table: CalibrationTable) -> dict[str, str]:
     reason = f"had no finite value in {table.samples} calibration samples"
     return {name: reason for name, histogram in table.items() if not histogram.finite}
+
+
+def _in_bodies(graph: Graph, step: Quantize) -> list[Skipped]:
+    """Return what would be quantized if it did not lie in a body: calibration sees outputs of the main graph only."""
+    reason = "it lies in a body of {!r}, and ranges inside a body are not observed"
+    inside = [(node, inner) for node in graph.nodes for body in subgraphs(node) for inner in every_node(body)]
+    wanted = step.op_types or QUANTIZABLE
+    return [Skipped(label(inner), reason.format(node.name)) for node, inner in inside if inner.op_type in wanted]
 
 
 def _scales(graph: Graph, placement: Placement, step: Quantize, context: Context, to: Format) -> dict[str, Scale]:

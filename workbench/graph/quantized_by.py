@@ -6,7 +6,7 @@ import re
 
 import onnx
 
-from workbench.graph.editing import graphs
+from workbench.graph.editing import every_node
 
 # How nodes are named that only give a model's inputs and outputs their type, such as a cache kept in 8 bits.
 AT_THE_EDGE = "/cache/"
@@ -22,8 +22,8 @@ def quantized_by(proto: onnx.ModelProto) -> str | None:
     has `.../input_quantizer/QuantizeLinear`. A file that ModelOpt made through ONNX Runtime's quantizer and that keeps
     its producer name is told as `onnxruntime`. Q/DQ under `AT_THE_EDGE` lower no arithmetic and do not count.
     """
-    nodes = [node for graph in graphs(proto.graph) for node in graph.node]
-    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type) and not node.name.startswith(AT_THE_EDGE)]
+    nodes = [node for node in every_node(proto.graph) if not node.name.startswith(AT_THE_EDGE)]
+    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type)]
     if not quantized:
         return None
     written = " ".join([proto.producer_name, *(f"{entry.key} {entry.value}" for entry in proto.metadata_props)]).lower()

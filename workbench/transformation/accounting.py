@@ -6,26 +6,49 @@ Knows step reports and the graph they started from; runs nothing.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import onnx
 
-from workbench.graph.cost import node_flops
-from workbench.graph.editing import FLOAT_TYPES, graphs, subgraphs
+from workbench.graph.bodies import LOOPS
+from workbench.graph.cost import MULTIPLIES, node_flops
+from workbench.graph.editing import FLOAT_TYPES, subgraphs
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 from workbench.records import Skipped, StepReport, Variant
 
-# What multiplies, whether or not it holds weights.
-MULTIPLIES = (
-    "Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN", "Einsum", "FusedMatMul", "Attention", "MultiHeadAttention",
-    "GroupQueryAttention", "FusedConv", "FusedGemm", "DeformConv",
-)  # fmt: skip
 # Weights of fewer elements are scales and shifts, whose type matters to nobody's time.
 _FEWEST_WEIGHTS = 64
 _FORMATS: dict[int, str] = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16",
             onnx.TensorProto.DOUBLE: "fp64"}  # fmt: skip
 _LOWERING = ("quantize", "quantize_weights", "precision")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A node, the nodes in whose bodies it lies (the outermost first), and the constants that it can read by name."""
+
+    node: onnx.NodeProto
+    owners: tuple[onnx.NodeProto, ...]
+    constants: Mapping[str, _Constant]
+
+    @property
+    def label(self) -> str:
+        return _label(self.node)
+
+    def weights(self) -> list[_Constant]:
+        """The weights that the node itself reads, each once."""
+        found = (self.constants.get(name) for name in dict.fromkeys(self.node.input))
+        return [one for one in found if one is not None and _is_weight(one.tensor)]
+
+
+@dataclass(frozen=True)
+class _Constant:
+    """An initializer, and the body that holds it: two branches may use one name."""
+
+    tensor: onnx.TensorProto
+    body: str
 
 
 @dataclass(frozen=True)
@@ -35,12 +58,18 @@ class Coverage:
     Attributes:
         flops: format -> share of the counted multiplications, the largest first; empty where none could be counted.
         weight_bytes: format -> share of the weights' bytes (as the file had them), those in bodies of nodes among them.
-        uncounted: nodes that multiply and whose operations could not be counted.
+        uncounted: nodes that multiply and whose operations could not be counted; for those in a loop the loop.
+        assumed: nodes of which the branch that multiplies most was counted.
     """
 
     flops: dict[str, float]
     weight_bytes: dict[str, float]
     uncounted: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """Return the same as data for a report."""
+        return {**asdict(self), "uncounted": list(self.uncounted), "assumed": list(self.assumed)}
 
 
 def accounted(
@@ -59,32 +88,51 @@ def accounted(
     lowering = [report for report in reports if report.kind in _LOWERING]
     if not lowering:
         return tuple(reports), None
-    weights = {tensor.name: tensor for tensor in before.graph.initializer}
-    named = {name for report in lowering for name in (*report.changed, *(item.name for item in report.skipped))}
-    silent = [Skipped(_label(node), why) for node in before.graph.node
-              if _label(node) not in named and (why := _reason(node, weights))]  # fmt: skip
+    named = {name for report in lowering for name in report.changed}
+    reasons = {item.name: item.reason for report in lowering for item in report.skipped}
+    functions = {
+        (one.domain, one.name): sum(node.op_type in MULTIPLIES for node in one.node) for one in before.functions
+    }
+    silent = [Skipped(place.label, why) for place in _places(before.graph)
+              if place.label not in named | reasons.keys() and (why := _reason(place, reasons, functions))]  # fmt: skip
     coverage = _coverage(before, lowering, recipe)
     last = lowering[-1]
     told = replace(
         last,
         skipped=(*last.skipped, *silent),
         notes=(*last.notes, *_words(coverage)),
-        details={**last.details, "coverage": {**asdict(coverage), "uncounted": list(coverage.uncounted)}},
+        details={**last.details, "coverage": coverage.plain()},
     )
     return tuple(told if report is last else report for report in reports), coverage
 
 
-def _reason(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> str | None:
+def _places(graph: onnx.GraphProto, outside: _Place | None = None) -> Iterator[_Place]:
+    """Yield every node of a graph and of the bodies in it."""
+    owners = () if outside is None else (*outside.owners, outside.node)
+    body = "/".join((*map(_label, owners), graph.name))
+    constants = {} if outside is None else dict(outside.constants)
+    constants.update((tensor.name, _Constant(tensor, body)) for tensor in graph.initializer)
+    for node in graph.node:
+        place = _Place(node, owners, constants)
+        yield place
+        for inner in subgraphs(node):
+            yield from _places(inner, place)
+
+
+def _reason(place: _Place, reasons: Mapping[str, str], functions: Mapping[tuple[str, str], int]) -> str | None:
     """Why a node was left as it was; None where it neither multiplies nor holds weights."""
-    inner = _inner_nodes(node)
-    if inner:
-        count = sum(one.op_type in MULTIPLIES for one in inner)
-        return f"its body is a graph of its own, with {count} nodes that multiply; bodies are left as they are"
-    if node.op_type in MULTIPLIES:
-        return f"{node.op_type} is no operator that this step has a form for"
-    if any(name in weights and _is_weight(weights[name]) for name in node.input):
-        return f"{node.op_type} holds weights, and is no operator that this step has a form for"
-    return None
+    node = place.node
+    holds = bool(place.weights()) and not subgraphs(node)
+    inside = functions.get((node.domain, node.op_type), 0)
+    if node.op_type not in MULTIPLIES and not holds and not inside:
+        return None
+    owner = next((owner for owner in reversed(place.owners) if _label(owner) in reasons), None)
+    if owner is not None:
+        return f"it lies in a body of {_label(owner)!r}: {reasons[_label(owner)]}"
+    if inside:
+        return f"it calls a function with {inside} nodes that multiply; Fuse writes functions out unless told not to"
+    what = "" if node.op_type in MULTIPLIES else "holds weights, and "
+    return f"{node.op_type} {what}is no operator that this step has a form for"
 
 
 def _coverage(before: onnx.ModelProto, lowering: Sequence[StepReport], recipe: Recipe) -> Coverage:
@@ -92,19 +140,24 @@ def _coverage(before: onnx.ModelProto, lowering: Sequence[StepReport], recipe: R
     flops = node_flops(before)
     multiplied: Counter[str] = Counter()
     kept: Counter[str] = Counter()
-    weights = {tensor.name: tensor for tensor in before.graph.initializer}
-    uncounted, seen = [], set()
-    for node in before.graph.node:
-        label = _label(node)
-        own = _own_format(node, weights)
+    functions = {(one.domain, one.name) for one in before.functions}
+    uncounted: dict[str, None] = {}
+    assumed: dict[str, None] = {}
+    seen = set()
+    for place in _places(before.graph):
+        label, weights = place.label, place.weights()
+        own = next((_FORMATS.get(one.tensor.data_type, "fp32") for one in weights), "fp32")
         multiplied[arithmetic.get(label, own)] += flops.get(label, 0)
-        if label not in flops and any(one.op_type in MULTIPLIES for one in (node, *_inner_nodes(node))):
-            uncounted.append(label)
-        for tensor in _weights_of(node, weights):
-            if tensor.name not in seen:
-                seen.add(tensor.name)
-                kept[stored.get(label, _FORMATS.get(tensor.data_type, "fp32"))] += _size_bytes(tensor)
-    return Coverage(_shares(multiplied), _shares(kept), tuple(uncounted))
+        if label in flops:
+            assumed.update((_label(owner), None) for owner in place.owners)
+        elif place.node.op_type in MULTIPLIES or (place.node.domain, place.node.op_type) in functions:
+            loop = next((owner for owner in place.owners if owner.op_type in LOOPS), place.node)
+            uncounted[_label(loop)] = None
+        for one in weights:
+            if (one.body, one.tensor.name) not in seen:
+                seen.add((one.body, one.tensor.name))
+                kept[stored.get(label, _FORMATS.get(one.tensor.data_type, "fp32"))] += _size_bytes(one.tensor)
+    return Coverage(_shares(multiplied), _shares(kept), tuple(uncounted), tuple(assumed))
 
 
 def formats_of(variant: Variant) -> dict[str, str]:
@@ -130,35 +183,21 @@ def _formats(lowering: Sequence[StepReport], recipe: Recipe) -> tuple[dict[str, 
     return arithmetic, stored
 
 
-def _own_format(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> str:
-    return next((_FORMATS.get(tensor.data_type, "fp32") for tensor in _weights_of(node, weights)), "fp32")
-
-
-def _weights_of(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> list[onnx.TensorProto]:
-    """The weights that a node reads, in its bodies too, each once."""
-    levels = [level for graph in subgraphs(node) for level in graphs(graph)]
-    there = weights | {tensor.name: tensor for level in levels for tensor in level.initializer}
-    names = dict.fromkeys(name for one in (node, *_inner_nodes(node)) for name in one.input)
-    return [there[name] for name in names if name in there and _is_weight(there[name])]
-
-
-def _inner_nodes(node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    return [one for graph in subgraphs(node) for level in graphs(graph) for one in level.node]
-
-
 def _shares(counted: Counter[str]) -> dict[str, float]:
     total = sum(counted.values())
     return {name: count / total for name, count in counted.most_common() if count} if total else {}
 
 
 def _words(coverage: Coverage) -> tuple[str, ...]:
-    if not coverage.flops or not coverage.weight_bytes:
-        return ()
-    words = f"{_listed(coverage.flops, 'of the multiplications')}; {_listed(coverage.weight_bytes, 'of the weights')}."
+    shares = ((coverage.flops, "of the multiplications"), (coverage.weight_bytes, "of the weights"))
+    told = "; ".join(_listed(formats, what) for formats, what in shares if formats)
+    words = f"{told}." if told else ""
     if coverage.uncounted:
         shown = ", ".join(coverage.uncounted[:5]) + (", ..." if len(coverage.uncounted) > 5 else "")
         words += f" Not counted, because their operations cannot be told from shapes: {shown}."
-    return (words,)
+    if coverage.assumed:
+        words += f" Of {', '.join(coverage.assumed[:5])} the branch that multiplies most is counted."
+    return (words.strip(),) if words else ()
 
 
 def _listed(shares: dict[str, float], what: str) -> str:

@@ -82,6 +82,43 @@ def calibrate_proto(
     return table
 
 
+def calibrate_parts(
+    proto: onnx.ModelProto,
+    parts: Sequence[Samples],
+    provenances: Sequence[Provenance],
+    provenance: Provenance,
+    how: Observation | None = None,
+) -> tuple[CalibrationTable, list[CalibrationTable]] | None:
+    """Observe samples once for a table of each part of them and one of all, which has seen the first part first.
+
+    Args:
+        parts: samples as for `calibrate_proto`, for each part.
+        provenances: of the parts' tables.
+        provenance: of the table of all.
+
+    Returns:
+        The table of all, and those of the parts; None where a batch's values have to be taken in several passes.
+
+    Raises:
+        CalibrationError, Cancelled: as `calibrate_proto`.
+    """
+    names = _chosen(proto, None)
+    whole = CalibrationTable(names, provenance)
+    tables: list[CalibrationTable] = []
+    for inputs, one in zip(parts, provenances, strict=True):
+        table = CalibrationTable(names, one)
+        for batch in batches(proto, names, inputs, how or Observation()):
+            if batch.groups > 1:
+                return None
+            table.update(batch.arrays, batch.samples)
+            _refuse_non_finite(table, batch, set(names))
+            if tables:
+                whole.update(batch.arrays, batch.samples)
+        whole = whole if tables else table.under(provenance)
+        tables.append(table)
+    return whole, tables
+
+
 def channel_maxima(
     proto: onnx.ModelProto,
     tensors: Sequence[str] | Mapping[str, int],

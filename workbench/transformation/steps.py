@@ -26,7 +26,7 @@ from workbench.graph import dynamic, files, fusion, opset, precision, quantizati
 from workbench.graph.cpu_fit import write_origin
 from workbench.graph.dialects import dialect as dialect_named
 from workbench.graph.dialects import of_this_cpu
-from workbench.graph.editing import Context
+from workbench.graph.editing import Context, every_node
 from workbench.graph.linear_layers import activation_channels
 from workbench.graph.pruned import Pruned
 from workbench.machine import disk
@@ -405,7 +405,7 @@ def _applied(proto: onnx.ModelProto, step: Step, context: Context) -> StepReport
 
 def _unmatched(proto: onnx.ModelProto, step: Step, context: Context) -> tuple[str, ...]:
     """Say which patterns of `exclude` name nothing: a misspelt one would otherwise go unseen."""
-    labels = {node.name for node in proto.graph.node} | {*context.modules, *context.modules.values()}
+    labels = {node.name for node in every_node(proto.graph)} | {*context.modules, *context.modules.values()}
     unmatched = [item for item in getattr(step, "exclude", ()) if not any(re.search(item, label) for label in labels)]
     notes = []
     for pattern in unmatched:

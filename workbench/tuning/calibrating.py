@@ -35,6 +35,8 @@ from workbench.transformation.steps import (
     with_strength,
 )
 from workbench.tuning.calibrators import Choice, choose
+from workbench.tuning.halves import observed_in_parts
+from workbench.tuning.held_out import crossed
 from workbench.tuning.smoothing import Strength, choose_strength
 
 
@@ -108,8 +110,17 @@ def calibrate(
     if recipe.uses_samples and not recipe.needs_calibration:
         return found
 
+    halves: list[CalibrationTable] = []
+
     def collect() -> tuple[CalibrationTable, float]:
         started = time.perf_counter()
+        parts = [half for half, _ in crossed(split)] if recipe.needs_choice else []
+        both = (
+            observed_in_parts(model, split, parts, recipe, found, data_name=data_name, handle=handle) if parts else None
+        )
+        if both is not None:
+            halves.extend(both[1])  # the choice begins with them, so that no sample is run twice for its statistics
+            return both[0], time.perf_counter() - started
         table = observed(model, split, recipe, found, data_name=data_name, handle=handle)
         return table, time.perf_counter() - started
 
@@ -119,7 +130,7 @@ def calibrate(
         return found
 
     def chosen() -> Choice:
-        return choose(model, split, recipe, known=found, handle=handle)
+        return choose(model, split, recipe, known=found, tables=halves, handle=handle)
 
     parts = (model.sha256, codec.to_plain(recipe.steps), dialect, split.sha256)
     choice = chosen() if store is None else store.remember(Choice, parts, chosen)

@@ -256,7 +256,7 @@ def test_quantized_weights_are_not_folded_back() -> None:
     assert operators(model) == ["DequantizeLinear", "MatMul"]
 
 
-def test_what_a_subgraph_reads_keeps_its_name() -> None:
+def test_what_a_subgraph_reads_is_what_it_was() -> None:
     text = """(bool c, float[4] x) => (float[4] y) {
         a = Identity (x)
         b = Constant <value_float: float = 2.0> ()
@@ -267,6 +267,7 @@ def test_what_a_subgraph_reads_keeps_its_name() -> None:
     }"""
     model = net(text)
     fuse(model)
+    assert operators(model) == ["If"]
     got = run(model, {"c": np.array(True), "x": values((4,))})["y"]
     np.testing.assert_array_equal(got, values((4,)) + np.float32(2.0))
 

@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+from bodies_nets import CASES, bodied
 from small_nets import copied, net, relative_error, run, shipped, values
 
 from workbench.errors import TransformError
 from workbench.graph import opset
+from workbench.graph.editing import graphs
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe, named
 
 CONV = """(float[N,8,9,9] x) => (float[N,C] y) {
@@ -83,21 +85,51 @@ def test_an_operator_that_did_not_exist_then_is_refused_with_what_to_do() -> Non
         opset.lower_to(model, 17)
 
 
-def test_a_subgraph_whose_operators_changed_is_refused_and_one_that_did_not_is_converted() -> None:
-    text = """(bool c, float[2,4] x) => (float[2,1] y) {
-        y = If (c) <
-            then_branch = one () => (float[2,1] t) { t = ReduceMean <axes: ints = [1]> (x) },
-            else_branch = other () => (float[2,1] e) { e = ReduceMean <axes: ints = [1]> (x) }
-        >
-    }"""
-    with pytest.raises(TransformError, match="ReduceMean inside a subgraph"):
-        opset.raise_to(net(text), 18)
-    same = net(
-        text.replace("ReduceMean <axes: ints = [1]> (x)", "Gather <axis: int = 1> (x, first)"), first=np.array([0])
+MEANS = """(bool c, float[2,4] x) => (float[2,1] y) {
+    y = If (c) <
+        then_branch = one () => (float[2,1] t) { t = ReduceMean <axes: ints = [1]> (x) },
+        else_branch = other () => (float[2,1] e) { h = ReduceMean <axes: ints = [1]> (x) e = Neg (h) }
+    >
+}"""
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bodies_are_converted_with_the_graph(case: str) -> None:
+    text, feeds = CASES[case]
+    model = bodied(text, 13)
+    opset.raise_to(model, 21)
+    onnx.checker.check_model(model, full_check=True)
+    want = run(bodied(text, 13), feeds)
+    for name, found in run(model, feeds).items():
+        np.testing.assert_array_equal(found, want[name])
+
+
+@pytest.mark.parametrize("yes", [True, False])
+def test_an_operator_in_a_body_gets_the_form_of_the_new_opset(yes: bool) -> None:
+    feeds = {"c": np.array(yes), "x": values((2, 4))}
+    model = net(MEANS)
+    opset.raise_to(model, 18)
+    axes = [
+        len(node.input)
+        for graph in list(graphs(model.graph))[1:]
+        for node in graph.node
+        if node.op_type == "ReduceMean"
+    ]
+    assert axes == [2, 2]
+    written = [name for graph in graphs(model.graph) for node in graph.node for name in node.output]
+    written += [tensor.name for graph in graphs(model.graph) for tensor in graph.initializer]
+    assert len(written) == len(set(written)), "no name inside hides one outside"
+    np.testing.assert_array_equal(run(model, feeds)["y"], run(net(MEANS), feeds)["y"])
+
+
+def test_a_body_that_cannot_be_opened_is_refused_where_its_operators_changed() -> None:
+    model = net(
+        MEANS.replace("(x) }", "(h0) }")
+        .replace("(x) e", "(h0) e")
+        .replace("y = If", "h0 = com.microsoft.Gelu (x) y = If")
     )
-    opset.raise_to(same, 18)
-    got = run(same, {"c": np.array(True), "x": values((2, 4))})["y"]
-    np.testing.assert_array_equal(got, values((2, 4))[:, :1])
+    with pytest.raises(TransformError, match="ReduceMean inside a subgraph"):
+        opset.raise_to(model, 18)
 
 
 def test_a_converter_that_loses_an_output_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

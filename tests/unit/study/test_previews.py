@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 import pytest
 from attention_nets import attention
+from bodies_nets import BRANCHES, LOOP, WEIGHTS
+from small_nets import net
 
 import workbench as wb
 from workbench import zoo
@@ -75,6 +77,21 @@ def test_kernels_compute_what_the_steps_report(
     agrees(found)
     assert found.computed == computed
     assert found.fused_attentions == fused
+
+
+@pytest.mark.parametrize(("recipe", "operands"), [("fp32", "fp32 x fp32"), ("fp16", "fp16 x fp16")])
+@pytest.mark.parametrize("text", [BRANCHES, LOOP], ids=["if", "loop"])
+def test_products_in_bodies_are_built_in_the_type_that_is_reported(
+    tmp_path: Path, store: Store, text: str, recipe: str, operands: str
+) -> None:
+    # Scalar inputs cannot be fed sample by sample: the branch follows from the samples, the number of turns is fixed.
+    text = text.replace(", bool c)", ")").replace(", int64 turns, bool go)", ")")
+    if "If (c)" in text:
+        text = text.replace("{", "{ total = ReduceSum <keepdims = 0> (x)  c = Greater (total, zero) ", 1)
+    constants = {"zero": np.array(0, np.float32), "turns": np.array(5), "go": np.array(True)}
+    onnx.save(net(text, **WEIGHTS, **constants), str(tmp_path / "bodied.onnx"))
+    found = wb.preview(wb.load(tmp_path / "bodied.onnx"), recipe, store=store)
+    assert found.computed == {operands: 4 if "If (c)" in text else 2}
 
 
 @pytest.mark.rtx_all

@@ -8,13 +8,20 @@ import pytest
 from quantization_nets import IMAGES, ORIGIN, attention, bottleneck, table_of
 from small_nets import net, run, values
 
+from workbench.calibration.table import Provenance
 from workbench.errors import CalibrationError, Cancelled
 from workbench.graph import files
 from workbench.graph.linear_layers import activation_channels
 from workbench.machine.handle import Handle
 from workbench.records import Progress
 from workbench.transformation.intermediate_outputs import batches
-from workbench.transformation.observing import Observation, calibrate_proto, channel_maxima, range_alarm
+from workbench.transformation.observing import (
+    Observation,
+    calibrate_parts,
+    calibrate_proto,
+    channel_maxima,
+    range_alarm,
+)
 
 # ONNX Runtime picks kernels by the batch, so that the last bits of a sum may differ.
 ROUNDING = 1e-5
@@ -54,6 +61,28 @@ def test_the_table_does_not_depend_on_the_batch_but_for_rounding(batch: int) -> 
         assert other[name].abs_max == pytest.approx(one[name].abs_max, rel=ROUNDING)
         moved = np.abs(other[name].counts - one[name].counts).sum()
         assert moved <= 1e-3 * one[name].elements, "only values next to a bin edge may move"
+
+
+def test_one_pass_gives_a_table_of_each_half_and_one_of_all() -> None:
+    halves = [{"x": IMAGES["x"][start::2]} for start in (0, 1)]
+    origins = [Provenance("half", str(number), "") for number in range(2)]
+    how = Observation(batch=8, threads=1)
+    found = calibrate_parts(bottleneck(), halves, origins, ORIGIN, how)
+    assert found is not None
+    whole, parts = found
+    assert parts == [calibrate_proto(bottleneck(), *pair, how) for pair in zip(halves, origins, strict=True)]
+    assert whole.samples == 64 and whole.provenance == ORIGIN
+    want = calibrate_proto(bottleneck(), IMAGES, ORIGIN, how)
+    for name in want:
+        assert (whole[name].elements, whole[name].zeros) == (want[name].elements, want[name].zeros)
+        assert whole[name].abs_max == pytest.approx(want[name].abs_max, rel=ROUNDING)
+        assert np.abs(whole[name].counts - want[name].counts).sum() <= 1e-3 * want[name].elements
+    assert whole.convergence()[0].samples == want.convergence()[0].samples, "the record goes on from half to half"
+
+
+def test_halves_of_what_has_to_be_taken_in_passes_are_not_taken_in_one() -> None:
+    how = Observation(batch=32, threads=1, largest_held_bytes=400_000)
+    assert calibrate_parts(bottleneck(), [IMAGES, IMAGES], [ORIGIN, ORIGIN], ORIGIN, how) is None
 
 
 def test_tensors_in_groups_give_the_same_table() -> None:

@@ -19,6 +19,7 @@ from workbench.errors import CalibrationError, Cancelled, RecipeError
 from workbench.machine.handle import Handle
 from workbench.recipes import NAMED, Fuse, Quantize, Recipe
 from workbench.transformation import notes as calibration_notes
+from workbench.transformation import observing
 from workbench.transformation.observing import RangeAlarm
 from workbench.tuning.calibrators import choose, compare_calibrators
 from workbench.tuning.held_out import crossed
@@ -139,6 +140,37 @@ def test_one_sample_far_out_does_not_choose_for_all_others(tmp_path: Path) -> No
 def test_the_same_samples_give_the_same_choice(model, data, choice) -> None:
     again = choose(model, data.bound_to(model).calibration, AUTO)
     assert (again.calibrators, again.auto_db) == (choice.calibrators, choice.auto_db)
+
+
+def test_statistics_of_the_halves_come_from_the_pass_over_all(model, data, choice, monkeypatch) -> None:
+    seen: list[int] = []
+    held = observing.batches
+
+    def counting(*arguments):
+        for batch in held(*arguments):
+            seen.append(batch.samples)
+            yield batch
+
+    monkeypatch.setattr(observing, "batches", counting)
+    found = wb.calibrate(model, data, "int8-auto")
+    assert sum(seen) == 200, "each of the calibration samples is run once"
+    assert found.calibrators == choice.calibrators
+    one = wb.calibrate(model, data, "int8-max")
+    assert found.table is not None and one.table is not None and found.table.provenance == one.table.provenance
+    assert {name: found.table[name].elements for name in found.table} == {
+        name: one.table[name].elements for name in one.table
+    }
+    # Kernels are picked by the batch, so that the last bits may differ.
+    assert all(found.table[name].abs_max == pytest.approx(one.table[name].abs_max, rel=1e-5) for name in one.table)
+
+
+def test_a_graph_of_a_fixed_batch_takes_its_samples_in_two_passes(tmp_path: Path, data) -> None:
+    proto = onnx.load(str(outlier_net(tmp_path)))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 8
+    onnx.save(proto, str(tmp_path / "fixed.onnx"))
+    found = wb.calibrate(wb.load(tmp_path / "fixed.onnx"), data, "int8-auto")
+    assert found.table is not None and found.table.samples == 200 and found.calibrators
 
 
 def test_thresholds_are_judged_on_samples_they_were_not_found_on() -> None:
