@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 # Of each half of them: language models' logits fill it with a few texts.
 _JUDGED_BYTES = 16 << 20
 # Lowered graphs that `choose` may judge: most of its cost, which should stay below four times that of one calibrator. Six are
-# the single calibrators. `digits_vit`, 259 samples, processor time of `calibrate` and `transform` on one core of a busy AMD
-# EPYC: 2.6 times `int8-kl` and 2.8 times `int8-max` (3.6 times while the halves were observed apart from the whole).
+# the single calibrators. `digits_vit`, 259 samples, processor time of `calibrate` and `transform`, one core of an AMD EPYC, in
+# turns: 2.8 to 3.6 times `int8-kl` (4.0 to 5.3 while the halves were observed apart); on a clock up to 4.7 times.
 MOST_TRIALS = 8
 # With fewer judged samples than this the choice may turn on a handful, and says so.
 _MANY = 64
