@@ -25,6 +25,7 @@ check: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file benchmarks/mypy.ini benchmarks
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 # Two at once: most tests wait for a process that starts; those that measure take turns.

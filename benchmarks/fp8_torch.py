@@ -86,7 +86,7 @@ class Block(nn.Module):
         super().__init__()
         import transformers
 
-        config = transformers.LlamaConfig(
+        config = transformers.LlamaConfig(  # type: ignore[call-arg]
             **LLAMA[size], num_hidden_layers=2, vocab_size=32, max_position_embeddings=2048, attn_implementation="sdpa"
         )
         self.model = transformers.LlamaModel(config)

@@ -101,7 +101,7 @@ def module(name: str, size: str) -> tuple[Any, Any, Any]:
         network.load_state_dict(load_file(zoo.data_file(f"models/{name}.safetensors")))
         return network.eval(), {"image": torch.zeros(2, 1, 32, 32)}, True
     if name == "llama":
-        config = transformers.LlamaConfig(**LLAMA[size], max_position_embeddings=2048, attn_implementation="eager")
+        config = transformers.LlamaConfig(**LLAMA[size], max_position_embeddings=2048, attn_implementation="eager")  # type: ignore[call-arg]
         inputs, free = wrapping.example(config)
         return wrapping.with_cache(transformers.LlamaForCausalLM(config).eval()), inputs, free
 
@@ -123,7 +123,7 @@ def module(name: str, size: str) -> tuple[Any, Any, Any]:
     case = Case(name, name, size)
     example = {key: torch.from_numpy(array) for key, array in case.batch(2, 0).items()}
     if name == "bert":
-        config = transformers.BertConfig(**BERT[size], attn_implementation="eager")
+        config = transformers.BertConfig(**BERT[size], attn_implementation="eager")  # type: ignore[call-arg]
         return Bert(transformers.BertModel(config, add_pooling_layer=False), "").eval(), example, True
     config = transformers.ResNetConfig(**RESNET[size])
     return Classifier(transformers.ResNetForImageClassification(config), "").eval(), example, True

@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,8 @@ def measured(name: str, recipe: str, backend: str, launches: int, folder: Path) 
     data = wb.datasets.digits().bound_to(model)
     variant = wb.transform(model, recipe, dialect=engines.backend(backend).dialect(backend), store=store)
     image = model.inputs[0]
-    built, found = {}, {}
+    built: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for title, ranges in RANGES.items():
         shapes = [[(batch, *image.shape[1:]) for batch in sizes] for sizes in ranges]
         profiles = tuple({image.name: ShapeProfile(*sizes)} for sizes in shapes)

@@ -95,7 +95,7 @@ class Used:
     def pick(self, choices: Any) -> Any:
         return choices[self.random.integers(len(choices))]
 
-    def all(self, kind: type, *words: str) -> list[Any]:
+    def all(self, kind: Any, *words: str) -> list[Any]:
         found = [part for part in _parts(self.app.widget) if isinstance(part, kind)]
         return [part for part in found if not words or (part.label if kind is Table else part.description) in words]
 
