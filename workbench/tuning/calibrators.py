@@ -46,9 +46,8 @@ if TYPE_CHECKING:
 
 # Of each half of them: language models' logits fill it with a few texts.
 _JUDGED_BYTES = 16 << 20
-# Lowered graphs that `choose` may judge: most of its cost, which should stay below four times that of one calibrator. Six are
-# the single calibrators. `digits_vit`, 259 samples, processor time of `calibrate` and `transform`, one core of an AMD EPYC, in
-# turns: 2.8 to 3.6 times `int8-kl` (4.0 to 5.3 while the halves were observed apart); on a clock up to 4.7 times.
+# Lowered graphs that `choose` may judge: most of its cost, which should stay below four times that of one calibrator
+# (`benchmarks/calibration.py`). Six are the single calibrators.
 MOST_TRIALS = 7
 # With fewer judged samples than this the choice may turn on a handful, and says so.
 _MANY = 64
