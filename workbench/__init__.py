@@ -38,7 +38,7 @@ _HOMES = {
     "layer_times": "workbench.tuning.layers",
     "ceiling": "workbench.tuning.ceilings",
     "ceilings": "workbench.tuning.machine_ceilings",
-    "compare_calibrators": "workbench.tuning.calibrators",
+    "compare_calibrators": "workbench.tuning.calibrator_comparison",
     "confirm": "workbench.study.confirming",
     "combinations": "workbench.study.sweep",
     "sweep": "workbench.study.sweeping",
@@ -109,7 +109,7 @@ if TYPE_CHECKING:
     from workbench.study.why import explain
     from workbench.transformation.steps import transform
     from workbench.tuning.calibrating import calibrate
-    from workbench.tuning.calibrators import compare_calibrators
+    from workbench.tuning.calibrator_comparison import compare_calibrators
     from workbench.tuning.ceilings import ceiling
     from workbench.tuning.layers import layer_times
     from workbench.tuning.machine_ceilings import ceilings

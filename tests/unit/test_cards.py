@@ -16,7 +16,7 @@ from workbench.judging.comparison import Comparison
 from workbench.records import Accuracy, LayerProfile, LayerTime, TensorSpec, cards
 from workbench.study.search import Bound, Found, Tried
 from workbench.transformation.steps import Calibrated
-from workbench.tuning.calibrators import CalibratorComparison, CalibratorRow
+from workbench.tuning.calibrator_comparison import CalibratorComparison, CalibratorRow
 from workbench.tuning.sensitivity import LayerCosts
 
 HOSTILE = "<script>alert('x')</script> & \"q\""

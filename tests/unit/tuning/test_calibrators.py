@@ -21,7 +21,8 @@ from workbench.recipes import NAMED, Fuse, Quantize, Recipe
 from workbench.transformation import notes as calibration_notes
 from workbench.transformation import observing
 from workbench.transformation.observing import RangeAlarm
-from workbench.tuning.calibrators import choose, compare_calibrators
+from workbench.tuning.calibrator_comparison import compare_calibrators
+from workbench.tuning.calibrators import choose
 from workbench.tuning.held_out import crossed
 
 AUTO = NAMED["int8-auto"]
