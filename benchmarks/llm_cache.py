@@ -10,7 +10,9 @@ import json
 import sys
 from pathlib import Path
 
+import llm_cpu
 import pandas as pd
+from llm_cpu import ANSWER_TOKENS, PROMPT_TOKENS, PROMPTS
 
 import workbench as wb
 from workbench import codec, llm
@@ -24,7 +26,6 @@ CACHES = {
     "weights int8": (None, "int8-weights"),
     "cache int8, weights int8": ("int8", "int8-weights"),
 }
-PROMPTS, PROMPT_TOKENS, ANSWER_TOKENS = 32, 32, 64
 
 
 def main(file: Path) -> None:
@@ -41,18 +42,7 @@ def main(file: Path) -> None:
             model, engines, parent, windows, prompts=prompts, new_tokens=ANSWER_TOKENS, slots=64, threads=1
         )
         kept.append({"name": name, "token_bytes": model.cache.token_bytes, **codec.to_plain(found)})
-        rows.append(
-            {
-                "Variant": name,
-                "Bytes a token": model.cache.token_bytes,
-                "Perplexity": f"{found.perplexity.value:.3f} [{found.perplexity.low:.2f}, {found.perplexity.high:.2f}]",
-                "Ratio": round(found.perplexity_ratio, 5),
-                "Change": found.perplexity_change.words,
-                "Agreement (%)": round(100 * found.next_token_agreement.value, 2),
-                "KL (nats)": round(found.kl_divergence.value, 6),
-                f"Match (of {ANSWER_TOKENS})": round(found.match_length.value, 1),
-            }
-        )
+        rows.append({"Variant": name, "Bytes a token": model.cache.token_bytes, **llm_cpu.told(found)})
     described = device.describe()
     print(described["cpu"], ", ".join(described["cpu_flags"]) or "no flags that matter here")
     print(pd.DataFrame(rows).to_string(index=False))

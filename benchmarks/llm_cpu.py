@@ -62,19 +62,21 @@ def fidelity(
     for engine in engines.values():
         found = llm.quality(language, engine, engines["fp32"], data, prompts=prompts, new_tokens=ANSWER_TOKENS, batch=8)
         kept.append(codec.to_plain(found))
-        rows.append(
-            {
-                "Variant": found.variant,
-                "Perplexity": f"{found.perplexity.value:.3f} [{found.perplexity.low:.2f}, {found.perplexity.high:.2f}]",
-                "Ratio": round(found.perplexity_ratio, 5),
-                "Change": found.perplexity_change.words,
-                "Agreement (%)": round(100 * found.next_token_agreement.value, 2),
-                "KL (nats)": round(found.kl_divergence.value, 6),
-                f"Match (of {ANSWER_TOKENS})": round(found.match_length.value, 1),
-            }
-        )
+        rows.append({"Variant": found.variant, **told(found)})
     (folder / "quality.json").write_text(json.dumps({"device": device.describe(), "quality": kept}))
     return pd.DataFrame(rows)
+
+
+def told(found: llm.Quality) -> dict:
+    """Return the columns of a table of quality."""
+    return {
+        "Perplexity": f"{found.perplexity.value:.3f} [{found.perplexity.low:.2f}, {found.perplexity.high:.2f}]",
+        "Ratio": round(found.perplexity_ratio, 5),
+        "Change": found.perplexity_change.words,
+        "Agreement (%)": round(100 * found.next_token_agreement.value, 2),
+        "KL (nats)": round(found.kl_divergence.value, 6),
+        f"Match (of {found.match_tokens})": round(found.match_length.value, 1),
+    }
 
 
 def speed(language: llm.LanguageModel, engines: dict, folder: Path):

@@ -87,6 +87,11 @@ class Split:
         for start in range(0, len(self), size):
             yield {name: array[start : start + size] for name, array in self.inputs.items()}
 
+    def cycled(self, count: int) -> dict[str, Array]:
+        """Return input name -> array of the first `count` samples, beginning again where there are too few."""
+        rows = np.arange(count) % len(self)
+        return {name: np.ascontiguousarray(array[rows]) for name, array in self.inputs.items()}
+
     def take(self, indices: Sequence[int] | Array) -> Split:
         """Return the samples at these positions, in this order.
 

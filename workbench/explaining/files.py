@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench import datasets, engines
-from workbench.datasets.split import Array
 from workbench.engines import jobs
 from workbench.engines.feeding import fixed_batch
 from workbench.explaining.explanation import Explanation, explanation
@@ -53,15 +52,12 @@ def explain_files(
     sides = (make.side(before, "before"), make.side(after, "after"))
     model = load(before, store=store)
     data = (datasets.random(model) if inputs is None else datasets.arrays(inputs)).bound_to(model)
-    split: Mapping[str, Array] = data.evaluation.inputs
-    count = len(data.evaluation)
-    rows = np.arange(fixed_batch(model.inputs) or batch) % count
     subject = Subject(
         backend,
         *sides,
-        {name: np.ascontiguousarray(array[rows]) for name, array in split.items()},
+        data.evaluation.cycled(fixed_batch(model.inputs) or batch),
         model.modules,
-        samples={name: np.asarray(array) for name, array in split.items()},
+        samples={name: np.asarray(array) for name, array in data.evaluation.inputs.items()},
     )
     limits = ceilings(backend, threads=options.threads, store=store, handle=handle)
     return explanation(Path(after).stem, gather(subject, limits, handle=handle))

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import onnx
 
-from workbench.graph.editing import Graph, subgraphs
+from workbench.graph.editing import Graph, captured, subgraphs
 from workbench.graph.tensor_types import TensorTypes, tensor_types
 from workbench.records import Skipped
 
@@ -70,19 +70,6 @@ def in_a_loop(graph: Graph) -> bool:
         return False
     outer, node = graph.owner
     return node.op_type in LOOPS or in_a_loop(outer)
-
-
-def captured(body: onnx.GraphProto) -> list[str]:
-    """Return what a body reads from outside, in the order of its nodes, each once."""
-    found: dict[str, None] = {}
-    for node in body.node:
-        found.update(dict.fromkeys(name for name in node.input if name))
-        for inner in subgraphs(node):
-            found.update(dict.fromkeys(captured(inner)))
-    found.update(dict.fromkeys(value.name for value in body.output))
-    own = {item.name for items in (body.input, body.initializer) for item in items}
-    own.update(name for node in body.node for name in node.output)
-    return [name for name in found if name not in own]
 
 
 def _as_model(graph: Graph, body: onnx.GraphProto, types: TensorTypes) -> onnx.ModelProto | str:

@@ -64,18 +64,18 @@ class Dialect:
     @property
     def weights(self) -> str:
         """How INT8 weights are written and why, in a sentence; empty where they are plain 8-bit ones."""
-        if self.forced:
-            return (
-                f"INT8 weights have 7 bits (codes from -{self.largest_weight} to {self.largest_weight}), as the recipe asks."
-                if self.narrow
-                else "INT8 weights have 8 bits, as the recipe asks, where kernels of the CPU that this file is for saturate."
-            )
         if not self.narrow:
-            return ""
-        return (
-            f"INT8 weights have 7 bits (codes from -{self.largest_weight} to {self.largest_weight}), because this file is "
-            f"for {self.engine}: kernels there add pairs of products in 16 bits, and full 8-bit weights saturate."
+            kept = (
+                "INT8 weights have 8 bits, as the recipe asks, where kernels of the CPU that this file is for saturate."
+            )
+            return kept if self.forced else ""
+        why = (
+            "as the recipe asks."
+            if self.forced
+            else f"because this file is for {self.engine}: kernels there add pairs of products in 16 bits, and full 8-bit "
+            f"weights saturate."
         )
+        return f"INT8 weights have 7 bits (codes from -{self.largest_weight} to {self.largest_weight}), {why}"
 
 
 _ORT_CPU = Dialect("ort-cpu", "ONNX Runtime on a CPU", False, True, True, True, True, "ort-cpu")

@@ -330,6 +330,19 @@ def subgraphs(node: onnx.NodeProto) -> list[onnx.GraphProto]:
     return single + [graph for attribute in node.attribute for graph in attribute.graphs]
 
 
+def captured(body: onnx.GraphProto) -> list[str]:
+    """Return what a body reads from outside, in the order of its nodes, each once."""
+    found: dict[str, None] = {}
+    for node in body.node:
+        found.update(dict.fromkeys(name for name in node.input if name))
+        for inner in subgraphs(node):
+            found.update(dict.fromkeys(captured(inner)))
+    found.update(dict.fromkeys(value.name for value in body.output))
+    own = {item.name for items in (body.input, body.initializer) for item in items}
+    own.update(name for node in body.node for name in node.output)
+    return [name for name in found if name not in own]
+
+
 def _names_in(graph: onnx.GraphProto) -> set[str]:
     """Names of all tensors and nodes of a graph and of those inside its nodes."""
     found: set[str] = set()
@@ -340,12 +353,8 @@ def _names_in(graph: onnx.GraphProto) -> set[str]:
 
 
 def _captured(nodes: Iterable[onnx.NodeProto]) -> set[str]:
-    """Names that subgraphs may read from outside (their own inner names are among them, which does no harm)."""
-    found: set[str] = set()
-    for graph in [graph for node in nodes for graph in subgraphs(node)]:
-        found |= {name for inner in graph.node for name in inner.input if name} | _captured(graph.node)
-        found |= {value.name for value in graph.output}
-    return found
+    """Return what the bodies of nodes read from outside."""
+    return {name for node in nodes for body in subgraphs(node) for name in captured(body)}
 
 
 def _constant(node: onnx.NodeProto) -> np.ndarray | None:

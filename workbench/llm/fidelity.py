@@ -116,21 +116,40 @@ def quality(
         same = engine == parent
         theirs = ours if same else jobs.infer(parent, feeds, batch, threads=threads, handle=handle)[LOGITS]
         parts.append(compare_logits(ours, theirs, evaluation.labels[rows]))
-    loss, parent_loss, agreement, divergence = np.concatenate(parts, axis=1)
     if handle.cancelled():
         raise Cancelled("Stopped as asked before greedy answers were compared.")
     match = _match_lengths(language, (engine, parent), prompts, new_tokens, threads) if prompts else ()
+    return quality_of(engine, parent, data.name, parts, match, new_tokens if prompts else 0)
+
+
+def quality_of(
+    engine: Engine,
+    parent: Engine,
+    data_name: str,
+    parts: Sequence[np.ndarray],
+    match: tuple[int, ...],
+    match_tokens: int,
+) -> Quality:
+    """Return the record of what `compare_logits` gave for each part of the windows, and of the greedy answers.
+
+    Args:
+        match: see `match_length`, of each prompt.
+        match_tokens: tokens that each answer could match in; 0 where there were none.
+    """
+    loss, parent_loss, agreement, divergence = (
+        tuple(float(value) for value in values) for values in np.concatenate(parts, axis=1)
+    )
     return Quality(
         variant=engine.variant,
         parent=parent.variant,
         backend=engine.backend,
-        data_name=data.name,
-        loss=floats(loss),
-        parent_loss=floats(parent_loss),
-        agreement=floats(agreement),
-        divergence=floats(divergence),
+        data_name=data_name,
+        loss=loss,
+        parent_loss=parent_loss,
+        agreement=agreement,
+        divergence=divergence,
         match=match,
-        match_tokens=new_tokens if prompts else 0,
+        match_tokens=match_tokens,
     )
 
 
@@ -192,8 +211,3 @@ def _match_lengths(
                 [generate(language, decoder, [prompt], new_tokens=new_tokens, stop=()).tokens[0] for prompt in prompts]
             )
     return tuple(match_length(*both) for both in zip(*answers, strict=True))
-
-
-def floats(values: np.ndarray) -> tuple[float, ...]:
-    """Return values as a record keeps them."""
-    return tuple(float(value) for value in values)

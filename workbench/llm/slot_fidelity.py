@@ -14,7 +14,7 @@ from workbench.datasets import Dataset
 from workbench.engines.slot_decoding import SlotDecoder, check_engines, open_slots
 from workbench.errors import DataError
 from workbench.llm import feeding
-from workbench.llm.fidelity import Quality, compare_logits, floats, match_length
+from workbench.llm.fidelity import Quality, compare_logits, match_length, quality_of
 from workbench.llm.generation import generate
 from workbench.llm.loading import LanguageModel
 from workbench.records import Engine
@@ -64,20 +64,8 @@ def slots_quality(
         match = tuple(
             match_length(*(_answer(language, decoder, prompt, new_tokens) for decoder in both)) for prompt in prompts
         )
-    loss, parent_loss, agreement, divergence = np.concatenate(parts, axis=1)
     names = [check_engines(built)[1][0] for built in (engines, parent)]
-    return Quality(
-        variant=names[0].variant,
-        parent=names[1].variant,
-        backend=names[0].backend,
-        data_name=windows.name,
-        loss=floats(loss),
-        parent_loss=floats(parent_loss),
-        agreement=floats(agreement),
-        divergence=floats(divergence),
-        match=match,
-        match_tokens=new_tokens if prompts else 0,
-    )
+    return quality_of(names[0], names[1], windows.name, parts, match, new_tokens if prompts else 0)
 
 
 def read_through(decoder: SlotDecoder, tokens: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.measuring import latency
 from workbench.records import Engine, Measurement, Protocol, Round, StudyRecord, VariantResult, formats
-from workbench.study.request import first_samples, with_profiles
+from workbench.study.request import with_profiles
 from workbench.study.stages import Stages
 
 CHANGES = ("batch", "cuda_graph")
@@ -68,7 +68,7 @@ def _trial(
 ) -> Trial:
     if result.engine is None:
         raise EngineError(f"{result.recipe.name!r} was not built.")
-    before = _Side(result.engine, first_samples(dataset, record.protocol.batch), record.protocol)
+    before = _Side(result.engine, dataset.evaluation.cycled(record.protocol.batch), record.protocol)
     after = _changed(record, result, before, advice, dataset, store, handle)
     ours, theirs = _measured(before, after, handle)
     refused = {why for taken in theirs.rounds if (why := taken.conditions.get(_REFUSED))}
@@ -115,7 +115,7 @@ def _changed(
     fixed = [spec.name for spec in record.model.inputs if spec.shape and spec.shape[0] is not None]
     if fixed:
         raise DataError(f"The model takes batches of {before.protocol.batch} only (input {fixed[0]!r}).")
-    feeds = first_samples(dataset, protocol.batch)
+    feeds = dataset.evaluation.cycled(protocol.batch)
     feeding.check_limits(record.model.inputs, {name: array.shape for name, array in feeds.items()})
     free = replace(record.options, profiles=())
     ours = with_profiles(free, record.backend, dataset, record.protocol) == record.options

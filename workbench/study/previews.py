@@ -112,8 +112,8 @@ class Preview:
         """What there is to know, in a sentence or two."""
         counted = ", ".join(f"{count} in {types}" for types, count in self.computed.items()) or "none"
         other = sum(layer.kind not in kernels.COMPUTING for layer in self.layers)
-        shares = ", ".join(f"{share:.0%} in {types}" for types, share in self.coverage.items())
-        if len(self.coverage) > 1:
+        if len(coverage := self.coverage) > 1:
+            shares = ", ".join(f"{share:.0%} in {types}" for types, share in coverage.items())
             counted += f" ({shares} by operations)"
         attention = f"; {self.fused_attentions} of {len(self.attentions)} attentions fused" if self.attentions else ""
         doubts = "".join(

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from workbench import codec, datasets, engines
 from workbench.datasets import Dataset
 from workbench.engines import feeding
@@ -104,12 +102,6 @@ def summary_of(dataset: Dataset) -> dict[str, Any]:
         "calibration_samples": 0 if dataset.calibration is None else len(dataset.calibration),
         "metric": None if dataset.metric is None else dataset.metric.name,
     }
-
-
-def first_samples(dataset: Dataset, batch: int) -> dict[str, np.ndarray]:
-    """Return what latency is measured with: the first samples of a dataset, again and again where they are too few."""
-    rows = np.arange(batch) % len(dataset.evaluation)
-    return {name: np.ascontiguousarray(array[rows]) for name, array in dataset.evaluation.inputs.items()}
 
 
 def with_profiles(options: BuildOptions, backend: str, dataset: Dataset, protocol: Protocol) -> BuildOptions:

@@ -38,7 +38,7 @@ from workbench.records import (
 )
 from workbench.study import progress as bars
 from workbench.study.effort import Effort
-from workbench.study.request import Request, first_samples, requested, summary_of
+from workbench.study.request import Request, requested, summary_of
 from workbench.study.rounds import Rounds, selected
 from workbench.study.stages import Stages, identity_of
 from workbench.study.study import Study
@@ -205,7 +205,7 @@ class _Run:
         A variant that lacks rounds (new, or cut off by an interruption) is measured together with the baseline in new
         turns, so that ratios always pair neighbours in time.
         """
-        self.feeds = first_samples(self.request.dataset, self.request.protocol.batch)
+        self.feeds = self.request.dataset.evaluation.cycled(self.request.protocol.batch)
         self._take_over_rounds()
         self.effort.rounds(self._rounds_left())
         seed = self.request.protocol.seed

@@ -14,7 +14,6 @@ from workbench.judging.statistics import accuracy_change, ratio, summary
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
 from workbench.records import Accuracy, Engine, StudyRecord, VariantResult
-from workbench.study.request import first_samples
 from workbench.transformation.steps import BEFORE_QUANTIZATION, observed_graph
 from workbench.tuning.calibrating import calibrate
 
@@ -78,7 +77,7 @@ def subject_of(
         dataset: the study's own, bound to the model; None takes random inputs for times, and looks at no noise.
     """
     used = datasets.random(record.model).bound_to(record.model) if dataset is None else dataset
-    evaluation, feeds = used.evaluation, first_samples(used, record.protocol.batch)
+    evaluation, feeds = used.evaluation, used.evaluation.cycled(record.protocol.batch)
     flipped = _flipped(result.accuracy)
     changed = any(result.recipe.step(kind) is not None for kind in BEFORE_QUANTIZATION)
     return Subject(

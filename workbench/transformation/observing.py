@@ -103,7 +103,7 @@ def calibrate_parts(
         CalibrationError, Cancelled: as `calibrate_proto`.
     """
     names = _chosen(proto, None)
-    whole = CalibrationTable(names, provenance)
+    whole: CalibrationTable | None = None
     tables: list[CalibrationTable] = []
     for inputs, one in zip(parts, provenances, strict=True):
         table = CalibrationTable(names, one)
@@ -112,11 +112,11 @@ def calibrate_parts(
                 return None
             table.update(batch.arrays, batch.samples)
             _refuse_non_finite(table, batch, set(names))
-            if tables:
+            if whole is not None:
                 whole.update(batch.arrays, batch.samples)
-        whole = whole if tables else table.under(provenance)
+        whole = table.under(provenance) if whole is None else whole
         tables.append(table)
-    return whole, tables
+    return None if whole is None else (whole, tables)
 
 
 def channel_maxima(
