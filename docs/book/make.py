@@ -85,7 +85,10 @@ def gather(source: Path) -> None:
         path = ROOT / f"{page}.ipynb" if page in TUTORIALS else ROOT / f"{page}.md"
         (source / page).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, source / path.relative_to(ROOT))
-    shutil.copytree(ROOT / "data" / "studies", source / "data" / "studies")  # a notebook opens them
+    # What notebooks open; `*.md` of them would be pages, and stand above where they are any.
+    for folder in ("data/studies", "benchmarks/results"):
+        pages = shutil.ignore_patterns("*.md")
+        shutil.copytree(ROOT / folder, source / folder, ignore=pages, dirs_exist_ok=True)
     (source / "reference").mkdir()
     for name, text in reference().items():
         (source / "reference" / f"{name}.md").write_text(text, encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -37,6 +38,19 @@ def test_every_document_and_notebook_is_in_the_book(make: ModuleType) -> None:
     }
     assert written <= listed
     assert all((ROOT / f"{page}.md").is_file() for page in (*make.HOW_TO, *make.BACKGROUND))
+
+
+def test_every_file_that_a_notebook_opens_is_beside_it_in_the_book(make: ModuleType, tmp_path: Path) -> None:
+    make.gather(tmp_path / "source")
+    opened = {
+        name
+        for path in ROOT.glob("notebooks/[0-9]*.ipynb")
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+        for name in re.findall(r"""["'](\.\./[^"']+)["']""", "".join(cell["source"]))
+    }
+    assert "../data/studies" in opened
+    assert [name for name in sorted(opened) if not (tmp_path / "source" / "notebooks" / name).exists()] == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "how_to").glob("*.md")), ids=lambda path: path.stem)
