@@ -79,6 +79,7 @@ def _preprocessing(model: Model) -> wb.datasets.ImagePreprocessing | None:
 def _tokenizer(options: argparse.Namespace) -> str:
     if options.tokenizer is not None:
         return str(options.tokenizer)
-    if "model" in options and Path(options.model).is_dir():
-        return str(options.model)
+    model = vars(options).get("model") or vars(options).get("source")
+    if model is not None and Path(model).is_dir():
+        return str(model)
     raise DataError(f"The text {options.data} needs a tokenizer. Pass --tokenizer FOLDER, one with a tokenizer.json.")

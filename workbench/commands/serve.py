@@ -7,10 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import workbench as wb
 from workbench.commands import arguments
 from workbench.errors import DataError, EngineError, LoadError
 from workbench.records import Engine
+
+_WINDOWS = 256  # of a text, at most, on which the scales of an 8-bit cache are found
 
 
 def add(commands: Any) -> None:
@@ -35,9 +39,16 @@ def add(commands: Any) -> None:
         help="with --slots, lengths of the cache, for engines of fixed sizes (TensorRT); prompts may be as long",
     )
     command.add_argument("--backend", help="with slots, what to build for; default: onnxruntime-cpu")
+    command.add_argument(
+        "--cache", choices=["int8", "fp8"], help="with --slots, keep keys and values in 8 bits; needs --data"
+    )
+    command.add_argument(
+        "--data", help="with --cache, the text on which its scales are found: stdlib_text, a .txt or a .jsonl"
+    )
+    command.add_argument("--tokenizer", metavar="FOLDER", help="of --data; the model's own folder if absent")
     command.add_argument("--port", type=int, default=0, help="default: any that is free")
     command.add_argument("--token", help="what clients must send as API key; default: a new one")
-    command.set_defaults(command=serve)
+    command.set_defaults(command=serve, calibration=None)
 
 
 def serve(options: argparse.Namespace) -> int:
@@ -51,10 +62,10 @@ def serve(options: argparse.Namespace) -> int:
 
 def _has_slots(options: argparse.Namespace) -> bool:
     found = options.slots is not None or _is_slot_folder(options.source)
-    if not found and (options.columns or options.backend):
+    if not found and (options.columns or options.backend or options.cache):
         raise DataError(
-            "--columns and --backend are for slots: a study's engines are built already. Pass --slots with a language "
-            "model, or a folder that write_slots wrote."
+            "--columns, --cache and --backend are for slots: a study's engines are built already. Pass --slots with a "
+            "language model, or a folder that write_slots wrote."
         )
     return found
 
@@ -69,9 +80,9 @@ def _with_slots(options: argparse.Namespace) -> tuple[wb.llm.LanguageModel, Mapp
     if options.model:
         raise DataError("--model is for studies: with slots the first argument names the language model.")
     if _is_slot_folder(options.source):
-        if options.columns:
+        if options.columns or options.cache:
             raise DataError(
-                f"{options.source} has graphs already, so --columns cannot change their sizes. Leave it out."
+                f"{options.source} has graphs already, so --columns and --cache cannot change them. Leave them out."
             )
         language = wb.llm.open_slot_folder(options.source)
     else:
@@ -79,9 +90,24 @@ def _with_slots(options: argparse.Namespace) -> tuple[wb.llm.LanguageModel, Mapp
         for columns in options.columns or ():
             sizes += [wb.llm.GraphSize("prefill", 1, columns), wb.llm.GraphSize("step", options.slots, columns)]
         free = [wb.llm.GraphSize("prefill"), wb.llm.GraphSize("step")]
-        language = wb.llm.load_slots(options.source, sizes or free)
+        language = wb.llm.load_slots(options.source, sizes or free, cache=options.cache, samples=_samples(options))
     backend = options.backend or "onnxruntime-cpu"
     return language, {name: wb.llm.build_slots(language, name, backend) for name in options.variants}
+
+
+def _samples(options: argparse.Namespace) -> np.ndarray | None:
+    """Return token ids (N, T) for the scales of an 8-bit cache; a text of the user's own has no part for calibration."""
+    if (options.cache is None) != (options.data is None):
+        raise DataError(
+            "--cache and --data go together: the scales of an 8-bit cache are found on a text. Pass --cache int8 --data "
+            "stdlib_text, or a .txt of what the model will read."
+        )
+    found = arguments.data(options, None)
+    if found is None:
+        return None
+    split = found.calibration or found.evaluation
+    tokens: np.ndarray = next(iter(split.inputs.values()))[:_WINDOWS]
+    return tokens
 
 
 def _of_study(options: argparse.Namespace) -> tuple[wb.llm.LanguageModel, Mapping[str, Engine]]:

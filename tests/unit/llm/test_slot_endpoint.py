@@ -13,7 +13,7 @@ import openai
 import pytest
 from tiny_llama import save_tiny_llama
 
-from workbench import llm
+from workbench import datasets, llm
 from workbench.__main__ import main
 from workbench.errors import Cancelled, EngineError, LoadError, RecipeError, RunError
 from workbench.llm import GraphSize, batching
@@ -188,12 +188,32 @@ def test_the_command_serves_a_folder_of_graphs_or_a_language_model(folder, fixed
     assert answers == [generated(language, engine, "w5 w9 w2", 6, stop=None)] * 3
 
 
+def test_the_command_keeps_the_cache_in_8_bits(folder, fixed, answers, tmp_path, monkeypatch) -> None:
+    text = tmp_path / "read.txt"
+    text.write_text(" ".join(f"w{index * index % 40}" for index in range(3000)))
+    loaded: list[llm.SlotModel] = []
+    load = llm.load_slots
+    monkeypatch.setattr(llm, "load_slots", lambda *given, **named: loaded.append(load(*given, **named)) or loaded[-1])
+    assert main(["serve", str(folder), "fp32", "--slots", "2", "--cache", "int8", "--data", str(text)]) == 130
+    samples = datasets.text(text, folder).evaluation.inputs["input_ids"]
+    model = load(folder, cache="int8", samples=samples)
+    assert loaded[0].cache == model.cache and model.cache.token_bytes == fixed.cache.token_bytes // 4
+    with llm.Endpoint(model, {"fp32": llm.build_slots(model)}, slots=2) as endpoint, pytest.raises(KeyboardInterrupt):
+        endpoint.wait()
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["STUDY", "fp32", "--columns", "16"], "--columns and --backend are for slots"),
-        (["STUDY", "fp32", "--backend", "onnxruntime-cpu"], "--columns and --backend are for slots"),
+        (["STUDY", "fp32", "--columns", "16"], "--columns, --cache and --backend are for slots"),
+        (["STUDY", "fp32", "--backend", "onnxruntime-cpu"], "--columns, --cache and --backend are for slots"),
+        (["STUDY", "fp32", "--cache", "int8"], "--columns, --cache and --backend are for slots"),
         (["SLOTS", "fp32", "--columns", "16"], "has graphs already"),
+        (["SLOTS", "fp32", "--cache", "fp8"], "has graphs already"),
+        (["stdlib_llama", "fp32", "--slots", "2", "--cache", "fp8"], "--cache and --data go together"),
+        (["stdlib_llama", "fp32", "--slots", "2", "--data", "stdlib_text"], "--cache and --data go together"),
+        (["stdlib_llama", "fp32", "--slots", "2", "--cache", "int8", "--data", "digits"], "token ids (N, T)"),
         (["SLOTS", "fp32", "--model", "elsewhere"], "--model is for studies"),
         (["SLOTS", "int8-max"], "is calibrated on samples"),
     ],
