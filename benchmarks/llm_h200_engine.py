@@ -22,7 +22,7 @@ from workbench.engines.onnxruntime_slots import open_device as open_onnxruntime
 from workbench.engines.slot_decoding import SlotDecoder
 from workbench.engines.tensorrt_slots import open_device as open_tensorrt
 from workbench.errors import Cancelled, WorkbenchError
-from workbench.llm.scenario import HighestRate, run_once, search
+from workbench.llm.scenario import HighestRate, lasting, run_once, search
 from workbench.machine.handle import Handle
 from workbench.records import Engine, Model, Variant
 
@@ -295,7 +295,8 @@ def serve(backend: str, engines: Sequence[Engine], case: Case, seconds: float, t
         def probe(rate: float) -> llm.ServingRun:
             if time.monotonic() > until:
                 raise TimeoutError
-            return run_once(decoder, step, policy, rate, llm_draw(traffic, rate, text), late=late)
+            requests = llm_draw(lasting(traffic, rate, LIMIT_SECONDS), rate, text)
+            return run_once(decoder, step, policy, rate, requests, late=late)
 
         def keeps(run: llm.ServingRun) -> bool:
             found = run.percentile(QUANTILE)
@@ -312,6 +313,7 @@ def serve(backend: str, engines: Sequence[Engine], case: Case, seconds: float, t
             passed, failed, _ = search(noted, keeps, 100.0)
         except TimeoutError:
             passed = max((run.rate for run in probes if keeps(run)), default=0.0)
+            failed = min((run.rate for run in probes if not keeps(run)), default=None)
         best = next((run for run in probes if run.rate == passed), None)
         record = HighestRate(policy.label, QUANTILE, LIMIT_SECONDS, "answer", passed, failed, tuple(probes))
     return {

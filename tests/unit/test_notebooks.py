@@ -20,6 +20,13 @@ def test_the_notebooks_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs_with_the_parameters_that_it_shows(path: Path) -> None:
+    """With others, put in by whoever executes it, the book's pages would show results that their code does not give."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    assert [cell["metadata"]["nbmake"] for cell in cells if "nbmake" in cell["metadata"]] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_tour_ends_with_its_app_alive(path: Path) -> None:
     assert not [cell for cell in code(path) if ".close()" in cell and "app" in cell], (
         "Run All would leave an empty cell"

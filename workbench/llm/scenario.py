@@ -40,6 +40,9 @@ _WARMUP_REQUESTS = 8
 # The search stops when the lowest failing rate is this little above the highest passing one.
 _RATE_STEP = 1.15
 _MOST_PROBES = 16
+# A load must last this many limits before a rate counts as kept: of a rate 15 % above what a server can do, requests at the
+# end of eight limits have waited for a whole one. Few requests that come at once would prove any rate.
+_LEAST_LIMITS = 8
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,9 @@ def highest_rate(
     Doubles or halves from `first_rate` until one rate passes and one fails, then closes in to 15 %. A run is ended as
     soon as more requests are late than the percentile allows.
 
+    Args:
+        traffic: its number of requests is the least; where they would come within eight limits there are more (see `lasting`).
+
     Raises:
         DataError: too few requests for the percentile (662 for the 99th), or as `serve_traffic`.
     """
@@ -196,7 +202,7 @@ def table(runs: Sequence[ServingRun], limit_seconds: float = LIMIT_SECONDS) -> p
 
     rows = []
     for run in runs:
-        row: dict[str, Any] = {"Policy": run.policy, "Requests/s": run.rate, "Requests": len(run.arrival)}
+        row: dict[str, Any] = {"Policy": run.policy, "Offered (requests/s)": run.rate, "Requests": len(run.arrival)}
         for of, title in (("first_token", "TTFT"), ("answer", "Answer")):
             for quantile, name in ((0.5, "p50"), (0.9, "p90"), (0.99, "p99")):
                 value = run.percentile(quantile, of)  # type: ignore[arg-type]
@@ -261,10 +267,16 @@ def search_job(job: SearchJob, arrays: Feeds) -> tuple[HighestRate, dict[str, np
         _warm_up(decoder, sent.traffic, policy, text)
 
         def probe(rate: float) -> ServingRun:
-            return run_once(decoder, sent.engines[-1], policy, rate, draw(sent.traffic, rate, text), late=late)
+            requests = draw(lasting(sent.traffic, rate, job.limit_seconds), rate, text)
+            return run_once(decoder, sent.engines[-1], policy, rate, requests, late=late)
 
         passed, failed, probes = search(probe, lambda run: _keeps(run, *late), job.first_rate)
     return HighestRate(policy.label, job.quantile, job.limit_seconds, job.of, passed, failed, tuple(probes)), {}
+
+
+def lasting(traffic: Traffic, rate: float, limit_seconds: float) -> Traffic:
+    """Return the traffic with so many requests that they arrive over eight limits at least; the first ones stay the same."""
+    return replace(traffic, requests=max(traffic.requests, math.ceil(_LEAST_LIMITS * limit_seconds * rate)))
 
 
 def search(

@@ -96,6 +96,33 @@ def test_the_search_ends_where_nothing_passes_or_nothing_fails() -> None:
     assert (passed, failed, len(probes)) == (10.0 * 2**15, None, 16)
 
 
+@pytest.mark.parametrize("seconds", [0.002, 0.02, 0.05])
+@pytest.mark.parametrize("count", [16, 64, 700])
+def test_a_rate_is_held_only_if_a_load_of_it_lasts(seconds: float, count: int) -> None:
+    """One server that takes so long for each request: however few requests there are, no more than it can do is found."""
+
+    def served(rate: float) -> scenario.ServingRun:
+        requests = draw(scenario.lasting(replace(SMALL, requests=count), rate, 0.5), rate, TEXT)
+        arrival = np.array([item.arrival_seconds for item in requests])
+        before = seconds * np.arange(len(requests))
+        finished = np.maximum.accumulate(arrival - before) + before + seconds
+        ones = (1,) * len(requests)
+        return scenario.ServingRun(
+            "fp32", "b", "d", "p", rate, tuple(arrival), tuple(finished), tuple(finished), ones, ones, 1.0, 1
+        )
+
+    passed, failed, probes = scenario.search(served, lambda item: float(np.quantile(item.waits(), 0.9)) <= 0.5, 10.0)
+    assert 0.7 / seconds < passed < 1.2 / seconds  # a queue of chance arrivals is long before the server is full
+    assert failed is not None
+    assert all(item.arrival[-1] > 2.5 for item in probes)  # eight limits are 4 s on average
+
+
+def test_the_first_requests_of_a_longer_load_are_the_same() -> None:
+    longer = scenario.lasting(SMALL, 100.0, 0.5)
+    assert longer.requests == 400 and scenario.lasting(SMALL, 0.1, 0.5) == SMALL
+    assert draw(longer, 100.0, TEXT)[:12] == draw(SMALL, 100.0, TEXT)
+
+
 def test_a_real_engine_serves_traffic_in_a_process_of_its_own(language: LanguageModel, engine: Engine) -> None:
     runs = scenario.serve_traffic(language, engine, [ContinuousBatching(4)], [200.0, 400.0], TEXT, traffic=SMALL)
     assert [item.rate for item in runs] == [200.0, 400.0]
@@ -120,8 +147,8 @@ def test_the_highest_rate_of_a_real_engine_lies_between_a_rate_that_passed_and_o
         first_rate=500,
     )
     assert found.rate > 0
-    assert found.failed_rate is None or found.failed_rate > found.rate
-    assert all(len(item.arrival) == 64 for item in found.probes)
+    assert found.failed_rate is not None and found.failed_rate > found.rate
+    assert all(len(item.arrival) == max(64, math.ceil(0.16 * item.rate)) for item in found.probes)
 
 
 @pytest.mark.parametrize("call", ["serve_traffic", "highest_rate"])
