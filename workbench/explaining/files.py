@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from workbench.engines import jobs
 from workbench.engines.feeding import fixed_batch
 from workbench.explaining.explanation import Explanation, explanation
 from workbench.explaining.gathering import Side, Subject, gather
+from workbench.explaining.reached import within
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
 from workbench.models import load
@@ -59,8 +61,9 @@ def explain_files(
         model.modules,
         samples={name: np.asarray(array) for name, array in data.evaluation.inputs.items()},
     )
-    limits = ceilings(backend, threads=options.threads, store=store, handle=handle)
-    return explanation(Path(after).stem, gather(subject, limits, handle=handle))
+    limits = partial(ceilings, backend, threads=options.threads, store=store, handle=handle)
+    evidence = within(gather(subject, limits(), handle=handle), partial(limits, again=True))
+    return explanation(Path(after).stem, evidence)
 
 
 @dataclass(frozen=True)

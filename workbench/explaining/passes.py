@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx
 
@@ -68,9 +69,7 @@ def _layer(
     size = sum(_bytes(spec, batch) for spec in (*told.reads, *told.writes))
     kind, precision = _kind(told), _precision(told)
     count = float(sum(flops.get(node, 0) for node in told.nodes)) or _counted(told, kind, batch)
-    bound: tuple[float | None, str] = (None, "")
-    if ceilings is not None and (size or count):
-        bound = ceilings.bound(count, size, precision)
+    bound = _bound(count, size, precision, ceilings)
     paths = dict.fromkeys(path for node in told.nodes if (path := modules.get(node)))
     return Layer(
         name=told.name,
@@ -89,6 +88,19 @@ def _layer(
         writes=told.writes,
         constants=told.constants,
     )
+
+
+def bounded(found: Pass, ceilings: Ceilings) -> Pass:
+    """Return a pass with the bounds of other ceilings."""
+    layers = []
+    for layer in found.layers:
+        seconds, by = _bound(layer.flops, layer.size_bytes, layer.precision, ceilings)
+        layers.append(replace(layer, bound_seconds=seconds, bound_by=by))
+    return replace(found, layers=tuple(layers))
+
+
+def _bound(flops: float, size: float, precision: str, ceilings: Ceilings | None) -> tuple[float | None, str]:
+    return (None, "") if ceilings is None or not (size or flops) else ceilings.bound(flops, size, precision)
 
 
 def _counted(told: LayerTime, kind: Kind, batch: int) -> float:

@@ -5,7 +5,7 @@ Plain arithmetic on records; measures nothing. `tuning.machine_ceilings` measure
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -28,6 +28,7 @@ class Ceilings:
         call_seconds: of a model with one tiny layer.
         layer_seconds: that each further tiny layer takes.
         measured_at: Unix time.
+        tries: how often they were measured; of each the best counts, as something else may have run meanwhile.
     """
 
     backend: str
@@ -41,6 +42,20 @@ class Ceilings:
     layer_seconds: float
     measured_at: float
     absent: dict[str, str] = field(default_factory=dict)
+    tries: int = 1
+
+    def joined(self, later: Ceilings) -> Ceilings:
+        """Return the best of both measurements of one machine."""
+        names = {**self.rates, **later.rates}
+        return replace(
+            later,
+            rates={name: max(self.rates.get(name, 0.0), later.rates.get(name, 0.0)) for name in names},
+            absent={name: why for name, why in later.absent.items() if name not in names},
+            copy_rates=tuple(max(pair) for pair in zip(self.copy_rates, later.copy_rates, strict=True)),
+            call_seconds=min(self.call_seconds, later.call_seconds),
+            layer_seconds=min(self.layer_seconds, later.layer_seconds),
+            tries=self.tries + later.tries,
+        )
 
     def rate(self, precision: str) -> float:
         """Return operations a second in a type; those of FP32 where the type has no arithmetic of its own here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -12,6 +13,7 @@ from workbench.errors import RecipeError, WorkbenchError
 from workbench.explaining.evidence import Layer, Pass
 from workbench.explaining.gathering import profiled
 from workbench.explaining.passes import shared_name
+from workbench.explaining.reached import under
 from workbench.explaining.structure import precision_of
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
@@ -46,30 +48,33 @@ def layers_table(
 
     store = store or Store()
     dataset = dataset_of(record, data)
-    limits = ceilings(record.backend, threads=record.options.threads, store=store, handle=handle)
+    limits = partial(ceilings, record.backend, threads=record.options.threads, store=store, handle=handle)
     baseline = next(item for item in record.results if item.recipe.name == record.baseline)
     parent = onnx.load(built(record, baseline)[1])
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for item in record.results:
-        if item.engine is None or item.variant is None or item is baseline:
-            continue
+    others = [item for item in record.results if item.engine is not None and item.variant is not None]
+    others = [item for item in others if item is not baseline] or [baseline]
+    passes: list[Pass] = []
+    for item in others:
         subject = subject_of(record, baseline, item, dataset, store=store, handle=handle)
-        file = onnx.load(item.variant.path)
-        first, found = profiled(subject, [parent, file], limits, handle)
-        rows = rows or _rows(first)
+        passes += profiled(subject, [parent, _file(item, parent)], limits(), handle)
+    _, passes, notes = under(limits(), passes, partial(limits, again=True))
+    rows = _rows(passes[0])
+    for item, found in zip(others, passes[1::2], strict=True):
+        if item is baseline:
+            continue
         try:
-            errors = _errors(parent, file, item, dataset)
+            errors = _errors(parent, _file(item, parent), item, dataset)
         except WorkbenchError as error:
             errors, told = {}, f"{item.recipe.name}: errors were not looked at: {error}"
             notes.append(told)
         _add(rows, found, errors)
-    if not rows:
-        subject = subject_of(record, baseline, baseline, dataset, store=store, handle=handle)
-        rows = _rows(profiled(subject, [parent, parent], limits, handle)[0])
     table = pandas.DataFrame(rows)
     table.attrs["notes"] = notes
     return table
+
+
+def _file(item: VariantResult, parent: onnx.ModelProto) -> onnx.ModelProto:
+    return parent if item.variant is None else onnx.load(item.variant.path)
 
 
 def keeping(recipe: Recipe, rows: pandas.DataFrame | Iterable[str], name: str | None = None) -> Recipe:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from workbench import codec, engines
@@ -14,6 +15,7 @@ from workbench.datasets import Dataset
 from workbench.errors import DataError, StoreError, WorkbenchError, expect
 from workbench.explaining.explanation import Explanation, explanation
 from workbench.explaining.gathering import gather
+from workbench.explaining.reached import within
 from workbench.judging import roofline
 from workbench.machine.handle import Handle
 from workbench.machine.store import Store
@@ -74,8 +76,8 @@ def explain(
         built(record, one)
     engines.choose(record.backend)
     dataset = dataset_of(record, data)
-    limits = ceilings(record.backend, threads=record.options.threads, store=store, handle=handle)
-    _keep_ceilings(study, limits, store)
+    limits = partial(ceilings, record.backend, threads=record.options.threads, store=store, handle=handle)
+    _keep_ceilings(study, limits(), store)
     notes = [] if dataset is not None else [
         "The study's data were not given, so times were taken with random inputs and no noise was looked at. Pass data=..."
     ]  # fmt: skip
@@ -84,7 +86,9 @@ def explain(
         notes.append(costs)
         costs = None
     subject = subject_of(record, baseline, result, dataset, store=store, handle=handle)
-    found = explanation(record.name, gather(subject, limits, costs, handle), tuple(notes))
+    evidence = within(gather(subject, limits(), costs, handle), partial(limits, again=True))
+    _keep_ceilings(study, evidence.ceilings, store)
+    found = explanation(record.name, evidence, tuple(notes))
     _keep(study, explained.keep(study.record, found), store)
     if not try_advice:
         return found
@@ -117,9 +121,10 @@ def explain_best(
     return explain(study, best, data, layers=False, store=store, progress=progress, cancel=cancel)
 
 
-def _keep_ceilings(study: Study, limits: roofline.Ceilings, store: Store) -> None:
-    """Write the ceilings into the study that lacks them, here and in its store."""
-    if roofline.KIND in study.record.environment:
+def _keep_ceilings(study: Study, limits: roofline.Ceilings | None, store: Store) -> None:
+    """Write the ceilings into the study that lacks them or holds those of fewer tries, here and in its store."""
+    held = study.record.environment.get(roofline.KIND)
+    if limits is None or (held is not None and held.get("tries", 1) >= limits.tries):
         return
     environment = {**study.record.environment, roofline.KIND: codec.to_plain(limits)}
     _keep(study, replace(study.record, environment=environment), store)

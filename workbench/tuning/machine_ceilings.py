@@ -65,13 +65,19 @@ ON_GPU = Sizes(512, 4096, None, (1 << 20, 1 << 24, 1 << 27, 1 << 29), "Conv")
 
 
 def ceilings(
-    backend: str = "auto", *, threads: int | None = 1, store: Store | None = None, handle: Handle = QUIET
+    backend: str = "auto",
+    *,
+    threads: int | None = 1,
+    again: bool = False,
+    store: Store | None = None,
+    handle: Handle = QUIET,
 ) -> Ceilings:
     """Return what this machine can do at most with a backend: from the store, else measured now (a minute on a CPU).
 
     Args:
         backend: a name from `workbench.backends()`, or `auto`.
         threads: CPU threads inside an operator, as in `BuildOptions`.
+        again: measure even where they are kept, and keep the best of all.
         store: keeps them; None takes the default store.
 
     Raises:
@@ -81,9 +87,10 @@ def ceilings(
     store = store or Store()
     name, _ = engines.choose(backend)
     found = kept(name, threads=threads, store=store)
-    if found is None:
+    if found is None or again:
         with child.measuring(handle):
-            found = _Probes(name, threads, store, handle).measured()
+            measured = _Probes(name, threads, store, handle).measured()
+        found = measured if found is None else found.joined(measured)
         store.put(KIND, _key(name, threads), codec.to_json(found))
     return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from workbench import codec
@@ -49,3 +51,15 @@ def test_they_are_said_in_a_line_and_survive_json() -> None:
         "each layer 0.50 µs"
     )
     assert codec.from_json(Ceilings, codec.to_json(MACHINE)) == MACHINE
+
+
+def test_of_two_measurements_the_best_of_each_counts() -> None:
+    later = replace(
+        MACHINE, rates={"fp32": 90e9, "int8": 500e9, "fp16": 7e9}, copy_rates=(20e9, 30e9, 20e9), call_seconds=3e-6,
+        measured_at=5.0, absent={"bf16": "it failed"},
+    )  # fmt: skip
+    both = MACHINE.joined(later)
+    assert both.rates == {"fp32": 100e9, "int8": 500e9, "fp16": 7e9}
+    assert both.copy_rates == (20e9, 40e9, 20e9)
+    assert (both.call_seconds, both.layer_seconds, both.measured_at, both.tries) == (2e-6, 0.5e-6, 5.0, 2)
+    assert both.absent == {"bf16": "it failed"}
