@@ -242,7 +242,10 @@ def main() -> None:
         result.pop("files", None)
         result.pop("thresholds", None)
     options.out.parent.mkdir(exist_ok=True)
-    options.out.write_text(json.dumps({"summary": summary, "passes": passes, "contenders": found}, indent=1) + "\n")
+    from workbench.machine import device  # here: ModelOpt's interpreter reads this file too, without the package
+
+    kept = {"device": device.describe(), "summary": summary, "passes": passes, "contenders": found}
+    options.out.write_text(json.dumps(kept, indent=1) + "\n")
     print(json.dumps(summary, indent=1))
     for label, result in found.items():
         print(f"{label:28}", result.get("failed") or {k: v for k, v in result.items() if k != "failed"})
