@@ -125,7 +125,7 @@ def untouched(module: nn.Module) -> Iterator[None]:
         for part, training in modes.items():
             part.training = training
         for tensors, name, tensor, value in held:
-            tensors[name] = tensor
+            tensors[name] = tensor  # type: ignore[assignment]
             if not torch.equal(tensor, value):
                 with contextlib.suppress(
                     RuntimeError
