@@ -20,6 +20,7 @@ from workbench.errors import RunError
 from workbench.explaining.evidence import ConcatFact, Flip, JointFact, Noise, TensorFact
 from workbench.explaining.pairs import Grid, Pair, Weight, activation_pairs, dequantized_weights, without
 from workbench.graph.files import fixed_batch, is_large
+from workbench.graph.linear_layers import activation_channels
 from workbench.machine.handle import QUIET, Handle
 from workbench.transformation.intermediate_outputs import Observation, batches
 
@@ -115,7 +116,12 @@ class Noises:
     def _activations(self) -> list[TensorFact]:
         known = {name for node in self.parent.graph.node for name in node.output} | set(self.inputs)
         pairs = [pair for pair in self.pairs if pair.tensor in known]
-        sums = {pair.tensor: _Sums(pair) for pair in pairs}
+        axes = activation_channels(self.parent)
+        operators = {node.name: node.op_type for node in self.parent.graph.node}
+        sums = {}
+        for pair in pairs:
+            made = 1 if operators.get(pair.producer, "").startswith("Conv") else None
+            sums[pair.tensor] = _Sums(pair, axes.get(pair.tensor, made))
         how = Observation(batch=fixed_batch(self.parent) or 8, handle=self.handle)
         for batch in batches(self.parent, list(sums), self.inputs, how) if sums else ():
             for name, array in batch.arrays.items():
@@ -171,10 +177,14 @@ class Noises:
 
 
 class _Sums:
-    """What streaming over one activation adds up."""
+    """What streaming over one activation adds up.
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
+    Args:
+        axis: that runs over channels, as the layers around it say; None where they do not: the second of images, else the last.
+    """
+
+    def __init__(self, pair: Pair, axis: int | None) -> None:
+        self.pair, self.axis = pair, axis
         self.signal = self.clip = self.round = 0.0
         self.clipped = self.count = 0
         self.maxima: NDArray[np.float64] | None = None
@@ -187,7 +197,8 @@ class _Sums:
         self.round += float(np.square(inside - grid.nearest(inside / scale) * scale).sum())
         self.clipped += grid.beyond(x / scale)
         self.count += x.size
-        axis = 1 if x.ndim >= 4 else x.ndim - 1
+        looks = 1 if x.ndim >= 4 else -1
+        axis = (looks if self.axis is None else self.axis) % max(x.ndim, 1)
         others = tuple(place for place in range(x.ndim) if place != axis)
         maxima = np.abs(x).max(axis=others, initial=0.0) if x.ndim > 1 else np.abs(x).max(initial=0.0, keepdims=True)
         same = self.maxima is not None and self.maxima.shape == maxima.shape
