@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import importlib.metadata
 from pathlib import Path
 
 __version__ = "0.2.0"
@@ -25,6 +27,18 @@ _SHOWS = {
     "records/cards.py",
     "records/formats.py",
 }
+# What makes a variant's file and runs it in exact arithmetic, whichever engine is measured; engines tell their own version.
+_LIBRARIES = ("ml_dtypes", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu")
+
+
+@functools.cache
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries here that convert graphs and check what was made of them."""
+    found = {}
+    for name in _LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 @functools.cache

@@ -64,7 +64,8 @@ def identity(metric: Metric | None) -> str | None:
     module = getattr(metric.function, "__module__", None) or ""
     if metric.key is None or not module.startswith("workbench.datasets."):
         return None
-    return f"{metric.key}, {metric.display}, output {metric.output}, by default {metric.by_default}"
+    shown = (metric.name, metric.unit, metric.display, metric.higher_is_better)
+    return f"{metric.key}, {shown}, output {metric.output}, {metric.samples_first}, by default {metric.by_default}"
 
 
 def scores_output(outputs: Outputs, name: str | None = None) -> np.ndarray:

@@ -167,10 +167,7 @@ def _readings(labels: np.ndarray, inputs: Mapping[str, np.ndarray], spec: Tensor
     if labels.ndim == 2 and len(shape) == 2 and _fits(shape, labels.shape):
         if not is_float:
             return [token_top1()]
-        one_hot = zeros_and_ones and bool((labels.sum(axis=1) == 1).all())
-        if zeros_and_ones and not one_hot:
-            return [multi_label()]
-        return [multi_label(), mse()] if zeros_and_ones else [mse(), mae()]
+        return _of_several(labels) if zeros_and_ones else [mse(), mae()]
     if labels.ndim == 3 and (class_axes(shape, labels.shape) or (not is_float and _fits(shape, labels.shape))):
         return [mean_iou()]
     return []
@@ -211,8 +208,13 @@ def _of_numbers(
     if labels.ndim == 1 and one_score:
         return [binary()] if zeros_and_ones else [mse()]
     if len(shape) == labels.ndim and _fits(shape, labels.shape):
-        return [multi_label()] if zeros_and_ones and labels.ndim == 2 else [mse()]
+        return _of_several(labels) if zeros_and_ones and labels.ndim == 2 else [mse()]
     return []
+
+
+def _of_several(labels: np.ndarray) -> list[Metric]:
+    """Return what zeros and ones (N, K) can be meant for: one 1 a sample may be a class, written one-hot, as well."""
+    return [multi_label(), mse()] if bool((labels.sum(axis=1) == 1).all()) else [multi_label()]
 
 
 def _fits(shape: tuple[int | None, ...], labels: tuple[int, ...]) -> bool:

@@ -55,10 +55,12 @@ def mean_iou(
 
     def function(outputs: Outputs, labels: np.ndarray) -> float:
         predicted, labels, kept, classes = _pixels("mean-iou", outputs, labels, *options)
-        pairs = np.bincount((labels[kept] * classes + predicted[kept]).astype(np.int64), minlength=classes**2)
-        confusion = pairs.reshape(classes, classes)
-        union = confusion.sum(axis=0) + confusion.sum(axis=1) - np.diag(confusion)
-        return float((np.diag(confusion)[union > 0] / union[union > 0]).mean())
+        answers = classes + 1  # none at all is one, and right nowhere
+        pairs = np.bincount(labels[kept] * answers + predicted[kept], minlength=classes * answers)
+        confusion = pairs.reshape(classes, answers)
+        right = np.diag(confusion)
+        union = confusion[:, :classes].sum(axis=0) + confusion.sum(axis=1) - right
+        return float((right[union > 0] / union[union > 0]).mean())
 
     return Metric("mean IoU", function, unit="share", key=f"mean IoU {options}", output=output, samples_first=True,
                   whole=True, classes=False)  # fmt: skip
@@ -78,7 +80,10 @@ def class_axes(scores: tuple[int | None, ...], labels: tuple[int, ...]) -> list[
 def _pixels(
     metric: str, outputs: Outputs, labels: np.ndarray, class_axis: int | None, ignored: int | None, scores: Reading
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Return predicted classes, labels, which pixels are judged, (N, H, W) each, and the number of classes."""
+    """Return predicted classes, labels, which pixels are judged, (N, H, W) each, and the number of classes.
+
+    A pixel whose scores hold NaN is predicted as the class behind the last one, which no label has.
+    """
     values = sample_scores(outputs)
     found = f"scores {values.shape} and labels {labels.shape}"
     if labels.dtype.kind not in "iub" or labels.ndim < 2:
@@ -88,6 +93,7 @@ def _pixels(
         raise DataError(f"An image has no pixel to judge: all its labels are {ignored}. Leave it out.")
     if values.dtype.kind in "iub" and values.shape == labels.shape:
         classes = int(max(values.max(), labels[kept].max())) + 1
+        check_range(metric, labels[kept], classes)
         return values.astype(np.int64), labels.astype(np.int64), kept, classes
     axes = class_axes(values.shape, labels.shape) if class_axis is None else [class_axis % values.ndim]
     if values.shape == labels.shape:
@@ -102,6 +108,9 @@ def _pixels(
         if scores == "auto":
             raise DataError(f"One score a pixel ({found}) can be a probability or a logit. Name it with scores=.")
         check_range(metric, labels[kept], 2)
-        return (wide[..., 0] > (0.5 if scores == "probability" else 0)).astype(np.int64), labels, kept, 2
-    check_range(metric, labels[kept], classes)
-    return wide.argmax(axis=-1), labels.astype(np.int64), kept, classes
+        classes = 2
+        predicted = (wide[..., 0] > (0.5 if scores == "probability" else 0)).astype(np.int64)
+    else:
+        check_range(metric, labels[kept], classes)
+        predicted = wide.argmax(axis=-1)
+    return np.where(np.isnan(wide).any(axis=-1), classes, predicted), labels.astype(np.int64), kept, classes

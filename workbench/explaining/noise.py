@@ -20,6 +20,7 @@ from workbench.errors import RunError
 from workbench.explaining.evidence import ConcatFact, Flip, JointFact, Noise, TensorFact
 from workbench.explaining.pairs import Grid, Pair, Weight, activation_pairs, dequantized_weights, without
 from workbench.graph.files import fixed_batch, is_large
+from workbench.graph.linear_layers import activation_channels
 from workbench.machine.handle import QUIET, Handle
 from workbench.transformation.intermediate_outputs import Observation, batches
 
@@ -77,11 +78,21 @@ class Noises:
                 for name, values in found.items():
                     if values.dtype.kind == "f":
                         parts.setdefault(name, []).append(values.astype(np.float64))
-        return {name: np.concatenate(each) for name, each in parts.items()}
+        return {name: np.concatenate([np.atleast_1d(one) for one in each]) for name, each in parts.items()}
 
     def nsr(self, outputs: Outputs) -> float:
-        """Return the squared error over the squared signal, averaged over outputs."""
-        return float(np.mean([_nsr(outputs[name], want) for name, want in self._clean.items() if name in outputs]))
+        """Return the squared error over the squared signal, averaged over outputs; one of another size has no such thing.
+
+        Raises:
+            RunError: there is no output to compare.
+        """
+        pairs = [(outputs[name], want) for name, want in self._clean.items() if name in outputs]
+        found = [_nsr(have, want) for have, want in pairs if have.shape == want.shape]
+        if not found:
+            raise RunError(
+                "No output holds floating-point numbers, as many in both files: noise has nothing to show in."
+            )
+        return float(np.mean(found))
 
     def found(self, flipped: Sequence[tuple[int, int, int]] = (), flipped_inputs: Feeds | None = None) -> Noise:
         """Look at every tensor.
@@ -115,7 +126,12 @@ class Noises:
     def _activations(self) -> list[TensorFact]:
         known = {name for node in self.parent.graph.node for name in node.output} | set(self.inputs)
         pairs = [pair for pair in self.pairs if pair.tensor in known]
-        sums = {pair.tensor: _Sums(pair) for pair in pairs}
+        axes = activation_channels(self.parent)
+        operators = {node.name: node.op_type for node in self.parent.graph.node}
+        sums = {}
+        for pair in pairs:
+            made = 1 if operators.get(pair.producer, "").startswith("Conv") else None
+            sums[pair.tensor] = _Sums(pair, axes.get(pair.tensor, made))
         how = Observation(batch=fixed_batch(self.parent) or 8, handle=self.handle)
         for batch in batches(self.parent, list(sums), self.inputs, how) if sums else ():
             for name, array in batch.arrays.items():
@@ -162,19 +178,32 @@ class Noises:
         few = {name: np.resize(array[: len(flipped)], (-(-len(flipped) // size) * size, *array.shape[1:]))
                for name, array in inputs.items()}  # fmt: skip
         mended: dict[int, str] = {}
-        for fact in tried[:4]:
-            first = next(iter(self.run(self.bypassed([fact.name]), few).values()))
+        clean = self.run(self.parent, few)
+        answer = next(
+            (name for name, values in clean.items() if _gives(values, [before for _, before, _ in flipped])), ""
+        )
+        for fact in tried[:4] if answer else ():
+            scores = self.run(self.bypassed([fact.name]), few)[answer]
             for place, (_, before, _) in enumerate(flipped):
-                if first.ndim == 2 and int(first[place].argmax()) == before:
+                if int(scores[place].argmax()) == before:
                     mended.setdefault(place, fact.readers[0] if fact.readers else fact.name)
         return tuple(Flip(*item, mended.get(place, "")) for place, item in enumerate(flipped))
 
 
-class _Sums:
-    """What streaming over one activation adds up."""
+def _gives(scores: NDArray[np.float64], classes: list[int]) -> bool:
+    """Whether an output is the one that classes were read from: its highest scores are theirs, but for a tie here and there."""
+    return scores.ndim == 2 and float(np.mean(scores[: len(classes)].argmax(axis=1) == classes)) > 0.9
 
-    def __init__(self, pair: Pair) -> None:
-        self.pair = pair
+
+class _Sums:
+    """What streaming over one activation adds up.
+
+    Args:
+        axis: that runs over channels, as the layers around it say; None where they do not: the second of images, else the last.
+    """
+
+    def __init__(self, pair: Pair, axis: int | None) -> None:
+        self.pair, self.axis = pair, axis
         self.signal = self.clip = self.round = 0.0
         self.clipped = self.count = 0
         self.maxima: NDArray[np.float64] | None = None
@@ -187,7 +216,8 @@ class _Sums:
         self.round += float(np.square(inside - grid.nearest(inside / scale) * scale).sum())
         self.clipped += grid.beyond(x / scale)
         self.count += x.size
-        axis = 1 if x.ndim >= 4 else x.ndim - 1
+        looks = 1 if x.ndim >= 4 else -1
+        axis = (looks if self.axis is None else self.axis) % max(x.ndim, 1)
         others = tuple(place for place in range(x.ndim) if place != axis)
         maxima = np.abs(x).max(axis=others, initial=0.0) if x.ndim > 1 else np.abs(x).max(initial=0.0, keepdims=True)
         same = self.maxima is not None and self.maxima.shape == maxima.shape

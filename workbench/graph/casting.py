@@ -84,7 +84,7 @@ class _Caster:
         if node.op_type == "Cast":
             if attribute(node, "to") != FLOAT:
                 return
-            node.attribute[0].i = self.target
+            next(item for item in node.attribute if item.name == "to").i = self.target
         for name in [name for name in node.output if self.before.get(name) == FLOAT]:
             if name not in self.graph.pinned:
                 self.done.elements[name] = self.target

@@ -1,15 +1,17 @@
 """Where ONNX Runtime's CPU needs Q/DQ so that 8-bit codes pass from kernel to kernel without floating point between.
 
 It swaps a node for its integer kernel only where the node stands between DequantizeLinear and QuantizeLinear. A Conv
-without a quantized output stays in floating point; Gemm and MatMul do not need one. Relu and Clip vanish into the
-quantization of what follows. Knows nothing of ranges and scales.
+without a quantized output stays in floating point; Gemm and MatMul do not need one. Relu, and a Clip around zero, vanish
+into the quantization of what follows. Knows nothing of ranges and scales.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx
 
 from workbench.graph.editing import Graph
@@ -35,15 +37,33 @@ class Chains:
     ranges: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-def tail(graph: Graph, node: onnx.NodeProto, absorbed: tuple[str, ...] = (*_ACTIVATIONS, "BatchNormalization")) -> str:
-    """Return the tensor at which a node's kernel ends, past what is fused into it (BatchNormalization, Relu, Clip)."""
+def tail(graph: Graph, node: onnx.NodeProto) -> str:
+    """Return the tensor at which a node's kernel ends, past what the limits of its codes stand for (Relu, Clip)."""
     name = node.output[0]
     while name not in graph.pinned:
         consumers = graph.consumers.get(name, [])
-        if len(consumers) != 1 or consumers[0].op_type not in absorbed or consumers[0].input[0] != name:
+        if len(consumers) != 1 or consumers[0].input[0] != name or not _in_codes(graph, consumers[0]):
             break
         name = consumers[0].output[0]
     return name
+
+
+def clip_bounds(graph: Graph, node: onnx.NodeProto | None) -> tuple[float, float] | None:
+    """Return the bounds of a Clip that the limits of codes can stand for, zero being within: constant ones; else None."""
+    if node is None or node.op_type != "Clip":
+        return None
+    bounds = [-math.inf, math.inf]
+    for index, name in enumerate(node.input[1:3]):
+        array = graph.array(name) if name else np.array(bounds[index])
+        if array is None:
+            return None
+        bounds[index] = float(array.item())
+    low, high = bounds
+    return (low, high) if low <= 0 < high else None
+
+
+def _in_codes(graph: Graph, node: onnx.NodeProto) -> bool:
+    return node.op_type == "Relu" or clip_bounds(graph, node) is not None
 
 
 def integer_chains(graph: Graph, lowered: Iterable[onnx.NodeProto], inputs: dict[str, list[onnx.NodeProto]]) -> Chains:
@@ -71,7 +91,7 @@ def integer_chains(graph: Graph, lowered: Iterable[onnx.NodeProto], inputs: dict
 def _carry(graph: Graph, node: onnx.NodeProto, wanted: set[str], whole: set[str], chains: Chains) -> None:
     """Let a node work on codes where all it reads are codes and somebody wants its result as codes."""
     copies = node.op_type in COPIES
-    end = node.output[0] if copies else tail(graph, node, _ACTIVATIONS)
+    end = node.output[0] if copies else tail(graph, node)
     sources = _data_inputs(node)
     if end not in wanted or end in graph.pinned or not all(name in chains.readers for name in sources):
         return

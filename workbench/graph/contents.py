@@ -45,21 +45,31 @@ def stored_as(model: onnx.ModelProto) -> str:
 
 def _counted(model: onnx.ModelProto) -> Iterator[tuple[str, int]]:
     """Yield the format and number of elements of every constant that holds parameters."""
-    for graph in graphs(model.graph):
-        used, not_used = _places(graph.node)
+    bodies = [(graph.node, graph.initializer) for graph in graphs(model.graph)]
+    bodies += [(function.node, ()) for function in model.functions]
+    for nodes, initializers in bodies:
+        used, not_used = _places(nodes)
         bits = {
             node.input[1]: (f"int{attribute(node, 'bits', 4)}", attribute(node, "K", 0) * attribute(node, "N", 0))
-            for node in graph.node
+            for node in nodes
             if node.op_type in _NBITS and len(node.input) > 1
         }
-        for tensor in graph.initializer:
-            if tensor.name in bits:
-                yield bits[tensor.name]
+        for held, tensor in (*((one.name, one) for one in initializers), *_written_out(nodes)):
+            if held in bits:
+                yield bits[held]
                 continue
             name = _NAMES.get(tensor.data_type)
-            if name is None or (tensor.name not in used and (name not in _FLOATS or tensor.name in not_used)):
+            if name is None or (held not in used and (name not in _FLOATS or held in not_used)):
                 continue
             yield name, math.prod(tensor.dims)
+
+
+def _written_out(nodes: Iterable[onnx.NodeProto]) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """Yield the tensors of Constant nodes by name; a single number is part of the arithmetic, and no parameter."""
+    for node in nodes:
+        value = attribute(node, "value") if node.op_type == "Constant" else None
+        if isinstance(value, onnx.TensorProto) and math.prod(value.dims) > 1:
+            yield node.output[0], value
 
 
 def _places(nodes: Iterable[onnx.NodeProto]) -> tuple[set[str], set[str]]:

@@ -1,7 +1,7 @@
 """What one pass through a graph costs in floating-point operations, counted from shapes; runs nothing.
 
 A multiplication and an addition are two operations. Counted are the operators that dominate: Conv, ConvTranspose, Gemm,
-MatMul; what is left out is named. Knows nothing of devices or of how long an operation takes.
+MatMul and recurrent layers; what else multiplies is named. Knows nothing of devices or of how long an operation takes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from workbench.graph.bodies import opened
-from workbench.graph.editing import Graph
+from workbench.graph.editing import Graph, every_node
 from workbench.graph.tensor_types import Shape, tensor_types
 
 # What multiplies, whether or not it holds weights.
@@ -31,9 +31,10 @@ class Cost:
     """Floating-point operations of one pass.
 
     Attributes:
-        flops: of all counted nodes together; None where a counted node's shapes are unknown.
+        flops: of all nodes that multiply together; None where those of one are unknown.
         by_operator: operator type -> operations of its nodes.
-        unknown: counted nodes whose shapes could not be inferred.
+        unknown: nodes that multiply and whose operations could not be told: for their shapes, for their kind, or because they
+            lie in a loop, of which the file does not say how often it runs.
         assumed: input name -> shape that was assumed.
     """
 
@@ -51,17 +52,16 @@ def cost(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = 
             is that of one sample.
     """
     fixed = _with_fixed_inputs(model, shapes or {})
-    known = tensor_types(fixed).shapes
+    counts = _node_flops(fixed)
     by_operator: dict[str, int] = {}
     unknown = []
-    for node in model.graph.node:
-        if node.op_type not in COUNTED or node.domain not in ("", "ai.onnx"):
-            continue
-        count = _flops(node, known)
-        if count is None:
-            unknown.append(node.name or node.output[0])
-        else:
+    functions = {(one.domain, one.name) for one in model.functions if any(n.op_type in MULTIPLIES for n in one.node)}
+    for node in every_node(fixed.graph):
+        count = counts.get(node.name or f"{node.op_type} -> {node.output[0]}")
+        if count is not None:
             by_operator[node.op_type] = by_operator.get(node.op_type, 0) + count
+        elif node.op_type in MULTIPLIES or (node.domain, node.op_type) in functions:
+            unknown.append(node.name or node.output[0])
     assumed = {value.name: _sizes(value) for value in fixed.graph.input}
     return Cost(None if unknown else sum(by_operator.values()), by_operator, tuple(unknown), assumed)
 

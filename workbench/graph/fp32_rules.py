@@ -13,13 +13,15 @@ import onnx
 
 from workbench.graph.bodies import in_a_loop
 from workbench.graph.cost import MULTIPLIES
-from workbench.graph.editing import Context, Graph, attribute, subgraphs
+from workbench.graph.editing import FLOAT_TYPES, Context, Graph, attribute, subgraphs
 from workbench.graph.tensor_types import TensorTypes
 from workbench.recipes import Precision
 
 FLOAT = onnx.TensorProto.FLOAT
 FLOAT16 = onnx.TensorProto.FLOAT16
 LARGEST_FP16 = 65504.0
+# Below it FP16 loses digits, and below a thousandth of it everything.
+SMALLEST_FP16 = 2.0**-14
 # From here on FP16 activations are kept out, with room for what data outside the calibration set does
 # (the threshold of ModelOpt's AutoCast).
 LARGEST_TRUSTED_ACTIVATION = 512.0
@@ -43,6 +45,8 @@ MOVING = frozenset((
 ))  # fmt: skip
 _PASSES_LARGE_VALUES = MOVING | {"Add", "Sub", "Mul", "Where", "Neg", "Abs", "Max", "Min", "Sum", "Clip", "Relu"}
 _SCATTERING = ("ScatterND", "ScatterElements")
+# The first two inputs of these are multiplied or divided: what is lost of one is lost of the result.
+_FACTORS = ("Conv", "ConvTranspose", "Div", "Gemm", "MatMul", "Mul")
 _MEASURED_BY_REDUCTION = ("Pow", "Mul", "Sub", "Abs", "Exp")
 _USES_REDUCTION = ("Add", "Sub", "Sqrt", "Reciprocal", "Pow", "Div", "Mul")
 _POSITION_ARITHMETIC = MOVING | {
@@ -74,6 +78,7 @@ def kept_in_fp32(graph: Graph, step: Precision, context: Context, types: TensorT
             kept[node.name] = reason
     if target == FLOAT16 and context.family == "ort-cpu":
         _keep_coded_in_bodies(graph, nodes, kept)
+    _keep_before_fp32_inputs(graph, nodes, types, target, kept)
     if step.auto_exclude:
         _keep_norm_chains(graph, kept)
         _keep_position_arithmetic(graph, nodes, types, kept)
@@ -150,22 +155,23 @@ def _risky(graph: Graph, node: onnx.NodeProto, context: Context, types: TensorTy
         return f"{node.op_type} sums over many values and stays in FP32"
     if target != FLOAT16:
         return None  # BF16 has the range of FP32
-    for name in node.input:
+    for index, name in enumerate(node.input):
         array = graph.array(name) if types.elements.get(name) == FLOAT else None
         largest = _largest_finite(array)
         if largest > LARGEST_FP16:
             return f"its constant {name!r} reaches {largest:g}, beyond FP16's {LARGEST_FP16:g}"
+        if 0 < largest < SMALLEST_FP16 and node.op_type in _FACTORS and index < 2:
+            return f"its constant {name!r} reaches only {largest:g}, below FP16's smallest normal number {SMALLEST_FP16:.2g}"
     for name in [*node.input, *node.output]:
-        largest = (context.magnitudes or {}).get(_before_quantization(graph, name), 0.0)
+        source = _before_quantization(graph, name)
+        histogram = None if context.table is None else context.table.get(source)
+        if histogram is not None and (histogram.nans or histogram.infinities):
+            return f"{name!r} held NaN or infinite values during calibration"
+        largest = max((context.magnitudes or {}).get(source, 0.0), 0.0 if histogram is None else histogram.abs_max)
         if largest > LARGEST_TRUSTED_ACTIVATION:
             return f"{name!r} reached {largest:.4g} during calibration, above {LARGEST_TRUSTED_ACTIVATION:g}"
-        histogram = None if context.table is None else context.table.get(_before_quantization(graph, name))
-        if histogram is None:
-            continue
-        if histogram.nans or histogram.infinities:
-            return f"{name!r} held NaN or infinite values during calibration"
-        if histogram.abs_max > LARGEST_TRUSTED_ACTIVATION:
-            return f"{name!r} reached {histogram.abs_max:.4g} during calibration, above {LARGEST_TRUSTED_ACTIVATION:g}"
+        if 0 < largest < SMALLEST_FP16:
+            return f"{name!r} reached only {largest:.2g} during calibration, below FP16's smallest normal number"
     return None
 
 
@@ -182,6 +188,30 @@ def _before_quantization(graph: Graph, name: str) -> str:
         if node is not None and node.op_type == operator:
             name = node.input[0]
     return name
+
+
+def _keep_before_fp32_inputs(
+    graph: Graph, nodes: list[onnx.NodeProto], types: TensorTypes, target: int, kept: dict[str, str]
+) -> None:
+    """Keep what computes nothing but inputs that are FP32 by definition, such as the scales of a Resize.
+
+    Rounded, they would give an output of another size.
+    """
+    exact: dict[str, str] = {}
+    for node in reversed(nodes):
+        uses = [(reader, index) for name in node.output for reader in graph.consumers.get(name, [])
+                for index, read in enumerate(reader.input) if read == name]  # fmt: skip
+        told = {_reads_fp32(reader, index, graph.opset, target) or exact.get(reader.name, "") for reader, index in uses}
+        if told and "" not in told and not any(name in graph.pinned for name in node.output):
+            exact[node.name] = next(iter(told))
+            kept.setdefault(node.name, f"it computes what {exact[node.name]} takes in FP32 only")
+
+
+def _reads_fp32(node: onnx.NodeProto, index: int, opset: int, target: int) -> str:
+    """Return the operator where its input of this number cannot have the lower type while its first one can, else nothing."""
+    schema = schema_of(node, opset if target == FLOAT16 else max(opset, 22)) if not node.domain else None
+    exact = schema is not None and accepts(schema, 0, target) and not accepts(schema, index, target)
+    return node.op_type if exact else ""
 
 
 def _keep_norm_chains(graph: Graph, kept: dict[str, str]) -> None:
@@ -222,14 +252,14 @@ def _keep_position_arithmetic(
     """Keep what is computed from integers alone (positions, angles, masks): FP16 counts exactly to 2048 only."""
     counted: set[str] = set()
     for node in nodes:
-        reals = [name for name in node.input if types.elements.get(name) == FLOAT]
+        reals = [name for name in node.input if types.elements.get(name) in FLOAT_TYPES]
         computed = [name for name in reals if not graph.is_constant(name)]
         constants = [graph.initializers[name] for name in reals if name in graph.initializers]
         small = all(math.prod(tensor.dims) <= _POSITION_CONSTANT_ELEMENTS for tensor in constants)
         table = node.op_type.startswith("Gather") and bool(reals) and not computed
         if node.op_type in _POSITION_ARITHMETIC and small and not table and all(name in counted for name in computed):
             counted.update(node.output)
-            kept.setdefault(node.name, "it computes with positions or masks, made from integers alone")
+            kept.setdefault(node.name, "it computes with positions or masks, made from integers and truth values alone")
 
 
 def _keep_readers_of_large_values(graph: Graph, nodes: Iterable[onnx.NodeProto], kept: dict[str, str]) -> None:

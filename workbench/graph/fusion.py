@@ -281,7 +281,11 @@ def _remove_duplicates(graph: Graph, log: _Log) -> None:
         attributes = tuple(sorted(item.SerializeToString() for item in node.attribute))
         same = seen.setdefault((node.domain, node.op_type, tuple(node.input), len(node.output), attributes), node)
         if same is not node and not any(name in graph.pinned for name in node.output):
-            for old, new in zip(node.output, same.output, strict=True):
-                graph.rewire(old, new)
             graph.remove_node(node)
+            for index, (old, new) in enumerate(zip(node.output, same.output, strict=True)):
+                if old and not new:  # an output that only the second one gives
+                    same.output[index] = old
+                    graph.producer[old] = same
+                else:
+                    graph.rewire(old, new)
             log.count("duplicates_removed", node.name)

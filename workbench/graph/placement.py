@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from workbench.errors import RecipeError, nearest
 from workbench.graph.chains import integer_chains, tail
@@ -190,11 +191,22 @@ def _kernel_obstacle(graph: Graph, node: onnx.NodeProto, step: Quantize, types: 
     """Return why ONNX Runtime's CPU has no integer kernel for a node, or none that pays."""
     if node.op_type == "Conv" and tail(graph, node) in graph.pinned:
         return "it gives a graph output, which is not quantized, and ONNX Runtime's integer Conv gives codes only"
+    biased = node.op_type in ("Conv", "Gemm") and len(node.input) > 2 and bool(node.input[2])
+    if biased and step.activations == "static" and channel_bias(graph, node) is None:
+        return "its bias is not one constant a channel, and ONNX Runtime's integer kernels add no other"
     if node.op_type in step.op_types:
         return None
     if node.op_type == "ConvTranspose":
         return "ONNX Runtime's CPU has no integer ConvTranspose; name it in Quantize.op_types to rehearse its accuracy"
     return _thin(graph, node, types)
+
+
+def channel_bias(graph: Graph, node: onnx.NodeProto) -> NDArray[np.float32] | None:
+    """Return the bias of a Conv or Gemm, one value a channel or one for all, as a vector; None where it is no such constant."""
+    array = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if array is None or array.ndim > 2 or (array.ndim == 2 and len(array) != 1):
+        return None
+    return array.reshape(-1)
 
 
 def _thin(graph: Graph, node: onnx.NodeProto, types: TensorTypes) -> str | None:

@@ -6,8 +6,9 @@ and zero points and has `qdq` write them. Knows nothing of how activations are o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import onnx
@@ -17,9 +18,10 @@ from workbench.calibration.histogram import Histogram
 from workbench.calibration.table import CalibrationTable
 from workbench.calibration.thresholds import clipped_share, threshold
 from workbench.errors import CalibrationError, RecipeError, TransformError
+from workbench.graph.chains import clip_bounds
 from workbench.graph.dialects import Dialect, dialect
 from workbench.graph.editing import Context, Graph, attribute, every_node, subgraphs
-from workbench.graph.placement import QUANTIZABLE, Placement, label, place, told
+from workbench.graph.placement import QUANTIZABLE, Placement, channel_bias, label, place, told
 from workbench.graph.qdq import (
     FLOAT8,
     SEVEN_BIT,
@@ -195,6 +197,7 @@ def _in_bodies(graph: Graph, step: Quantize) -> list[Skipped]:
 
 
 def _scales(graph: Graph, placement: Placement, step: Quantize, context: Context, to: Format) -> dict[str, Scale]:
+    chained = dialect(context.dialect).integer_chains
     table: Mapping[str, Histogram] = context.table or {}
     sources = {name: placement.ranges.get(name, (name,)) for name in placement.readers}
     missing = sorted({name for names in sources.values() for name in names} - set(table))
@@ -206,10 +209,29 @@ def _scales(graph: Graph, placement: Placement, step: Quantize, context: Context
     found: dict[tuple[str, ...], Scale] = {}
     for names in sources.values():
         if names not in found:
-            found[names] = encode(
+            scale = encode(
                 Histogram.joined(table[name] for name in names), _calibrator(graph, names, step, context), to
             )
+            bounds = [bound for name in names if (bound := clip_bounds(graph, graph.producer.get(name)))]
+            found[names] = _within(scale, *bounds[0], to) if bounds and to is UNSIGNED and chained else scale
     return {name: found[names] for name, names in sources.items()}
+
+
+def _within(scale: Scale, low: float, high: float, to: Format) -> Scale:
+    """Return the codes nearest to a scale that end within the bounds of a Clip, which an engine takes out only then.
+
+    Otherwise a zero point that was rounded lets them end half a code beyond.
+    """
+    found = []
+    for zero in {math.floor(-low / scale.scale), math.ceil(-low / scale.scale)} if math.isfinite(low) else ():
+        if 0 <= zero <= to.high:
+            below = -low / zero if zero else math.inf
+            found.append((min(below, high / (to.high - zero) if zero < to.high else math.inf), zero))
+    inside = scale.zero_point * scale.scale <= -low and (to.high - scale.zero_point) * scale.scale <= high
+    if inside or not found:
+        return scale
+    largest, zero = max(found)
+    return replace(scale, scale=float(np.float32(min(largest, scale.scale))), zero_point=int(zero))
 
 
 def _calibrator(graph: Graph, names: tuple[str, ...], step: Quantize, context: Context) -> str:
@@ -238,6 +260,8 @@ def _lower(
     writer, dead, narrow = WeightWriter(graph, style.integer_constants), 0, []
     for weight in placement.weights:
         node = weight.node
+        if style.integer_chains and step.to == "int8":
+            _plain(graph, node)
         array = _constant(graph, node.input[1])
         to = FLOAT8 if step.to == "fp8" else weight_format(node, array.shape, style)
         narrow += [label(node)] if to is SEVEN_BIT else []
@@ -265,14 +289,25 @@ def _protect_relus(graph: Graph, placement: Placement) -> int:
     return len(relus)
 
 
+def _plain(graph: Graph, node: onnx.NodeProto) -> None:
+    """Write a Gemm's factors into its constants, and its bias as a vector: ONNX Runtime has no other integer Gemm."""
+    if node.op_type != "Gemm":
+        return
+    alpha, beta = (np.float32(attribute(node, name, 1.0)) for name in ("alpha", "beta"))
+    if alpha != 1:
+        graph.give_constant(node, 1, _constant(graph, node.input[1]) * alpha)
+    bias = channel_bias(graph, node)
+    if bias is not None and (beta != 1 or _constant(graph, node.input[2]).ndim != 1):
+        graph.give_constant(node, 2, bias * beta)
+    kept = [item for item in node.attribute if item.name not in ("alpha", "beta")]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
 def _bias(graph: Graph, node: onnx.NodeProto, scales: Mapping[str, Scale]) -> Bias | None:
     """Return the bias that an integer kernel can take: a constant vector, added as it is."""
-    if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
-        return None
-    array = graph.array(node.input[2])
-    if array is None or array.ndim != 1 or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
-        return None
-    return Bias(node.input[2], array, scales[node.input[0]].scale)
+    array = channel_bias(graph, node) if node.op_type in ("Conv", "Gemm") else None
+    return None if array is None else Bias(node.input[2], array, scales[node.input[0]].scale)
 
 
 def _constant(graph: Graph, name: str) -> NDArray[np.float32]:

@@ -11,7 +11,8 @@ from workbench.graph.editing import every_node
 # How nodes are named that only give a model's inputs and outputs their type, such as a cache kept in 8 bits.
 AT_THE_EDGE = "/cache/"
 _QUANTIZED = re.compile(
-    r"(De|Dynamic)?[Qq]uantizeLinear|QLinear\w+|TRT_\w+|\w+Integer(ToFloat)?|MatMulNBits|DynamicQuantizeMatMul|QAttention|QGemm"
+    r"(De|Dynamic)?[Qq]uantizeLinear|QLinear\w+|TRT_\w+|\w+Integer(ToFloat)?|MatMulNBits|MatMulBnb4|"
+    r"GatherBlockQuantized|DynamicQuantize(MatMul|LSTM)|QAttention|QGemm|QMoE|QOrdered\w+"
 )
 
 
@@ -22,8 +23,8 @@ def quantized_by(proto: onnx.ModelProto) -> str | None:
     has `.../input_quantizer/QuantizeLinear`. A file that ModelOpt made through ONNX Runtime's quantizer and that keeps
     its producer name is told as `onnxruntime`. Q/DQ under `AT_THE_EDGE` lower no arithmetic and do not count.
     """
-    nodes = [node for node in every_node(proto.graph) if not node.name.startswith(AT_THE_EDGE)]
-    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type)]
+    nodes = [*every_node(proto.graph), *(node for function in proto.functions for node in function.node)]
+    quantized = [node for node in nodes if _QUANTIZED.fullmatch(node.op_type) and not node.name.startswith(AT_THE_EDGE)]
     if not quantized:
         return None
     written = " ".join([proto.producer_name, *(f"{entry.key} {entry.value}" for entry in proto.metadata_props)]).lower()

@@ -24,7 +24,7 @@ from workbench.machine.store import Store, write_bytes, write_text
 from workbench.models import as_model
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe, named
 from workbench.records import BuildOptions, Model, ShapeProfile
-from workbench.transformation.steps import load_proto, observed_graph, transform
+from workbench.transformation.steps import observed_graph, transform
 from workbench.tuning.calibrating import calibrate
 
 # What JetPack 6.0, and 6.1 and 6.2, hold; both read explicit Q/DQ on the GPU, and neither does on the DLA.
@@ -100,7 +100,7 @@ def for_orin(
         "dla": _command("model_dla.onnx", recipe, options, RELEASES[release], "dla"),
     }
     with disk.whole_folder(target) as made:
-        onnx.save(load_proto(variant.path), made / "model.onnx")
+        onnx.save(onnx.load(variant.path), made / "model.onnx")
         onnx.save(on_dla, made / "model_dla.onnx")
         if (step := recipe.step("quantize")) is not None and calibrated.table is not None:
             assert isinstance(step, Quantize)

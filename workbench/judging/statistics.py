@@ -301,7 +301,7 @@ def accuracy_change(accuracy: Accuracy, confidence: float = ACCURACY_CONFIDENCE)
     """Return what the variant does to its parent's score, paired by sample.
 
     Scores of 0 and 1 take McNemar's exact test and Newcombe's paired interval; other values a bootstrap of the paired
-    differences.
+    differences, which is no surer than the signs of so many pairs can be: with five or fewer nothing is told apart.
 
     Raises:
         DataError: variant and parent have different numbers of scores.
@@ -346,7 +346,8 @@ def score_change(
         low, high, p_value = _binary_change(scores, parent_scores, confidence)
     else:
         interval = center_interval(scores - parent_scores, confidence, trim=0.0)
-        low, high, p_value = interval.low, interval.high, interval.p_value
+        # Few pairs that agree have no spread to resample; that all go one way has this chance without any change.
+        low, high, p_value = interval.low, interval.high, max(interval.p_value, 2.0 ** (1 - len(scores)))
         if display == "exp_mean":
             parent = shown_score(parent_scores, display)
             low, high = (parent * (_exp(edge) - 1) for edge in (low, high))

@@ -18,6 +18,7 @@ from workbench.engines.isolated import open_file
 from workbench.errors import BuildError, ChildKilled, RunError
 from workbench.graph.exact import exact_form
 from workbench.machine.handle import QUIET, Handle
+from workbench.models import onnx_file
 from workbench.recipes import Precision, Recipe
 from workbench.records import Engine, Model, Variant
 
@@ -74,7 +75,7 @@ def arithmetic_note(
     feeds = split.take(rows).inputs
     try:
         exact = _exactly(onnx.load(variant.path), feeds, handle)
-        parent = _exactly(onnx.load(model.path), feeds, handle)
+        parent = _exactly(onnx_file.reread(model), feeds, handle)
     except (BuildError, ChildKilled, RunError) as error:
         return f"The engine's arithmetic was not checked, because ONNX Runtime's CPU cannot run this file: {error}"
     if exact is None or parent is None:

@@ -100,33 +100,46 @@ def without_bfloat16(module: nn.Module, example_inputs: Any) -> tuple[nn.Module,
 
 @contextlib.contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Run a module in eval mode and give it back bit for bit as it was: modes, and buffers that its forward changes."""
+    """Run a module in eval mode and give it back bit for bit as it was: modes, and what its forward changes of its own.
+
+    That is parameters, buffers, and attributes that are given another value.
+    """
+    import torch
+
     modes = {part: part.training for part in module.modules()}
-    buffers = [
-        (part, name, buffer, buffer.detach().clone())
-        for part in module.modules()
-        for name, buffer in part._buffers.items()
-        if buffer is not None
+    attributes = {part: dict(vars(part)) for part in modes}
+    held = [
+        (tensors, name, tensor, tensor.detach().clone())
+        for part in modes
+        for tensors in (part._parameters, part._buffers)
+        for name, tensor in tensors.items()
+        if tensor is not None
     ]
     module.eval()
     try:
         yield
     finally:
+        for part, kept in attributes.items():
+            vars(part).clear()
+            vars(part).update(kept)
         for part, training in modes.items():
             part.training = training
-        for part, name, buffer, value in buffers:
-            part._buffers[name] = buffer
-            with contextlib.suppress(RuntimeError):  # a scripted module's own tensors cannot be written in every mode
-                buffer.detach().copy_(value)
+        for tensors, name, tensor, value in held:
+            tensors[name] = tensor  # type: ignore[assignment]
+            if not torch.equal(tensor, value):
+                with contextlib.suppress(
+                    RuntimeError
+                ):  # a scripted module's own tensors cannot be written in every mode
+                    tensor.detach().copy_(value)
 
 
 def run(module: nn.Module, call: Call, tensors: list[Tensor]) -> dict[str, Tensor]:
-    """Call a module without gradients; ExampleError where it fails."""
+    """Call a module without gradients, on copies that it may write into; ExampleError where it fails."""
     import torch
 
     try:
         with torch.no_grad():
-            return call.run(module, tensors)
+            return call.run(module, [tensor.clone() for tensor in tensors])
     except ExportError:
         raise
     except Exception as error:

@@ -219,7 +219,7 @@ def _torchscript(job: _Job, file: Path) -> list[str]:
 
     torch.onnx.export(
         _wrap(job),
-        tuple(job.tensors),
+        tuple(tensor.clone() for tensor in job.tensors),  # tracing runs the module, which may write into them
         str(file),
         dynamo=False,
         opset_version=job.opset,

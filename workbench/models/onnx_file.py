@@ -80,6 +80,28 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
     )
 
 
+def reread(model: Model, *, weights: bool = True) -> onnx.ModelProto:
+    """Return the graph of a loaded model, from its file.
+
+    Args:
+        weights: with the data beside the file.
+
+    Raises:
+        LoadError: the file is gone, or is not the one that was loaded: what is made of it would be remembered as that one's.
+    """
+    file = Path(model.path)
+    proto = parse(file)
+    external = external_files(proto, file)
+    if weights:
+        onnx.load_external_data_for_model(proto, str(file.parent))
+    if _sha256([file, *external]) != model.sha256:
+        raise LoadError(
+            f"{file} was changed after it was loaded as {model.name!r}, so that results of one file would be taken for the "
+            f"other's. Load it again: workbench.load({str(file)!r})."
+        )
+    return proto
+
+
 def parse(file: Path) -> onnx.ModelProto:
     """Return the message in a file, external data left where they are.
 

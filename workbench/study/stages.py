@@ -10,7 +10,7 @@ import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from workbench import codec, engines
+from workbench import codec, engines, version
 from workbench.datasets import Dataset
 from workbench.datasets.metrics import identity
 from workbench.engines import jobs
@@ -90,7 +90,7 @@ class Stages:
 
         made = self.store.remember(
             Variant,
-            ("study", self.model.sha256, recipe, self.dialect, self._samples(recipe)),
+            ("study", self.model.sha256, recipe, self.dialect, self._samples(recipe), version.libraries()),
             make,
             lambda made: self.store.holds(made.sha256, Path(made.path).parent),
         )
@@ -164,7 +164,8 @@ class Stages:
             variant = self.variant(recipe)
             return Note(arithmetic_note(engine, variant, self.model, split, self.handle) or "")
 
-        return self.store.remember(Note, ("arithmetic", *identity_of(engine), split.sha256), make).text or None
+        parts = ("arithmetic", *identity_of(engine), split.sha256, version.libraries())
+        return self.store.remember(Note, parts, make).text or None
 
     def alarm(self, recipe: Recipe) -> str | None:
         """Say how many evaluation samples leave the range that the recipe's calibration saw; None where none do."""

@@ -32,7 +32,7 @@ from workbench.graph.pruned import Pruned
 from workbench.machine import disk
 from workbench.machine.handle import QUIET, Handle
 from workbench.machine.store import Store
-from workbench.models import as_model
+from workbench.models import as_model, onnx_file
 from workbench.recipes import Fuse, Quantize, Recipe, SmoothQuant, Sparsify, Step, named
 from workbench.records import Model, StepReport, Variant, cards, formats
 from workbench.transformation import observing, pruning, same_function
@@ -363,15 +363,9 @@ def magnitudes(
     return observing.magnitudes(observed_graph(model, recipe, calibrated), split.inputs, Observation(handle=handle))
 
 
-def load_proto(path: str | Path) -> onnx.ModelProto:
-    """Read an ONNX file with its external data; before IR 4 every weight had to be an input too, and steps add weights."""
-    proto = onnx.load(str(path), load_external_data=True)
-    proto.ir_version = max(proto.ir_version, 4)
-    return proto
-
-
 def _prepared(model: Model, recipe: Recipe, context: Context) -> tuple[onnx.ModelProto, list[StepReport]]:
-    proto = load_proto(model.path)
+    proto = onnx_file.reread(model)
+    proto.ir_version = max(proto.ir_version, 4)  # before 4 every weight had to be an input too, and steps add weights
     if model.quantized_by is not None:
         return proto, []
     report = _applied(proto, recipe.step("fuse") or Fuse("all"), context)

@@ -57,6 +57,7 @@ def test_one_reading_is_taken_and_told(labels, inputs, output, expected) -> None
     [
         (np.arange(6), X, [spec(None, 1)], "mean squared error of 'y', mean absolute error of 'y'"),
         (np.eye(6, 3, dtype=int) + np.eye(6, 3, -3, dtype=int), X, [spec(None, 3)], "multi-label F1 of 'y', mean squared"),
+        (np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]], X, [spec(None, 3)], "multi-label F1 of 'y', mean squared error"),
         (np.roll(IDS, -1, axis=1), {"ids": IDS}, [spec(None, None, 9)], "perplexity of 'y', token top-1 of 'y'"),
         (np.where(np.arange(5) == 1, 3, IDS), {"ids": IDS}, [spec(None, None, 9)], "perplexity of 'y', token top-1"),
         (ZERO_ONE, X, [spec(None, 10, name="age"), spec(None, 2, name="kind")], "top-1 of 'age', top-1 of 'kind'"),

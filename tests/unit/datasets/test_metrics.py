@@ -80,5 +80,7 @@ def closing_over(value: object) -> Metric:
 def test_shipped_metrics_are_known_by_their_name_and_a_users_is_not_known() -> None:
     assert identity(None) != identity(top1()) != identity(perplexity())
     assert identity(top1()) == identity(top1())
+    for other in ({"higher_is_better": False}, {"unit": "dB"}, {"name": "accuracy"}):
+        assert identity(replace(top1(), **other)) != identity(top1())
     assert identity(Metric("top-1", lambda outputs, labels: np.zeros(len(labels)))) is None
     assert identity(replace(top1(), function=lambda outputs, labels: np.zeros(len(labels)))) is None

@@ -110,6 +110,18 @@ def test_one_score_a_pixel_needs_its_reading() -> None:
         value(metrics.mean_iou(), scores, labels)
 
 
+@pytest.mark.parametrize("classes", [1, 3])
+def test_pixels_whose_scores_are_nan_are_wrong_whatever_their_label(classes: int) -> None:
+    scores, labels = RANDOM.normal(size=(2, classes, 4, 4)), np.zeros((2, 4, 4), int)
+    scores[:, 0] = -5.0 if classes == 1 else 5.0  # class 0 everywhere
+    labels[0, 0, 0] = 1
+    assert value(metrics.pixel_accuracy(scores="logit"), scores, labels).tolist() == [15 / 16, 1.0]
+    scores[0, :, 1:] = np.nan
+    assert value(metrics.pixel_accuracy(scores="logit"), scores, labels).tolist() == [3 / 16, 1.0]
+    # Of class 0 there are 31 pixels, 19 of them found, and one more is called so; class 1 is never found.
+    assert value(metrics.mean_iou(scores="logit"), scores, labels) == pytest.approx(19 / 32 / 2)
+
+
 def test_classes_on_two_possible_axes_must_be_named() -> None:
     scores, labels = RANDOM.normal(size=(2, 4, 4, 4)), RANDOM.integers(0, 4, (2, 4, 4))
     with pytest.raises(DataError, match="class_axis="):

@@ -109,6 +109,45 @@ def test_noise_that_cannot_be_looked_at_is_a_note(subject: Subject, monkeypatch)
         Noises(two(), two(), {"x": X})
 
 
+def with_outputs(wanted: str, more: str) -> onnx.ModelProto:
+    return net(
+        f"""(float[N,16] x) => ({wanted}) {{
+            [first] a = MatMul(x, w1) [act] b = Relu(a) [last] y = MatMul(b, w2) {more}
+        }}""",
+        w1=values((16, 16), 1),
+        w2=values((16, 4), 2),
+        flat=np.array([-1], np.int64),
+        zero=np.array(0, np.float32),
+    )
+
+
+def test_outputs_of_one_number_or_of_a_size_that_depends_on_the_data_do_not_end_the_look_at_noise() -> None:
+    wanted = "float[N,4] y, float total, float[K] found"
+    more = """total = ReduceSum<keepdims = 0>(y) large = Greater(y, zero) mask = Reshape(large, flat)
+        found = Compress(y, mask)"""
+    parent = with_outputs(wanted, more)
+    x = values((32, 16), 3)
+    told = Noises(parent, quantized(parent, {"x": x}, Pairs("xb", scales={"x": 0.2})), {"x": x}).found()
+    assert 0 < told.file_nsr < 1 and told.tensors
+
+    parent = with_outputs("int64[N,1] i", "i = ArgMax<axis = 1>(y)")
+    with pytest.raises(RunError, match="noise has nothing to show in"):
+        Noises(parent, quantized(parent, {"x": x}, Pairs("xb")), {"x": x}).found()
+
+
+def test_a_flipped_answer_is_looked_for_in_the_output_that_it_was_read_from() -> None:
+    parent = with_outputs("float[N,4] opposite, float[N,4] y", "opposite = Neg(y)")
+    x = values((64, 16), 3)
+    lowered = quantized(parent, {"x": x}, Pairs("xb", scales={"x": 0.3}))
+    noises = Noises(parent, lowered, {"x": x[:32]})
+    before, after = (noises.run(one, {"x": x})["y"].argmax(axis=1) for one in (parent, lowered))
+    places = np.flatnonzero(before != after)
+    flipped = [(int(place), int(before[place]), int(after[place])) for place in places]
+    assert flipped
+    told = noises.found(flipped, {"x": x[places]}).flips
+    assert any(flip.layer == "first" for flip in told), "with the coarse input in FP32 answers come back"
+
+
 def test_an_exact_form_that_does_not_exist_is_a_note(subject: Subject, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(gathering, "exact_form", lambda proto: None)

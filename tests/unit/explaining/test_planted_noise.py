@@ -64,6 +64,45 @@ def test_float8_that_cuts_values_off_is_named_and_the_twin_is_not(explain) -> No
     assert not {"clip", "wide_range", "outlier_channel"} & set(kinds(explain(plain(), Pairs("xab", float8=True), X)))
 
 
+def with_outlier_along_a_line(factor: float) -> onnx.ModelProto:
+    """Convolutions over (samples, channels, time): the channels are not on the last axis."""
+    first, second = values((16, 16, 3), 0, 0.2), values((16, 16, 3), 1, 0.2)
+    first[5] *= factor
+    second[:, 5] /= factor
+    return net(
+        """(float[N,16,40] x) => (float[N,16,1] y) {
+            [c0] a = Conv<pads = [1,1]>(x, w0)
+            [c1] b = Conv<pads = [1,1]>(a, w1)
+            [pool] y = GlobalAveragePool(b)
+        }""",
+        w0=first,
+        w1=second,
+    )
+
+
+def with_outlier_behind_heads(factor: float) -> onnx.ModelProto:
+    """Products over (samples, heads, places, channels): the channels are not on the second axis."""
+    first, second = values((32, 32), 0, 0.2), values((32, 32), 1, 0.2)
+    first[:, 5] *= factor
+    second[5] /= factor
+    return net(
+        "(float[N,4,10,32] x) => (float[N,4,10,32] y) { [m0] a = MatMul(x, w0) [m1] y = MatMul(a, w1) }",
+        w0=first,
+        w1=second,
+    )
+
+
+@pytest.mark.parametrize(
+    ("made", "pairs", "shape"),
+    [(with_outlier_along_a_line, "xab", (32, 16, 40)), (with_outlier_behind_heads, "xa", (16, 4, 10, 32))],
+)
+def test_channels_are_where_the_products_have_them(explain, made, pairs: str, shape: tuple[int, ...]) -> None:
+    reason = explain(made(400.0), Pairs(pairs), values(shape, 9)).about("accuracy")[0]
+    assert (reason.kind, reason.tensors) == ("outlier_channel", ("a",))
+    assert "channel 5 is" in reason.sentence
+    assert "outlier_channel" not in kinds(explain(made(1.0), Pairs(pairs), values(shape, 9)))
+
+
 def with_outlier_between_products(factor: float) -> onnx.ModelProto:
     first, second = values((64, 64), 0, 0.2), values((64, 64), 1, 0.2)
     first[:, 5] *= factor

@@ -11,6 +11,7 @@ from small_nets import net, values
 from workbench.graph import dynamic, precision, weights
 from workbench.graph.contents import parameters, stored_as
 from workbench.graph.editing import Context
+from workbench.graph.quantized_by import quantized_by
 from workbench.recipes import Precision, Quantize, QuantizeWeights
 
 TOKENS = {"x": values((32, 6, 16), 3)}
@@ -78,6 +79,31 @@ def test_packed_weights_count_by_their_shape() -> None:
         s=np.ones(64, np.float32),
     )
     assert parameters(model) == 64 * 32 and stored_as(model) == "int4"
+
+
+def test_weights_in_constant_nodes_and_in_functions_count_as_others_do() -> None:
+    held = onnx.helper.make_node("Constant", [], ["w"], value=onnx.numpy_helper.from_array(values((16, 8), 1)))
+    product = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    model = net("(float[N,16] x) => (float[N,8] y) { y = MatMul(x, w) }", w=values((16, 8), 1))
+    assert parameters(model) == 16 * 8
+    written = net("(float[N,16] x) => (float[N,8] y) { y = MatMul(x, w) }", w=values((16, 8), 1))
+    del written.graph.initializer[:], written.graph.node[:]
+    written.graph.node.extend([held, product])
+    assert parameters(written) == 16 * 8 and stored_as(written) == "fp32"
+    del written.graph.node[:]
+    written.graph.node.append(onnx.helper.make_node("layer", ["x"], ["y"], domain="mine"))
+    written.functions.append(onnx.helper.make_function("mine", "layer", ["x"], ["y"], [held, product], []))
+    assert parameters(written) == 16 * 8
+
+    codes = onnx.helper.make_node("Constant", [], ["q"], value=onnx.numpy_helper.from_array(np.ones((16, 8), np.int8)))
+    scale = onnx.helper.make_node("Constant", [], ["s"], value=onnx.numpy_helper.from_array(np.ones(8, np.float32)))
+    restored = onnx.helper.make_node("DequantizeLinear", ["q", "s"], ["w"])
+    del written.functions[:]
+    written.functions.append(
+        onnx.helper.make_function("mine", "layer", ["x"], ["y"], [codes, scale, restored, product], [])
+    )
+    assert (parameters(written), stored_as(written)) == (16 * 8, "int8")
+    assert quantized_by(written) == "unknown"
 
 
 def test_a_graph_without_constants_is_taken_for_fp32() -> None:

@@ -67,6 +67,24 @@ def test_operators_that_are_not_counted_cost_nothing_here() -> None:
     assert cost(one_node("Relu", [("N", 4)])).flops == 0
 
 
+def test_a_recurrent_layer_counts_as_it_does_in_the_shares_of_a_report() -> None:
+    model = one_node("LSTM", [(20, "N", 32)], hidden_size=64)
+    weights = {"w": (1, 4 * 64, 32), "r": (1, 4 * 64, 64)}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.zeros(shape, np.float32), name) for name, shape in weights.items()
+    )
+    model.graph.node[0].input.extend(weights)
+    assert cost(model, {"x0": (20, 3, 32)}).flops == 2 * 20 * 3 * (4 * 64) * (32 + 64)
+
+
+def test_what_multiplies_and_cannot_be_counted_is_named_and_no_sum_is_claimed() -> None:
+    model = one_node("Einsum", [("N", 4, 5)], (5, 6), equation="nij,jk->nik")
+    model.graph.node.append(helper.make_node("MatMul", ["x0", "v"], ["z"], name="counted"))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((5, 2), np.float32), "v"))
+    found = cost(model)
+    assert (found.flops, found.unknown, found.by_operator) == (None, ("the_node",), {"MatMul": 2 * 4 * 5 * 2})
+
+
 def test_the_shipped_resnet_costs_what_its_layers_add_up_to() -> None:
     proto = onnx.load(str(zoo.path("digits_resnet")))
     weights = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}

@@ -246,6 +246,23 @@ def test_duplicates_are_merged_but_random_nodes_and_outputs_are_not() -> None:
     assert operators(model).count("RandomNormalLike") == 2 and operators(model).count("Relu") == 2
 
 
+def test_duplicates_that_give_different_outputs_are_merged_into_one_that_gives_both() -> None:
+    text = """(float[5,N,8] x) => (float[1,N,6] y) {
+        every, n1, n2 = LSTM <hidden_size=6> (x, w, r)
+        m1, last, m2 = LSTM <hidden_size=6> (x, w, r)
+        summed = ReduceSum <keepdims=0> (every, axes)
+        y = Add (summed, last)
+    }"""
+    model = net(text, w=values((1, 24, 8)), r=values((1, 24, 6), 3), axes=np.array([0], np.int64))
+    for node, unread in zip(model.graph.node, (("n1", "n2"), ("m1", "m2")), strict=False):
+        node.output[:] = ["" if name in unread else name for name in node.output]
+    feeds = {"x": values((5, 2, 8), 5)}
+    want = run(model, feeds)["y"]
+    fuse(model)
+    assert operators(model).count("LSTM") == 1
+    assert relative_error(run(model, feeds)["y"], want) < ROUNDING
+
+
 def test_quantized_weights_are_not_folded_back() -> None:
     text = """(float[N,4] x) => (float[N,6] y) {
         w = DequantizeLinear (q, s)

@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 from quantization_nets import IMAGES, attention, behind_pairs, bottleneck, quantized, scale_of
-from small_nets import net, operators, values
+from small_nets import net, operators, relative_error, run, values
 
 from workbench.errors import RecipeError
 from workbench.graph.placement import observed_tensors
@@ -101,6 +101,78 @@ def test_onnx_runtime_pools_and_joins_codes(tmp_path) -> None:
     assert found.count("QLinearConv") == 4
     assert "QLinearConcat" in found
     assert not {"Conv", "Clip"} & set(found)
+
+
+@pytest.mark.parametrize(
+    ("between", "left"),
+    [
+        ("r = Clip(a, zero, small)", ()),
+        ("r = Clip(a, minus, small)", ()),  # a zero point between two codes would let them end beyond the bounds
+        ("r = Clip(a, minus, large)", ()),
+        ("r = Clip(a, , small)", ()),
+        ("r = Clip(a, small, large)", ("Clip",)),  # zero has a code, and is not within these bounds
+        ("r = Clip(a, zero, high)", ("Clip",)),
+        ("r = BatchNormalization(a, scale, ones, ones, ones)", ("BatchNormalization",)),
+    ],
+)
+def test_a_convolution_is_an_integer_kernel_whatever_clips_or_scales_its_result(tmp_path, between: str, left) -> None:
+    constants = {"zero": 0.0, "small": 0.4, "large": 50.0, "minus": -0.4}
+    model = net(
+        f"""(float[N,4,8,8] x) => (float[N,8,1,1] y) {{
+            high = ReduceMax<keepdims = 0>(x)
+            scale = Add(ones, high)
+            [one] a = Conv<pads = [1,1,1,1]>(x, w0)
+            {between}
+            [two] d = Conv(r, w1)
+            y = GlobalAveragePool(d)
+        }}""",
+        **{name: np.array(value, np.float32) for name, value in constants.items()},
+        ones=np.ones(24, np.float32),
+        w0=values((24, 4, 3, 3), 1, 0.2),
+        w1=values((8, 24, 1, 1), 2, 0.2),
+    )
+    result, report = quantized(model, IMAGES)
+    found = kernels(result, tmp_path)
+    assert report.changed == ("one", "two") and found.count("QLinearConv") == 2
+    assert [name for name in found if name in ("Conv", "FusedConv", "Clip", "BatchNormalization")] == list(left)
+
+
+@pytest.mark.parametrize("shape", [(8,), (1, 8), (1,), (), None])
+@pytest.mark.parametrize("factors", ["", "<alpha = -0.5, beta = 2.0>"])
+def test_a_gemm_is_an_integer_kernel_with_any_factors_and_any_bias_of_one_value_a_channel(
+    tmp_path, shape, factors
+) -> None:
+    bias = {} if shape is None else {"b": values(shape, 4)}
+    model = net(
+        f"""(float[N,16] x) => (float[N,16] y) {{
+            [one] h = Gemm{factors}(x, w{", b" if bias else ""})
+            [two] k = Gemm(x, w)
+            y = Concat<axis = 1>(h, k)
+        }}""",
+        w=values((16, 8), 1),
+        **bias,
+    )
+    feeds = {"x": values((40, 16), 5)}
+    result, report = quantized(model, feeds)
+    assert report.changed == ("one", "two") and kernels(result, tmp_path).count("QGemm") == 2
+    # Codes of 7 and 8 bits, and sums of 16 products.
+    assert relative_error(run(result, feeds)["y"], run(model, feeds)["y"]) < 0.03
+
+
+@pytest.mark.parametrize("bias", ["column", "computed"])
+def test_a_gemm_with_another_bias_is_left_alone_and_named(bias: str) -> None:
+    model = net(
+        f"""(float[8,16] x) => (float[8,8] y) {{
+            computed = ReduceMax<keepdims = 1, axes = [1]>(x)
+            [one] h = Gemm(x, w, {bias})
+            [two] y = MatMul(h, w2)
+        }}""",
+        w=values((16, 8), 1),
+        w2=values((8, 8), 2),
+        column=values((8, 1), 3),
+    )
+    _, report = quantized(model, {"x": values((8, 16), 5)})
+    assert report.changed == ("two",) and "its bias is not one constant a channel" in reasons(report)["one"]
 
 
 @pytest.mark.parametrize("dialect", ["ort-cpu", *TENSORRT])

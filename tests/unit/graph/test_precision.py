@@ -141,6 +141,65 @@ def test_constants_beyond_fp16_keep_their_node_and_those_that_read_its_result_in
     np.testing.assert_array_equal(run(model, feeds)["y"], want)
 
 
+def test_factors_and_activations_below_the_normal_numbers_of_fp16_keep_their_node_in_fp32() -> None:
+    text = """(float[N,16] x) => (float[N,8] y) {
+        a = Div (x, small)
+        b = Add (a, epsilon)
+        y = MatMul (b, w)
+    }"""
+    small, epsilon = np.float32(1e-8), np.float32(1e-12)
+    model = net(text, small=small, epsilon=epsilon, w=values((16, 8)))
+    feeds = {"x": 1e-8 * values((3, 16), 5)}
+    want = run(model, feeds)["y"]
+    report = lower(model)
+    assert "its constant 'small' reaches only 1e-08" in kept(report)["Div_0"] and report.changed == (
+        "Add_1",
+        "MatMul_2",
+    )
+    assert relative_error(run(model, feeds)["y"], want) < FP16_ERROR
+
+    table = calibrated(x=feeds["x"], a=feeds["x"] / small)
+    report = lower(net(text, small=np.float32(0.5), epsilon=epsilon, w=values((16, 8))), table=table)
+    assert "'x' reached only" in kept(report)["Div_0"] and report.changed == ("Add_1", "MatMul_2")
+
+
+@pytest.mark.parametrize("auto_exclude", [True, False])
+def test_what_computes_the_scales_of_a_resize_stays_fp32_so_that_the_size_does_not_change(auto_exclude: bool) -> None:
+    text = """(float[1,4,10,10] x, float[4] s) => (float[N,C,H,W] y) {
+        t = Mul (s, factor)
+        scales = Mul (t, one)
+        r = Resize <mode: string = "linear"> (x, , scales)
+        y = Relu (r)
+    }"""
+    # 1.3 is a little less in FP16, and 10 rows would become 12.
+    model = net(text, factor=np.float32(1), one=np.array([1, 1, 1, 1], np.float32))
+    feeds = {"x": values((1, 4, 10, 10), 5), "s": np.array([1, 1, 1.3, 1.3], np.float32)}
+    want = run(model, feeds)["y"]
+    report = lower(model, auto_exclude=auto_exclude)
+    assert report.changed == ("Resize_2", "Relu_3")
+    assert set(kept(report).values()) == {"it computes what Resize takes in FP32 only"}
+    assert relative_error(run(model, feeds)["y"], want) < FP16_ERROR
+
+
+@pytest.mark.parametrize("auto_exclude", [True, False])
+@pytest.mark.parametrize("saturates", ["", ", saturate: int = 1"])
+def test_a_cast_of_other_floating_point_numbers_is_lowered_and_is_no_position(
+    saturates: str, auto_exclude: bool
+) -> None:
+    text = f"""(double[N,16] x) => (float[N,8] y) {{
+        a = Cast <to: int = 1{saturates}> (x)
+        y = MatMul (a, w)
+    }}"""
+    model = net(text, w=values((16, 8)), **({"opset": 19} if saturates else {}))
+    cast = model.graph.node[0]
+    cast.attribute.sort(key=lambda item: item.name)  # as most exporters write them
+    feeds = {"x": values((3, 16), 5).astype(np.float64)}
+    want = run(model, feeds)["y"]
+    report = lower(model, auto_exclude=auto_exclude)
+    assert report.changed == ("Cast_0", "MatMul_1") and report.skipped == ()
+    assert relative_error(run(model, feeds)["y"], want) < FP16_ERROR
+
+
 def test_without_auto_exclude_constants_beyond_fp16_are_set_to_its_largest_and_counted() -> None:
     model = net(MASKED, **MASK)
     report = lower(model, auto_exclude=False)
@@ -150,7 +209,7 @@ def test_without_auto_exclude_constants_beyond_fp16_are_set_to_its_largest_and_c
 
 def test_constants_below_the_smallest_normal_number_are_counted() -> None:
     weights = {"w": np.full((6, 8, 3, 3), 1e-6, np.float32), "b": np.zeros(6, np.float32)}
-    report = lower(net(CONV, **weights))
+    report = lower(net(CONV, **weights), auto_exclude=False)
     assert report.details["constants"] == 438 and report.details["underflowed"] == 432 / 438
     assert lower(net(CONV, **weights), to="bf16").details["underflowed"] == 0
 

@@ -216,6 +216,14 @@ def test_real_valued_scores_take_a_paired_bootstrap() -> None:
     assert change.low is not None and change.high is not None and 0.01 < change.low < change.high < 0.03
 
 
+@pytest.mark.parametrize(("pairs", "verdict"), [(2, "not distinguishable"), (5, "not distinguishable"), (6, "worse")])
+@pytest.mark.parametrize("drops", [[0.25], [0.25, 0.250001]])
+def test_a_few_samples_that_all_lose_as_much_are_no_surer_than_a_few_signs(pairs: int, verdict: str, drops) -> None:
+    parent = np.linspace(0.5, 0.9, pairs)
+    change = statistics.accuracy_change(accuracy(parent - np.resize(drops, pairs), parent))
+    assert change.verdict == verdict and change.p_value == pytest.approx(2 / 2**pairs, abs=5e-4)
+
+
 def test_perplexity_is_shown_after_the_exponential() -> None:
     generator = np.random.default_rng(1)
     parent = generator.normal(2.0, 0.1, 50)

@@ -127,6 +127,31 @@ def test_a_module_that_keeps_state_is_refused_where_its_answer_depends_on_it_and
     assert module.seen is buffer and not module.seen.any()
 
 
+class Careless(torch.nn.Module):
+    """Writes into its input, its own parameter and its attributes; the answer to equal inputs is the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.last = 0, None
+        self.weight = torch.nn.Parameter(torch.tensor([0.5, 1.5, -2.0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.weight.data.clamp_(-1, 1)
+        x += 1
+        self.last = x * self.weight
+        return self.last
+
+
+def test_inputs_parameters_and_attributes_that_a_module_writes_into_are_given_back_as_they_were(tmp_path) -> None:
+    module, x = Careless(), torch.arange(6.0).reshape(2, 3)
+    model = wb.load(module, x, store=Store(tmp_path))
+    assert torch.equal(x, torch.arange(6.0).reshape(2, 3))
+    assert torch.equal(module.weight.detach(), torch.tensor([0.5, 1.5, -2.0]))
+    assert module.calls == 0 and module.last is None
+    assert any("Compared with PyTorch on x (2, 3)" in note for note in model.origin.notes)
+
+
 def test_sizes_that_the_module_itself_refuses_are_told(tmp_path) -> None:
     class Even(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

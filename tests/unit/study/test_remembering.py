@@ -22,6 +22,7 @@ from workbench.recipes import NAMED, Fuse, Recipe
 from workbench.records import Accuracy, BuildOptions, Engine, Round
 from workbench.study.rounds import Rounds, selected
 from workbench.study.stages import Stages
+from workbench.transformation import steps
 
 AGAIN = Recipe("fp32-again", NAMED["fp32"].steps)
 OTHERS = ["fp32-unfused", "fp32-basic", AGAIN]
@@ -134,6 +135,17 @@ def test_what_an_edited_step_makes_replaces_nothing_that_was_shown_before(
     assert before["fp32"].measurement.rounds != after["fp32"].measurement.rounds
     kept = [name for name in store.keys("study") if name != "mine"]
     assert len(kept) == 1 and shown(wb.Study.open(kept[0], store)) == shown(before)
+
+
+def test_a_variant_of_another_version_of_a_library_is_made_anew(model, data, store, monkeypatch) -> None:
+    made = []
+    real = steps.transform
+    monkeypatch.setattr("workbench.study.stages.transform", lambda *a, **k: made.append(1) or real(*a, **k))
+    stages = Stages(store, model, data.bound_to(model), "onnxruntime-cpu", BuildOptions(), 8)
+    for versions in (version.libraries(), {"onnx": "another"}, {"onnx": "another"}):
+        monkeypatch.setattr(version, "libraries", lambda versions=versions: versions)
+        stages.variant(NAMED["fp32"])
+    assert len(made) == 2
 
 
 def test_a_users_metric_is_computed_anew_and_a_shipped_one_is_remembered(model, data, store, monkeypatch) -> None:

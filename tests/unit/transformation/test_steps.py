@@ -2,9 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
+from small_nets import net
 
 import workbench as wb
+from workbench.errors import LoadError
 from workbench.machine.store import Store
 
 
@@ -39,3 +43,20 @@ def test_a_variant_is_written_in_the_dialect_that_was_calibrated_for(tmp_path, r
         known = wb.calibrate(model, data, recipe, dialect=dialect, store=Store(tmp_path))
         assert known.dialect == wb.transform(model, recipe, table=known, store=Store(tmp_path)).dialect == dialect
     assert wb.transform(model, recipe, table=known, dialect="trt-8.6", store=Store(tmp_path)).dialect == "trt-8.6"
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_file_that_was_changed_after_it_was_loaded_is_refused(tmp_path: Path, beside: bool) -> None:
+    def save(**weights: np.ndarray) -> None:
+        (tmp_path / "weights").unlink(missing_ok=True)
+        model = net("(float[N,4] x) => (float[N,4] y) { y = MatMul (x, w) }", **weights)
+        model.graph.node[0].name = "product"
+        onnx.save(model, tmp_path / "net.onnx", save_as_external_data=beside, location="weights", size_threshold=0)
+
+    store = Store(tmp_path / "store")
+    save(w=np.eye(4, dtype=np.float32))
+    model = wb.load(tmp_path / "net.onnx", store=store)
+    save(w=2 * np.eye(4, dtype=np.float32))
+    with pytest.raises(LoadError, match=r"net\.onnx was changed after it was loaded as 'net'.*Load it again"):
+        wb.transform(model, "fp32", store=store)
+    wb.transform(wb.load(tmp_path / "net.onnx", store=store), "fp32", store=store)

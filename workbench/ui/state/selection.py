@@ -15,9 +15,9 @@ from workbench.datasets import Dataset
 from workbench.engines.base import Missing
 from workbench.errors import DataError, LoadError, WorkbenchError
 from workbench.graph.cost import Cost, cost
+from workbench.models import onnx_file
 from workbench.records import Model
 from workbench.study import offers
-from workbench.transformation.steps import load_proto
 from workbench.ui.jobs import STUDIES, Job
 from workbench.ui.state.browsing import Browsing
 from workbench.ui.state.session import Session
@@ -205,7 +205,7 @@ class ModelSelection(HasTraits):
 
 def examine(model: Model, backends: dict[str, Missing | None], data_source: str, data: Dataset) -> Examined:
     """Find out what can be said of a model without building anything."""
-    proto = load_proto(model.path)
+    proto = onnx_file.reread(model)
     inputs = data.bound_to(model).evaluation.inputs
     shapes = {name: (1, *array.shape[1:]) for name, array in inputs.items()}
     return Examined(

@@ -248,9 +248,9 @@ def _cost_words(cost: Cost | None) -> str:
     if cost is None:
         return "…"
     if cost.flops is None:
-        return f"unknown: the shapes of {len(cost.unknown)} layers cannot be inferred"
+        return f"unknown: the operations of {len(cost.unknown)} layers cannot be told from shapes"
     shapes = ", ".join(f"{escape(name)} {_shape(shape)}" for name, shape in cost.assumed.items())
-    return f"{_flops(cost.flops)} in Conv, Gemm and MatMul ({shapes})"
+    return f"{_flops(cost.flops)} in {', '.join(cost.by_operator) or 'no layer'} ({shapes})"
 
 
 def _flops(count: int) -> str:
