@@ -46,16 +46,16 @@ def layers_table(
 
     store = store or Store()
     dataset = dataset_of(record, data)
-    limits = ceilings(record.backend, threads=record.options.threads, store=store, handle=handle)
     baseline = next(item for item in record.results if item.recipe.name == record.baseline)
     parent = onnx.load(built(record, baseline)[1])
+    limits = ceilings(record.backend, threads=record.options.threads, store=store, handle=handle)
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for item in record.results:
         if item.engine is None or item.variant is None or item is baseline:
             continue
         subject = subject_of(record, baseline, item, dataset, store=store, handle=handle)
-        file = onnx.load(item.variant.path)
+        file = onnx.load(subject.variant.file)
         first, found = profiled(subject, [parent, file], limits, handle)
         rows = rows or _rows(first)
         try:
