@@ -35,7 +35,7 @@ def add(commands: Any) -> None:
         help="with --slots, lengths of the cache, for engines of fixed sizes (TensorRT); prompts may be as long",
     )
     command.add_argument("--backend", help="with slots, what to build for; default: onnxruntime-cpu")
-    command.add_argument("--port", type=int, default=0, help="default: any that is free")
+    command.add_argument("--port", type=arguments.port, default=0, help="default: any that is free")
     command.add_argument("--token", help="what clients must send as API key; default: a new one")
     command.set_defaults(command=serve)
 
