@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import workbench as wb
-from workbench import codec
+from workbench import codec, plots
 from workbench.errors import StoreError, WorkbenchError
 from workbench.machine.store import write_text
 from workbench.plots import theme
@@ -58,6 +59,22 @@ def test_a_name_is_shown_as_it_stands_in_figures_and_reports(record: StudyRecord
     study = wb.Study(replace(record, name=name, model=replace(record.model, name=name), results=results))
     assert theme.svg(study.plot()).startswith("<?xml")
     assert study.report(tmp_path / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "$x$"])
+def test_words_of_a_file_are_no_formulas_on_the_axes_of_a_figure(
+    record: StudyRecord, name: str, tmp_path: Path
+) -> None:
+    odd = [
+        replace(item, accuracy=None if item.accuracy is None else replace(item.accuracy, metric=name))
+        for item in record.results
+    ]
+    study = wb.Study(replace(record, results=tuple(odd)))
+    assert study.report(tmp_path / "figure.svg").stat().st_size > 1000
+    first = called(record.results[0], name)
+    figure = plots.sizes(replace(record, baseline=name, results=(first, *record.results[1:])))
+    assert theme.svg(figure).startswith("<?xml")
+    assert theme.svg(plots.histogram(np.ones(8), np.arange(9.0), {name: 4.0}))
 
 
 def test_dollar_signs_are_escaped_once() -> None:

@@ -124,6 +124,7 @@ def test_what_is_not_known_yet_is_said_with_where_to_get_it(state: State) -> Non
     )
     attempt(state, state.results.show, gone)
     assert graph.found is None and "is not here" in attempt(state, graph.draw)
+    assert "is not here" in graph.words, "the page says why it is empty"
 
 
 def test_a_study_is_opened_at_its_graph(state: State) -> None:

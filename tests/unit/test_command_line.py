@@ -82,6 +82,14 @@ def test_numbers_below_one_are_refused(option: str, capsys: pytest.CaptureFixtur
     assert "'0' is not a whole number of at least 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [["app"], ["serve", "stdlib_llama", "fp32"]])
+@pytest.mark.parametrize("port", ["99999", "-1", "80x"])
+def test_what_is_no_port_is_refused(command: list[str], port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command, f"--port={port}"])
+    assert f"'{port}' is not a port; those are 0 to 65535" in capsys.readouterr().err
+
+
 def test_a_failed_variant_makes_the_command_fail(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # A file without calibration samples: static quantization cannot work.
     np.savez(home / "mine.npz", input=np.ones((8, 1, 32, 32), np.float32))
@@ -111,6 +119,12 @@ def test_a_variant_is_explained(home: Path, capsys: pytest.CaptureFixture[str]) 
     [
         (["run", "digits_resnot"], "Did you mean 'digits_resnet'"),
         (["run", "digits_resnet", "--recipes", "int8kl"], "Did you mean 'int8-kl'"),
+        (["run", "digits_resnet", "--recipes", ""], "--recipes names none"),
+        (["preview", "digits_resnet", "--recipes", ","], "--recipes names none"),
+        (["run", "no model is looked for", "--report", "x.docx"], "no report with the suffix '.docx'"),
+        (["explain", "nothing", "int8-max", "--report", "x.docx"], "no report with the suffix '.docx'"),
+        (["report", "nothing", "x.docx", "--layers"], "no report with the suffix '.docx'"),
+        (["confirm", "nothing.zip", "--report", "x.csv"], "no report of a confirmation with the suffix '.csv'"),
         (["report", "nothing", "x.html"], "no study 'nothing'"),
     ],
 )

@@ -114,6 +114,36 @@ def test_what_cannot_be_meant_is_one_sentence_with_a_remedy(name: str, model, va
     assert "damaged" not in str(caught.value)
 
 
+FROM_A_MODEL = {
+    "run": lambda m, x: wb.run(m, None, ["fp32"]),
+    "transform": lambda m, x: wb.transform(m, "fp32"),
+    "calibrate": lambda m, x: wb.calibrate(m, x),
+    "layer_costs": lambda m, x: wb.layer_costs(m, wb.datasets.digits(), "int8-max"),
+    "optimize": lambda m, x: wb.optimize(m, wb.datasets.digits(), at_most_lost=1),
+    "preview": lambda m, x: wb.preview(m, "fp32"),
+    "ceiling": lambda m, x: wb.ceiling(m, device_name="NVIDIA H200"),
+    "for_orin": lambda m, x: wb.for_orin(m, wb.datasets.digits(), "fp32", "never made"),
+    "Workbench": lambda m, x: wb.Workbench(m),
+}
+
+
+@pytest.mark.parametrize("state", ["gone", "another model's"])
+@pytest.mark.parametrize("verb", FROM_A_MODEL)
+def test_a_model_whose_file_is_no_longer_what_was_loaded_is_refused(verb, state, model, x, tmp_path: Path) -> None:
+    file = tmp_path / "exported.onnx"
+    file.write_bytes(Path(model.path).read_bytes())
+    loaded = wb.load(file)
+    wb.transform(loaded, "fp32")
+    if state == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(Path(wb.load("digits_vit").path).read_bytes())
+    with pytest.raises(
+        errors.LoadError, match=r"exported\.onnx\) is gone, or was changed since it was loaded. Load it again"
+    ):
+        FROM_A_MODEL[verb](loaded, x)
+
+
 def test_one_engine_and_one_candidate_will_do_for_lists(engine, x) -> None:
     protocol = wb.Protocol(batch=4, rounds=1, min_seconds=0.001, min_runs=2, warmup_seconds=0, warmup_runs=1)
     found = wb.measure(engine, {engine.inputs[0].name: x[:4]}, protocol)

@@ -6,12 +6,13 @@ import argparse
 from typing import Any
 
 import workbench as wb
+from workbench.commands import arguments
 
 
 def add(commands: Any) -> None:
     """Add the command to the parser."""
     command = commands.add_parser("app", help="open the app in a browser, as a page of its own (extra lab)")
-    command.add_argument("--port", type=int, help="default: any that is free")
+    command.add_argument("--port", type=arguments.port, help="default: any that is free")
     command.add_argument("--no-browser", action="store_true", help="only print the address")
     command.add_argument("--dark", action="store_true", help="on a dark ground")
     command.set_defaults(command=app)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import workbench as wb
-from workbench.errors import DataError, StoreError
+from workbench.errors import DataError, RecipeError, StoreError
 from workbench.records import Model, VariantResult
 
 _SHIPPED_DATA = {"digits": lambda: wb.datasets.digits(), "stdlib_text": lambda: wb.datasets.stdlib_text()}
+REPORTS = ".html, .md, .csv, .json, or a folder for all four; .tex, .svg, .pdf, .png, .ipynb"
+_LAST_PORT = 65_535
 _WIDE_COLUMNS = ("p9", "SQNR", "Agreement", "Memory", "Build", "Calibration", "Status")
 
 
@@ -21,9 +23,35 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Return the number of a port, 0 to 65535; what argparse takes as a type."""
+    if not text.isdecimal() or int(text) > _LAST_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; those are 0 to {_LAST_PORT}")
+    return int(text)
+
+
 def names(parts: Sequence[str]) -> list[str]:
-    """Return names that were separated by blanks or commas."""
-    return [name.strip() for part in parts for name in part.split(",") if name.strip()]
+    """Return names that were separated by blanks or commas.
+
+    Raises:
+        RecipeError: there is none, as where a shell's variable is empty.
+    """
+    found = [name.strip() for part in parts for name in part.split(",") if name.strip()]
+    if not found:
+        raise RecipeError("--recipes names none. Name some, such as --recipes fp32 int8-max, or leave it out.")
+    return found
+
+
+def report(options: argparse.Namespace) -> None:
+    """Refuse a report of a kind that there is not, before anything is measured for it.
+
+    Raises:
+        StoreError: its suffix is none that is written.
+    """
+    from workbench.reports import files  # here: the start of every command would wait for it
+
+    if options.report:
+        files.refuse_unknown(Path(options.report))
 
 
 def data(options: argparse.Namespace, model: Model | None) -> wb.datasets.Dataset | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 import workbench as wb
@@ -26,6 +27,10 @@ def add(commands: Any) -> None:
 
 def confirm(options: argparse.Namespace) -> int:
     """Run the study of a capsule here, and print both side by side."""
+    from workbench.reports import confirmation  # here: the start of every command would wait for it
+
+    if options.report:
+        confirmation.refuse_unknown(Path(options.report))
     found = wb.confirm(
         options.capsule,
         backend=options.backend,

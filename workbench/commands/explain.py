@@ -21,6 +21,7 @@ def add(commands: Any) -> None:
 
 def explain(options: argparse.Namespace) -> int:
     """Say why a variant takes the time it takes and loses what it loses."""
+    arguments.report(options)
     study = wb.Study.open(options.study)
     arguments.variant(study, options.variant)
     found = wb.explain(study, options.variant, try_advice=options.try_advice, progress="auto")

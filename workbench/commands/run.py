@@ -37,18 +37,20 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--threads", type=arguments.positive, default=1, help="of the CPU (default: %(default)s)")
     command.add_argument("--name", help="of the study; run again under the same name to go on")
-    command.add_argument("--report", help="where to write the report: .html, .md, .csv, .json or a folder")
+    command.add_argument("--report", help=f"where to write the report: {arguments.REPORTS}")
     command.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Run a study and print its table."""
+    arguments.report(options)
+    recipes = arguments.names(options.recipes)
     model = wb.load(options.model)
     protocol = wb.Protocol(boundary=options.boundary, batch=options.batch, rounds=options.rounds)
     study = wb.run(
         model,
         arguments.data(options, model),
-        arguments.names(options.recipes),
+        recipes,
         backend=options.backend,
         protocol=protocol,
         options=wb.BuildOptions(threads=options.threads),

@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
         "--data", help="with --cache, the text on which its scales are found: stdlib_text, a .txt or a .jsonl"
     )
     command.add_argument("--tokenizer", metavar="FOLDER", help="of --data; the model's own folder if absent")
-    command.add_argument("--port", type=int, default=0, help="default: any that is free")
+    command.add_argument("--port", type=arguments.port, default=0, help="default: any that is free")
     command.add_argument("--token", help="what clients must send as API key; default: a new one")
     command.set_defaults(command=serve, calibration=None)
 

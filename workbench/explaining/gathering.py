@@ -79,6 +79,22 @@ class Subject:
     flipped_inputs: Feeds | None = None
 
 
+def refuse_gone(engine: Engine, file: str) -> None:
+    """Refuse what cannot be profiled.
+
+    Args:
+        file: the ONNX file that the engine was built from.
+
+    Raises:
+        EngineError: one of them is not here, or was changed.
+    """
+    if not engines.intact(engine) or not Path(file).is_file():
+        raise EngineError(
+            f"The engine of {engine.variant!r} is gone or damaged ({engine.path}), or the file that it was built from "
+            f"({file}), so there is nothing to profile. Run the study again here: what is missing is made anew."
+        )
+
+
 def gather(
     subject: Subject, ceilings: Ceilings | None, costs: LayerCosts | None = None, handle: Handle = QUIET
 ) -> Evidence:
@@ -91,11 +107,7 @@ def gather(
         EngineError: an engine's file is gone, or the backend has no profiler of layers.
     """
     for side in (subject.baseline, subject.variant):
-        if not engines.intact(side.engine) or not Path(side.file).is_file():
-            raise EngineError(
-                f"The engine of {side.engine.variant!r} is gone or damaged ({side.engine.path}), or the file that it was "
-                f"built from ({side.file}), so there is nothing to profile. Run the study again: what is missing is made anew."
-            )
+        refuse_gone(side.engine, side.file)
     files = [onnx.load(side.file) for side in (subject.baseline, subject.variant)]
     passes = profiled(subject, files, ceilings, handle)
     precision = precision_of(files[1])

@@ -56,12 +56,8 @@ def write(record: StudyRecord, path: Path, data: Dataset | None, store: Store) -
     """
     if path.suffix.lower() != ".zip":
         raise StoreError(f"A capsule is a .zip, and {path.name!r} is none. Name it so, such as {path.stem}.zip.")
+    onnx_file.refuse_changed(record.model)
     model_file = Path(record.model.path)
-    if not model_file.is_file() or onnx_file.read(model_file, place=Place(store=store)).sha256 != record.model.sha256:
-        raise LoadError(
-            f"The model of the study ({model_file}) is gone, or was changed since. Load it again and run the study again; "
-            f"a study that came from another machine has no model here."
-        )
     parts: dict[str, capsule_file.Part] = {f"{_MODEL}/{model_file.name}": model_file}
     for file in onnx_file.external_files(onnx_file.parse(model_file), model_file):
         parts[f"{_MODEL}/{file.relative_to(model_file.parent.resolve()).as_posix()}"] = file

@@ -48,6 +48,7 @@ class Point:
     """One variant: seconds a call, times faster than the baseline, and quality in the unit in which it is shown.
 
     Attributes:
+        like_baseline: not told apart from it, in speed and in quality; also where the rounds are too few to tell.
         is_faster, is_worse: distinguishably, than the baseline.
     """
 
@@ -165,5 +166,5 @@ def _scaled(value: float, low: float | None, high: float | None, scale: float) -
 
 
 def _like_baseline(row: Row) -> bool:
-    alike = row.ratio is not None and row.ratio.verdict == "not distinguishable"
-    return alike and row.change is not None and row.change.verdict == "not distinguishable"
+    apart = row.ratio is None or row.ratio.verdict in ("faster", "slower")
+    return not apart and row.change is not None and row.change.verdict == "not distinguishable"

@@ -101,11 +101,12 @@ def as_model(model: Any, verb: str, store: Store | None = None) -> Model:
         verb: what wants it.
 
     Raises:
-        LoadError: it is neither, or cannot be loaded.
+        LoadError: it is neither, or cannot be loaded; or its file was changed since.
     """
     if isinstance(model, (str, Path)):
         return load(model, store=store)
     expect(model, Model, verb, f"Load it first: workbench.load(...) takes {FORMS}.", LoadError)
+    onnx_file.refuse_changed(cast(Model, model))
     return cast(Model, model)
 
 

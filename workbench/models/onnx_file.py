@@ -5,10 +5,11 @@ Weights in files beside it are looked for, kept inside the folder, and never loa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from workbench.records import Model, Origin, TensorSpec
 
 LARGEST_PROTOBUF_BYTES = (2 << 30) - 1
 _HASH_CHUNK_BYTES = 1 << 20
+# Content hash of a model -> file -> (bytes, nanoseconds of its last change) when it was last found to be that content.
+_looked_at: dict[str, dict[Path, tuple[int, int]]] = {}
 _LIMITS_KEY = "size_limits"
 _LONGEST_LIMITS = 10_000
 
@@ -80,26 +83,50 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
     )
 
 
-def reread(model: Model, *, weights: bool = True) -> onnx.ModelProto:
-    """Return the graph of a loaded model, from its file.
+def refuse_changed(model: Model) -> None:
+    """Refuse a model whose file, or what lies beside it, is no longer what was loaded: its results would be another's.
 
-    Args:
-        weights: with the data beside the file.
+    Files with the size and time of change that they had at the last look are not read again.
 
     Raises:
-        LoadError: the file is gone, or is not the one that was loaded: what is made of it would be remembered as that one's.
+        LoadError: the file is gone, or holds something else.
     """
+    seen = _looked_at.get(model.sha256)
+    if seen is not None and Path(model.path) in seen and seen == _states(seen):
+        return
     file = Path(model.path)
-    proto = parse(file)
-    external = external_files(proto, file)
-    if weights:
-        onnx.load_external_data_for_model(proto, str(file.parent))
-    if _sha256([file, *external]) != model.sha256:
-        raise LoadError(
-            f"{file} was changed after it was loaded as {model.name!r}, so that results of one file would be taken for the "
-            f"other's. Load it again: workbench.load({str(file)!r})."
-        )
+    with contextlib.suppress(LoadError, OSError):
+        files = [file, *external_files(parse(file), file)]
+        states = _states(files)
+        if _sha256(files) == model.sha256:
+            _looked_at[model.sha256] = states
+            return
+    raise LoadError(
+        f"The file of the model {model.name!r} ({file}) is gone, or was changed since it was loaded. Load it again, and run "
+        "its studies again; a study that came from another machine has no model here."
+    )
+
+
+def reread(model: Model) -> onnx.ModelProto:
+    """Return the graph of a loaded model, with its weights, from its file.
+
+    Raises:
+        LoadError: as `refuse_changed`.
+    """
+    refuse_changed(model)
+    proto = parse(Path(model.path))
+    onnx.load_external_data_for_model(proto, str(Path(model.path).parent))
     return proto
+
+
+def _states(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """File -> (bytes, nanoseconds of its last change), without those that are gone."""
+    found = {}
+    for file in files:
+        with contextlib.suppress(OSError):
+            state = file.stat()
+            found[file] = (state.st_size, state.st_mtime_ns)
+    return found
 
 
 def parse(file: Path) -> onnx.ModelProto:

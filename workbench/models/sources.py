@@ -195,10 +195,9 @@ def _is_causal(architecture: str) -> bool:
 def _read_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     if not file.is_file():
-        held = ", ".join(sorted(item.name for item in folder.iterdir())[:10]) or "nothing"
-        raise LoadError(
-            f"{folder} is no transformers folder: it has no config.json, but {held}. Pass a model's folder."
-        )
+        held = ", ".join(sorted(item.name for item in folder.iterdir())[:10])
+        found = f"it has no config.json, but {held}" if held else "it is empty"
+        raise LoadError(f"{folder} is no transformers folder: {found}. Pass a model's folder.")
     if file.stat().st_size > LARGEST_CONFIG_BYTES:
         raise LoadError(f"{file} has {file.stat().st_size} bytes, too many for a configuration. Check the folder.")
     try:

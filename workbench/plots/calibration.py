@@ -59,7 +59,7 @@ def histogram(
         clipped = counts[edges[:-1] >= threshold].sum() / total
         left = threshold > 0.6 * edges[-1]
         axes.annotate(
-            f"{name}: {threshold:.4g} (clips {_share(clipped)})",
+            f"{shorten(name)}: {threshold:.4g} (clips {_share(clipped)})",
             (threshold, 0.97 - 0.065 * row),
             xycoords=("data", "axes fraction"),
             xytext=(-6 if left else 6, 0),

@@ -108,7 +108,9 @@ def sizes(record: StudyRecord, *, theme: ThemeName = "light") -> Figure:
         known = [item for item in known if item in chosen]
     for row, (variant, size) in enumerate(known):
         axes.barh(row, size / unit, height=0.62, color=marks[variant].colour, edgecolor=colours.ink, linewidth=0.8)
-        share = f"  ({size / base:.0%} of {record.baseline})" if base and variant != record.baseline else ""
+        share = (
+            f"  ({size / base:.0%} of {shorten(record.baseline, 24)})" if base and variant != record.baseline else ""
+        )
         axes.annotate(
             f"{_three_digits(size / unit)} {name}{share}",
             (size / unit, row),

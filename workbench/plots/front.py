@@ -280,7 +280,7 @@ def _footnote(record: StudyRecord, shown: Quality, found: list[Point], lacking: 
     if shown.kind != "sqnr":
         words += " A point beyond it is not distinguishably better."
     if any(point.like_baseline and point.name != record.baseline for point in found):
-        words += " Hollow: not distinguishable from the baseline."
+        words += " Hollow: not told apart from the baseline."
     failures = {result.failure.variant for result in record.results if result.failure is not None}
     exact = {record.baseline} if shown.kind == "sqnr" else set()
     silent = [shorten(name) for name in lacking if name not in failures | exact]

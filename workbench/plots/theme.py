@@ -133,8 +133,8 @@ def plain(text: str) -> str:
 def entitle(axes: Axes, theme: Theme, title: str, x: str, y: str) -> None:
     """Write the title and the axis labels (with units)."""
     axes.set_title(plain(title), loc="left", color=theme.ink, fontsize=TITLE_POINTS, fontweight="bold", pad=12)
-    axes.set_xlabel(x, color=theme.ink, fontsize=LABEL_POINTS)
-    axes.set_ylabel(y, color=theme.ink, fontsize=LABEL_POINTS)
+    axes.set_xlabel(plain(x), color=theme.ink, fontsize=LABEL_POINTS)
+    axes.set_ylabel(plain(y), color=theme.ink, fontsize=LABEL_POINTS)
 
 
 def legend(axes: Axes, theme: Theme, **options: Any) -> None:
@@ -168,5 +168,5 @@ def empty_figure(theme: Theme, reason: str) -> Figure:
     """Return a figure that says why there is nothing to draw."""
     figure, axes = new_figure(theme, height_inches=1.6)
     axes.set_axis_off()
-    axes.text(0.5, 0.5, reason, ha="center", va="center", wrap=True, color=theme.quiet, fontsize=LABEL_POINTS)
+    axes.text(0.5, 0.5, plain(reason), ha="center", va="center", wrap=True, color=theme.quiet, fontsize=LABEL_POINTS)
     return figure

@@ -84,7 +84,7 @@ def roofline(points: Sequence[LayerPoint], ceilings: Ceilings, *, name: str = ""
             linewidth=0.8,
             alpha=0.85,
             zorder=4,
-            label=precision.upper(),
+            label=shorten(precision.upper()),
         )
     labels.place(axes, _labels(shown, x, y), colours)
     look.entitle(axes, colours, f"Roofline{f' of {name}' if name else ''}", "operations a byte", "GFLOP/s")
@@ -128,7 +128,7 @@ def _roofs(axes: Axes, ceilings: Ceilings, colours: Theme, reach: tuple[float, f
             grid, flat, color=_colour(name, colours), linewidth=1.8, alpha=1.0 if name in used else 0.45, zorder=2
         )
         axes.annotate(
-            f"{name.upper()} {rate / 1e9:,.0f}",
+            f"{shorten(name.upper())} {rate / 1e9:,.0f}",
             (reach[1], rate / 1e9),
             xytext=(5, 0),
             textcoords="offset points",
@@ -196,7 +196,10 @@ def time_bars(
     axes.set_ylim(len(kept) - 0.4, -0.6)
     axes.set_xlim(0, most * 1.22)
     look.entitle(axes, colours, "Where the time goes", "ms a call, while profiled", "")
-    handles = [Patch(color=colours.quiet, alpha=0.55, label=names[0]), Patch(color=colours.series[0], label=names[1])]
+    handles = [
+        Patch(color=colours.quiet, alpha=0.55, label=shorten(names[0])),
+        Patch(color=colours.series[0], label=shorten(names[1])),
+    ]
     look.legend(
         axes, colours, handles=handles, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2
     )
@@ -251,7 +254,7 @@ def precision_strip(points: Sequence[LayerPoint], *, name: str = "", theme: Them
     used = list(dict.fromkeys(point.precision for point in points))
     hatches = {kind: _TYPES.get(kind, (0, ""))[1] if hatched else "" for kind in used}
     handles = [
-        Patch(facecolor=_colour(kind, colours), edgecolor=colours.ink, hatch=hatch, label=kind.upper())
+        Patch(facecolor=_colour(kind, colours), edgecolor=colours.ink, hatch=hatch, label=shorten(kind.upper()))
         for kind, hatch in hatches.items()
     ]
     look.legend(axes, colours, handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -5,7 +5,6 @@ Pure formatting; latencies of two machines are never put into one ratio.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape as html_escape
 from pathlib import Path
@@ -87,16 +86,24 @@ def write(sides: Sides, path: Path) -> Path:
     Raises:
         StoreError: another suffix, or a place that cannot be written.
     """
-    writers: dict[str, Callable[[Sides], str]] = {".html": html, ".md": markdown}
-    writer = writers.get(path.suffix.lower())
-    if writer is None:
-        raise StoreError(f"There is no report of a confirmation with the suffix {path.suffix!r}. Take .html or .md.")
+    refuse_unknown(path)
+    writer = html if path.suffix.lower() == ".html" else markdown
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"Cannot write {path}: {error}. Choose a place that can be written.") from error
     write_text(path, writer(sides))
     return path
+
+
+def refuse_unknown(path: Path) -> None:
+    """Refuse a place whose suffix says a kind of report that is not written.
+
+    Raises:
+        StoreError: it does.
+    """
+    if path.suffix.lower() not in (".html", ".md"):
+        raise StoreError(f"There is no report of a confirmation with the suffix {path.suffix!r}. Take .html or .md.")
 
 
 def markdown(sides: Sides) -> str:

@@ -58,12 +58,8 @@ def write(
         for name in _IN_A_FOLDER:
             write(record, path / name, explanations, reference)
         return path
+    refuse_unknown(path)
     suffix = path.suffix.lower()
-    if suffix not in (*_WRITERS, *_FIGURES, ".ipynb"):
-        raise StoreError(
-            f"There is no report with the suffix {path.suffix!r} ({path.name}). Take .html, .md, .csv or .json, or a "
-            f"folder for all four; .tex, .svg, .pdf or .png for a paper; .ipynb for a notebook."
-        )
     told = {"explanations": explanations, "reference": reference} if suffix in (".html", ".htm", ".md") else {}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,6 +73,20 @@ def write(
     except OSError as error:
         raise StoreError(f"Cannot write {path}: {error}. Choose a place that can be written.") from error
     return path
+
+
+def refuse_unknown(path: Path) -> None:
+    """Refuse a place whose suffix says a kind of report that is not written; a folder, there or not yet, is no such place.
+
+    Raises:
+        StoreError: it does.
+    """
+    if path.is_dir() or path.suffix.lower() in ("", *_WRITERS, *_FIGURES, ".ipynb"):
+        return
+    raise StoreError(
+        f"There is no report with the suffix {path.suffix!r} ({path.name}). Take .html, .md, .csv or .json, or a "
+        f"folder for all four; .tex, .svg, .pdf or .png for a paper; .ipynb for a notebook."
+    )
 
 
 def _draw(record: StudyRecord, path: Path) -> None:

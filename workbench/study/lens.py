@@ -56,14 +56,14 @@ def layers_table(
     passes: list[Pass] = []
     for item in others:
         subject = subject_of(record, baseline, item, dataset, store=store, handle=handle)
-        passes += profiled(subject, [parent, _file(item, parent)], limits(), handle)
+        passes += profiled(subject, [parent, onnx.load(subject.variant.file)], limits(), handle)
     _, passes, notes = under(limits(), passes, partial(limits, again=True))
     rows = _rows(passes[0])
     for item, found in zip(others, passes[1::2], strict=True):
-        if item is baseline:
+        if item is baseline or item.variant is None:
             continue
         try:
-            errors = _errors(parent, _file(item, parent), item, dataset)
+            errors = _errors(parent, onnx.load(item.variant.path), item, dataset)
         except WorkbenchError as error:
             errors, told = {}, f"{item.recipe.name}: errors were not looked at: {error}"
             notes.append(told)
@@ -71,10 +71,6 @@ def layers_table(
     table = pandas.DataFrame(rows)
     table.attrs["notes"] = notes
     return table
-
-
-def _file(item: VariantResult, parent: onnx.ModelProto) -> onnx.ModelProto:
-    return parent if item.variant is None else onnx.load(item.variant.path)
 
 
 def keeping(recipe: Recipe, rows: pandas.DataFrame | Iterable[str], name: str | None = None) -> Recipe:

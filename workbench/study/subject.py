@@ -8,7 +8,7 @@ import onnx
 from workbench import datasets, engines
 from workbench.datasets import Dataset
 from workbench.errors import DataError, EngineError, expect
-from workbench.explaining.gathering import Side, Subject
+from workbench.explaining.gathering import Side, Subject, refuse_gone
 from workbench.judging import accuracy
 from workbench.judging.statistics import accuracy_change, ratio, summary
 from workbench.machine.handle import Handle
@@ -52,13 +52,14 @@ def built(record: StudyRecord, result: VariantResult) -> tuple[Engine, str]:
     """Return a variant's engine, and the ONNX file that it was built from.
 
     Raises:
-        EngineError: it was not built.
+        EngineError: it was not built, or is not here, as with a study of another machine.
     """
     if result.engine is None or result.variant is None:
         why = f": {result.failure.message}" if result.failure is not None else ""
         raise EngineError(
             f"{result.recipe.name!r} of the study {record.name!r} was not built{why}. There is nothing to explain."
         )
+    refuse_gone(result.engine, result.variant.path)
     return result.engine, result.variant.path
 
 

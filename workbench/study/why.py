@@ -89,15 +89,15 @@ def explain(
     evidence = within(gather(subject, limits(), costs, handle), partial(limits, again=True))
     _keep_ceilings(study, evidence.ceilings, store)
     found = explanation(record.name, evidence, tuple(notes))
-    _keep(study, explained.keep(study.record, found), store)
+    _keep(study, lambda known: explained.keep(known, found), store)
     if not try_advice:
         return found
     if dataset is None:
         raise DataError("Advice is measured on the study's own data. Pass data=..., what the study was run with.")
     trials, left = advice.tried(record, result, baseline, found, dataset, store=store, handle=handle)
-    found = replace(found, trials=trials, notes=(*found.notes, *left))
-    _keep(study, explained.keep(study.record, found), store)
-    return found
+    whole = replace(found, trials=trials, notes=(*found.notes, *left))
+    _keep(study, lambda known: explained.keep(known, whole), store)
+    return whole
 
 
 def explain_best(
@@ -126,15 +126,27 @@ def _keep_ceilings(study: Study, limits: roofline.Ceilings | None, store: Store)
     held = study.record.environment.get(roofline.KIND)
     if limits is None or (held is not None and held.get("tries", 1) >= limits.tries):
         return
-    environment = {**study.record.environment, roofline.KIND: codec.to_plain(limits)}
-    _keep(study, replace(study.record, environment=environment), store)
+    told = {roofline.KIND: codec.to_plain(limits)}
+    _keep(study, lambda known: replace(known, environment={**known.environment, **told}), store)
 
 
-def _keep(study: Study, record: StudyRecord, store: Store) -> None:
-    """Let a study hold a record that knows more, here and in its store."""
-    study.record = record
-    if store.get("study", record.name) is not None:
-        store.put("study", record.name, codec.to_json(record))
+def _keep(study: Study, knowing: Callable[[StudyRecord], StudyRecord], store: Store) -> None:
+    """Let a study know more, here and in its store; another one of that name there, with engines of its own, stays as it is.
+
+    Args:
+        knowing: record -> the same with what was found.
+    """
+    study.record = knowing(study.record)
+    text = store.get("study", study.name)
+    stored = None if text is None else codec.from_json(StudyRecord, text)
+    if stored is not None and _built(stored) >= _built(study.record):
+        store.put("study", study.name, codec.to_json(knowing(stored)))
+
+
+def _built(record: StudyRecord) -> set[tuple[str, str, str | None]]:
+    """Each variant's name, with what tells its engine from others."""
+    engines_built = [(item.recipe.name, item.engine) for item in record.results]
+    return {(name, engine.variant_sha256, engine.sha256) for name, engine in engines_built if engine is not None}
 
 
 def _costs(

@@ -346,7 +346,7 @@ def test_what_cannot_be_put_into_a_capsule(study: wb.Study, model, data, store: 
     with pytest.raises(DataError, match="are not those of the study"):
         study.capsule(tmp_path / "x.zip", wb.datasets.random(model), store)
     gone = wb.Study(replace(study.record, model=replace(study.record.model, path=str(tmp_path / "gone.onnx"))))
-    with pytest.raises(LoadError, match=r"gone\.onnx\) is gone, or was changed since"):
+    with pytest.raises(LoadError, match=r"gone\.onnx\) is gone, or was changed since it was loaded"):
         gone.capsule(tmp_path / "x.zip", data, store)
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(StoreError, match="Cannot write"):

@@ -124,6 +124,14 @@ def test_a_variant_like_the_baseline_is_hollow_and_the_footnote_says_what_that_m
     assert "Hollow" in words(figure)
 
 
+def test_a_variant_whose_rounds_are_too_few_to_tell_does_not_look_told_apart() -> None:
+    record = synthetic_study.study(("fp32", "fp32-basic"), protocol=dataclasses.replace(QUICK, rounds=1))
+    figure = plots.front(record)
+    faces = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() == "s"]
+    assert faces == [theme.LIGHT.background]
+    assert "Hollow: not told apart from the baseline" in words(figure)
+
+
 def test_latencies_say_how_many_calls_and_rounds_there_are(record: StudyRecord) -> None:
     text = words(plots.latencies(record))
     assert "medians of 4 rounds" in text

@@ -246,6 +246,25 @@ def test_what_cannot_be_explained_says_why(study: Study, data: Dataset, store: S
         wb.explain(gone, "int8-max", data, store=store, layers=False)
 
 
+def test_a_study_of_another_machine_is_not_explained_here_and_replaces_none_of_its_name(
+    study: Study, data: Dataset, store: Store, tmp_path: Path
+) -> None:
+    elsewhere = Study.open(study.save(tmp_path / "small.json"))
+    kept = store.get("study", "small")
+    for ask in (wb.explain, lambda one, variant, data, store: one.layers(data, store)):
+        with pytest.raises(EngineError, match=r"is gone or damaged .*Run the study again here"):
+            ask(elsewhere, "int8-max", data, store=store)
+    assert store.get("study", "small") == kept
+
+
+def test_what_is_found_of_a_study_stays_out_of_another_of_its_name(study: Study, data: Dataset, store: Store) -> None:
+    mine = Study(replace(study.record, name="namesake"))
+    other = replace(mine.record, results=mine.record.results[:1], explanations={})
+    store.put("study", "namesake", codec.to_json(other))
+    wb.explain(mine, "int8-max", data, store=store, layers=False)
+    assert Study.open("namesake", store).record == codec.from_json(StudyRecord, codec.to_json(other))
+
+
 def _with(study: Study, **fields: object) -> Study:
     results = tuple(
         replace(item, **fields) if item.recipe.name == "int8-max" else item for item in study.record.results

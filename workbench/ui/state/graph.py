@@ -75,7 +75,8 @@ class Graph(HasTraits):
             raise DataError("There is no study to look at. Start one on page `Run`, or open one on page `Studies`.")
         path, modules, depth = Path(record.model.path), record.model.modules, DETAILS[self.detail]
         if not path.is_file():
-            raise DataError(f"The model's file {path} is not here, so its graph cannot be drawn. Load the model again.")
+            self.words = f"The model's file {path} is not here, so its graph cannot be drawn. Load the model again."
+            raise DataError(self.words)
 
         def work(job: Job[Drawn]) -> Drawn:
             return graph_drawing.drawn(onnx.load(str(path), load_external_data=False), modules, depth)

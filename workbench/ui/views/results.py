@@ -112,7 +112,7 @@ def _front(state: State) -> widgets.Widget:
     results.observe(lambda change: controls.write(front, results.selected, "selected"), "selected")
     note = controls.html(
         "<p class='wb-quiet'>Click a point to select its variant everywhere; drag to zoom, double-click to see all again. "
-        "Diamond: the baseline. Hollow: not distinguishable from it. Dashed: the Pareto front.</p>"
+        "Diamond: the baseline. Hollow: not told apart from it. Dashed: the Pareto front.</p>"
     )
     controls.follow(results, "figure", lambda: setattr(note.layout, "display", None if results.figure else "none"))
     return controls.page(front, note)

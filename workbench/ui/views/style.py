@@ -71,6 +71,9 @@ CSS = """
   outline: 3px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px; }
 .workbench img { max-width: min(100%, 780px); height: auto; }
 .workbench .wb-dark { display: none; }
+[data-jp-theme-light="false"] .workbench { --jp-widgets-dropdown-arrow: url("data:image/svg+xml,%3Csvg \
+xmlns='http://www.w3.org/2000/svg' viewBox='0 0 18 18'%3E%3Cpath d='M5 7l4 4 4-4' fill='none' stroke='%23fff' \
+stroke-width='2'/%3E%3C/svg%3E"); }
 [data-jp-theme-light="false"] .workbench .wb-dark { display: block; }
 [data-jp-theme-light="false"] .workbench .wb-light { display: none; }
 .workbench .wb-cards { display: flex; flex-flow: row wrap; gap: 12px; margin: 8px 0; }
