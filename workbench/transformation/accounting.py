@@ -22,6 +22,8 @@ from workbench.records import Skipped, StepReport, Variant
 _FEWEST_WEIGHTS = 64
 _FORMATS: dict[int, str] = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16",
             onnx.TensorProto.DOUBLE: "fp64"}  # fmt: skip
+# Attention grows with the square of a length: at length 1 its products would be nothing. As random data have it.
+_LENGTH = 32
 _LOWERING = ("quantize", "quantize_weights", "precision")
 
 
@@ -60,12 +62,14 @@ class Coverage:
         weight_bytes: format -> share of the weights' bytes (as the file had them), those in bodies of nodes among them.
         uncounted: nodes that multiply and whose operations could not be counted; for those in a loop the loop.
         assumed: nodes of which the branch that multiplies most was counted.
+        length: that free axes behind the first were taken to have, on which shares depend; None where there are none.
     """
 
     flops: dict[str, float]
     weight_bytes: dict[str, float]
     uncounted: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    length: int | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the same as data for a report."""
@@ -137,7 +141,7 @@ def _reason(place: _Place, reasons: Mapping[str, str], functions: Mapping[tuple[
 
 def _coverage(before: onnx.ModelProto, lowering: Sequence[StepReport], recipe: Recipe) -> Coverage:
     arithmetic, stored = _formats(lowering, recipe)
-    flops = node_flops(before)
+    flops, length = _operations(before)
     multiplied: Counter[str] = Counter()
     kept: Counter[str] = Counter()
     functions = {(one.domain, one.name) for one in before.functions}
@@ -157,7 +161,26 @@ def _coverage(before: onnx.ModelProto, lowering: Sequence[StepReport], recipe: R
             if (one.body, one.tensor.name) not in seen:
                 seen.add((one.body, one.tensor.name))
                 kept[stored.get(label, _FORMATS.get(one.tensor.data_type, "fp32"))] += _size_bytes(one.tensor)
-    return Coverage(_shares(multiplied), _shares(kept), tuple(uncounted), tuple(assumed))
+    return Coverage(_shares(multiplied), _shares(kept), tuple(uncounted), tuple(assumed), length)
+
+
+def _operations(model: onnx.ModelProto) -> tuple[dict[str, int], int | None]:
+    """Return node -> operations, and the length that free axes behind the first were given; 1 where no other can be fed."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    sizes = {
+        value.name: [axis.dim_value for axis in value.type.tensor_type.shape.dim]
+        for value in model.graph.input
+        if value.name not in constants
+    }
+    shortest = node_flops(model)
+    if all(size for axes in sizes.values() for size in axes[1:]):
+        return shortest, None
+    shapes = {
+        name: tuple(size or (_LENGTH if place else 1) for place, size in enumerate(axes))
+        for name, axes in sizes.items()
+    }
+    longer = node_flops(model, shapes)
+    return (longer, _LENGTH) if len(longer) >= len(shortest) else (shortest, 1)
 
 
 def formats_of(variant: Variant) -> dict[str, str]:
@@ -195,6 +218,8 @@ def _words(coverage: Coverage) -> tuple[str, ...]:
     if coverage.uncounted:
         shown = ", ".join(coverage.uncounted[:5]) + (", ..." if len(coverage.uncounted) > 5 else "")
         words += f" Not counted, because their operations cannot be told from shapes: {shown}."
+    if coverage.length is not None and coverage.flops:
+        words += f" Axes of free length are counted as {coverage.length} long."
     if coverage.assumed:
         words += f" Of {', '.join(coverage.assumed[:5])} the branch that multiplies most is counted."
     return (words.strip(),) if words else ()

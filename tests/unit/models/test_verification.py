@@ -174,3 +174,14 @@ def test_sizes_that_the_module_itself_refuses_are_told(tmp_path) -> None:
 )
 def test_infinities_of_one_sign_are_equal_and_nothing_else_is(ours, theirs, expected):
     assert verification._relative_error(np.array(ours), np.array(theirs)) == expected
+
+
+def test_integers_are_compared_by_the_share_that_differ_or_by_how_far() -> None:
+    classes = np.arange(4000) % 7
+    other = classes.copy()
+    other[5] = 6
+    assert verification._relative_error(classes, classes) == 0.0
+    assert verification._relative_error(other, classes) == 1 / 4000
+    assert verification._relative_error((classes + 3) % 7, classes) > 0.5
+    assert verification._relative_error(np.array([10_001]), np.array([10_000])) == 1e-4
+    assert verification._relative_error(np.array([True]), np.array([False])) == 1.0

@@ -85,6 +85,27 @@ def test_shares_are_those_of_the_counted_work_and_of_the_weights(tmp_path: Path)
     assert any("Of branch the branch that multiplies most is counted" in note for note in report.notes)
 
 
+@pytest.mark.parametrize(("length", "counted"), [("T", 32), (5, None)])
+def test_products_that_grow_with_a_free_length_are_counted_at_one_that_is_told(tmp_path: Path, length, counted) -> None:
+    model = net(
+        f"""(float[N,{length},16] x) => (float[N,{length},16] y) {{
+            [query] q = MatMul (x, w)
+            turned = Transpose <perm = [0, 2, 1]> (x)
+            [scores] s = MatMul (q, turned)
+            [mix] y = MatMul (s, x)
+        }}""",
+        w=np.ones((16, 16), np.float32),
+    )
+    onnx.save(model, tmp_path / "attention.onnx")
+    report = wb.transform(tmp_path / "attention.onnx", "int8-dynamic", store=wb.Store(tmp_path / "store")).reports[-1]
+    size = counted or length
+    lowered, kept = size * 16 * 16, 2 * size * size * 16
+    share = lowered / (kept + lowered)
+    assert report.details["coverage"]["flops"] == pytest.approx({"int8": share, "fp32": 1 - share})
+    told = [note for note in report.notes if "Axes of free length are counted as 32 long" in note]
+    assert bool(told) is (counted is not None)
+
+
 def bodied_file(folder: Path, text: str) -> Path:
     onnx.save(bodied(text), str(folder / "bodied.onnx"))
     return folder / "bodied.onnx"

@@ -126,6 +126,30 @@ def test_a_graph_that_computes_something_else_is_refused(tmp_path: Path, monkeyp
         wb.transform(model, "fp32", store=wb.Store(tmp_path / "store"))
 
 
+def test_a_class_that_rounding_decides_here_and_there_is_no_other_function_and_more_of_them_are(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Sub", ["x", "k"], ["d"], name="shift"),
+        helper.make_node("Concat", ["d", "zero"], ["scores"], axis=0, name="join"),
+        helper.make_node("ArgMax", ["scores"], ["y"], axis=0, name="highest"),
+    ]
+    constants = {"k": np.zeros(1, np.float32), "zero": np.zeros((1, 128, 128), np.float32)}
+    path = file(tmp_path, nodes, [1, 128, 128], [1, 128, 128], constants)
+    proto = onnx.load(path)
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.INT64
+    onnx.save(proto, path)
+    model = wb.load(path)
+
+    def shifted(by: float) -> onnx.ModelProto:
+        changed = onnx.load(model.path)
+        changed.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.float32([by]), "k"))
+        return changed
+
+    # Of 16384 normal numbers about 0.4 * 16384 * shift lie between zero and a shift.
+    assert 0 < compared(model, shifted(1e-3), "Fusion").relative_error <= 1e-3
+    with pytest.raises(TransformError, match="changes what made computes"):
+        compared(model, shifted(0.1), "Fusion")
+
+
 def test_what_cannot_be_run_is_said_and_not_compared(tmp_path: Path) -> None:
     nodes = [helper.make_node("Frobnicate", ["x"], ["y"], domain="my.own", name="strange")]
     graph = helper.make_graph(
