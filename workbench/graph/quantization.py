@@ -94,6 +94,7 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         reasons = told(skipped) or "it has no such operator"
         raise TransformError(f"Nothing in this model can be quantized ({reasons}). Leave the Quantize step out.")
     scales = _scales(graph, placement, step, context, to)
+    signed = _before_relus(graph, placement) if to is SIGNED and style.integer_chains else None
     rewritten = _protect_relus(graph, placement) if to is FLOAT8 and style.integer_chains else 0
     narrow, dead_channels = _lower(graph, placement, scales, step, style)
     for name, readers in placement.readers.items():
@@ -105,7 +106,10 @@ def apply(model: onnx.ModelProto, step: Quantize, context: Context) -> StepRepor
         seconds=0.0,
         changed=tuple(label(node) for node in placement.lowered),
         skipped=skipped,
-        notes=(*_weight_notes(narrow, placement, style), *_notes(scales, dead_channels, rewritten, step, style)),
+        notes=(
+            *_weight_notes(narrow, placement, style),
+            *_notes(scales, dead_channels, rewritten, signed, step, style),
+        ),
         details={
             "dialect": style.name,
             "format": to.dtype.name,
@@ -275,6 +279,15 @@ def _lower(
     return narrow, dead
 
 
+def _before_relus(graph: Graph, placement: Placement) -> list[str]:
+    """Return the layers that ONNX Runtime fuses with a Relu into an FP32 kernel, as signed codes do not stand for the Relu."""
+    behind = {
+        node.output[0] for node in placement.lowered
+        if node.op_type in ("Conv", "Gemm") and [one.op_type for one in graph.consumers.get(node.output[0], [])] == ["Relu"]
+    }  # fmt: skip
+    return [label(node) for node in placement.lowered if node.output[0] in behind - graph.pinned]
+
+
 def _protect_relus(graph: Graph, placement: Placement) -> int:
     """Write each Relu before a float8 pair as Max(x, 0); return how many.
 
@@ -333,7 +346,12 @@ def _weight_notes(narrow: list[str], placement: Placement, style: Dialect) -> tu
 
 
 def _notes(
-    scales: Mapping[str, Scale], dead_channels: int, rewritten: int, step: Quantize, style: Dialect
+    scales: Mapping[str, Scale],
+    dead_channels: int,
+    rewritten: int,
+    signed: list[str] | None,
+    step: Quantize,
+    style: Dialect,
 ) -> tuple[str, ...]:
     notes = []
     dead = [name for name, scale in scales.items() if not scale.abs_max]
@@ -350,6 +368,11 @@ def _notes(
         notes.append(
             f"{rewritten} Relu nodes are written as Max(x, 0), because ONNX Runtime's optimizer drops a Relu before FP8."
         )
-    if style.family == "ort-cpu" and step.to == "int8" and step.symmetric:
+    if signed is not None:
         notes.append("Signed activations are slow on ONNX Runtime's CPU; leave `symmetric` out for speed.")
+    if signed:
+        notes.append(
+            f"{len(signed)} layers with a Relu behind them ({', '.join(signed[:3])}{', ...' if len(signed) > 3 else ''}) are "
+            f"quantized in the file, and ONNX Runtime's CPU computes them in FP32: it has no kernel for them with signed codes."
+        )
     return tuple(notes)

@@ -137,6 +137,33 @@ def test_a_convolution_is_an_integer_kernel_whatever_clips_or_scales_its_result(
     assert [name for name in found if name in ("Conv", "FusedConv", "Clip", "BatchNormalization")] == list(left)
 
 
+def test_what_signed_codes_leave_in_fp32_behind_a_relu_is_said(tmp_path) -> None:
+    model = net(
+        """(float[N,4,8,8] x) => (float[N,3] y) {
+            [one] a = Conv<pads = [1,1,1,1]>(x, w0)
+            b = Relu(a)
+            [two] c = Conv(b, w1)
+            d = GlobalAveragePool(c)
+            e = Flatten(d)
+            [three] f = Gemm(e, w2)
+            g = Relu(f)
+            [four] y = Gemm(g, w3)
+        }""",
+        w0=values((24, 4, 3, 3), 1, 0.2), w1=values((8, 24, 1, 1), 2, 0.2), w2=values((8, 8), 3), w3=values((8, 3), 4),
+    )  # fmt: skip
+    for symmetric, behind in (
+        (True, "2 layers with a Relu behind them (one, three) are quantized in the file"),
+        (None, ""),
+    ):
+        result, report = quantized(model, IMAGES, symmetric=symmetric)
+        found = kernels(result, tmp_path)
+        assert report.changed == ("one", "two", "three", "four")
+        assert found.count("FusedConv") + found.count("FusedGemm") == (2 if symmetric else 0)
+        assert found.count("QLinearConv") + found.count("QGemm") == (2 if symmetric else 4)
+        said = [note for note in report.notes if "Relu behind" in note]
+        assert len(said) == bool(symmetric) and behind in "".join(said)
+
+
 @pytest.mark.parametrize("shape", [(8,), (1, 8), (1,), (), None])
 @pytest.mark.parametrize("factors", ["", "<alpha = -0.5, beta = 2.0>"])
 def test_a_gemm_is_an_integer_kernel_with_any_factors_and_any_bias_of_one_value_a_channel(
