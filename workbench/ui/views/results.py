@@ -105,8 +105,6 @@ def _front(state: State) -> widgets.Widget:
         if change["new"] in results.variants and change["new"] != results.selected:
             session.attempt(results.select, change["new"])
 
-    # Nobody looks at a front before a model was examined, and by then the app itself is on the screen.
-    controls.follow(state.selection, "cost", lambda: None if state.selection.cost is None else front.preload())
     controls.follow(results, "figure", show)
     front.observe(choose, "selected")
     results.observe(lambda change: controls.write(front, results.selected, "selected"), "selected")
