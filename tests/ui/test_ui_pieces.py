@@ -29,6 +29,12 @@ def test_a_message_is_escaped_and_shows_code_as_code(text: str, shown: str) -> N
     assert markup.message(text) == shown
 
 
+def test_a_word_in_a_label_is_no_formula_and_leaves_room_for_its_control() -> None:
+    assert [markup.label(unit) for unit in ("points", "dB")] == ["points", "dB"]
+    made = markup.label("$\\href{javascript:x}{y}$ " + "long" * 100)
+    assert not {"$", "\\"} & set(made) and len(made) == 16
+
+
 def test_two_variants_are_compared_sample_by_sample_and_shown_where_the_record_can() -> None:
     record = synthetic_study.study(("fp32", "int8-kl"))
     found = disagreements(record, "fp32", "int8-kl")

@@ -49,7 +49,7 @@ class Front(anywidget.AnyWidget):
     """Accuracy against latency, drawn in the browser.
 
     Attributes:
-        library: the code of plotly.js, sent once, before the first figure or with it.
+        library: the code of plotly.js, sent once: when the browser has painted the app and asks for it, or with the first figure.
         figure: {data, layout}, see `workbench.ui.live_front`; empty shows nothing.
         words: what it shows, for who cannot see it.
         selected: the variant that was clicked.
@@ -62,14 +62,17 @@ class Front(anywidget.AnyWidget):
     words = Unicode().tag(sync=True)
     selected = Unicode().tag(sync=True)
 
+    def __init__(self, **traits: Any) -> None:
+        super().__init__(**traits)
+        self.on_msg(lambda widget, asked, buffers: self._send_library())
+
     def draw(self, figure: dict[str, Any], words: str) -> None:
         """Show a figure."""
-        self.preload()
+        self._send_library()
         self.words = words
         self.figure = figure
 
-    def preload(self) -> None:
-        """Send plotly.js ahead, so that the first figure does not wait for it."""
+    def _send_library(self) -> None:
         if not self.library:
             self.library = _plotly()
 

@@ -21,6 +21,7 @@ from workbench.ui.state.running import VariantProgress
 __all__ = ["escape"]
 
 _CODE = re.compile(r"`([^`\n]+)`")
+_LONGEST_LABEL = 16
 _MOST_MOVED = 20
 _MOST_OUTLYING = 20
 _MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
@@ -29,6 +30,15 @@ _MARKS = {"waiting": "○", "running": "▶", "done": "✓", "failed": "✗"}
 def message(text: str) -> str:
     """Return a message as HTML: escaped, and what it has between backticks as code."""
     return _CODE.sub(r"<code>\1</code>", escape(text))
+
+
+def label(text: str) -> str:
+    """Return a word from outside for the label of a control: short, and no formula, which Jupyter would typeset there.
+
+    Labels are typeset as TeX, in which a name can become a link; the signs that begin a formula are replaced by their wide forms.
+    """
+    shown = text if len(text) <= _LONGEST_LABEL else f"{text[: _LONGEST_LABEL - 1]}…"
+    return shown.translate({ord("$"): "\uff04", ord("\\"): "\uff3c"})
 
 
 def table(

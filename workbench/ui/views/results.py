@@ -14,7 +14,7 @@ from workbench.ui.views.graph import graph_view
 from workbench.ui.views.inspection import calibration_view
 from workbench.ui.views.layers import layers_view
 from workbench.ui.views.live import Front, Table
-from workbench.ui.views.markup import message
+from workbench.ui.views.markup import label, message
 
 
 def results_page(state: State) -> widgets.Widget:
@@ -56,7 +56,7 @@ def _plot(state: State) -> widgets.Widget:
     def show_unit() -> None:
         shown = None if results.summary is None else results.summary.quality
         unit = "points" if shown is None or shown.unit == "%" else shown.unit or shown.name
-        controls.write(loss, f"Loss ({unit})", "description")
+        controls.write(loss, f"Loss ({label(unit)})", "description")
 
     controls.follow(results, "budget_words", show)
     controls.follow(results, "summary", show_unit)
@@ -105,8 +105,6 @@ def _front(state: State) -> widgets.Widget:
         if change["new"] in results.variants and change["new"] != results.selected:
             session.attempt(results.select, change["new"])
 
-    # Nobody looks at a front before a model was examined, and by then the app itself is on the screen.
-    controls.follow(state.selection, "cost", lambda: None if state.selection.cost is None else front.preload())
     controls.follow(results, "figure", show)
     front.observe(choose, "selected")
     results.observe(lambda change: controls.write(front, results.selected, "selected"), "selected")

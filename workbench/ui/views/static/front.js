@@ -66,17 +66,21 @@ function render({ model, el }) {
   const seen = new ResizeObserver(() => { if (place.clientWidth) draw(); });
   seen.observe(el);
   const again = () => draw();
+  const idle = window.requestIdleCallback ?? setTimeout;
   const prepare = () => {
     const bytes = model.get("library");
     if (!bytes?.byteLength) return;
-    (window.requestIdleCallback ?? setTimeout)(async () => {
+    idle(async () => {
       const Plotly = await plotly(bytes);
+      await new Promise((next) => idle(next));  // a figure may have come while the library was read
       if (!model.get("figure").data) await warm(Plotly, document.createElement("div"));
       draw();
     });
   };
   model.on("change:figure", again);
   model.on("change:library", prepare);
+  // The app is on the screen by then; who opens a study next does not wait for the library.
+  if (!model.get("library")?.byteLength) idle(() => model.send("library"));
   prepare();
   draw();
   return () => {
