@@ -126,6 +126,7 @@ def test_a_variant_is_explained(home: Path, capsys: pytest.CaptureFixture[str]) 
         (["report", "nothing", "x.docx", "--layers"], "no report with the suffix '.docx'"),
         (["confirm", "nothing.zip", "--report", "x.csv"], "no report of a confirmation with the suffix '.csv'"),
         (["report", "nothing", "x.html"], "no study 'nothing'"),
+        (["run", "no model is looked for", "--threads", "100000"], "more threads than cores wait for each other"),
     ],
 )
 def test_errors_are_one_line_and_a_status(arguments, message: str, capsys: pytest.CaptureFixture[str]) -> None:

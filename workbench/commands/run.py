@@ -8,6 +8,8 @@ from typing import Any
 
 import workbench as wb
 from workbench.commands import arguments
+from workbench.errors import DataError
+from workbench.machine import device
 
 
 def add(commands: Any) -> None:
@@ -44,6 +46,11 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run a study and print its table."""
     arguments.report(options)
+    if options.threads > device.cores():
+        raise DataError(
+            f"--threads is {options.threads}, and this process may use {device.cores()} cores: more threads than cores wait "
+            f"for each other. Pass {device.cores()} at most."
+        )
     recipes = arguments.names(options.recipes)
     model = wb.load(options.model)
     protocol = wb.Protocol(boundary=options.boundary, batch=options.batch, rounds=options.rounds)

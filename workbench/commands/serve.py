@@ -12,6 +12,7 @@ import numpy as np
 import workbench as wb
 from workbench.commands import arguments
 from workbench.errors import DataError, EngineError, LoadError
+from workbench.recipes import named
 from workbench.records import Engine
 
 _WINDOWS = 256  # of a text, at most, on which the scales of an 8-bit cache are found
@@ -79,6 +80,8 @@ def _is_slot_folder(source: str) -> bool:
 def _with_slots(options: argparse.Namespace) -> tuple[wb.llm.LanguageModel, Mapping[str, Sequence[Engine]]]:
     if options.model:
         raise DataError("--model is for studies: with slots the first argument names the language model.")
+    for name in options.variants:
+        named(name)  # before the export, which takes longer than reading why there is no such recipe
     if _is_slot_folder(options.source):
         if options.columns or options.cache:
             raise DataError(

@@ -203,7 +203,9 @@ def _bound(port: int) -> socket.socket:
         found.bind(("127.0.0.1", port))
     except (OSError, OverflowError) as error:
         found.close()
-        raise DataError(f"Port {port} cannot be taken: {error}. Pass another, or 0 for any that is free.") from error
+        raise DataError(
+            f"Port {port} cannot be taken: {str(error).rstrip('.')}. Pass another, or 0 for any that is free."
+        ) from error
     return found
 
 

@@ -216,6 +216,7 @@ def test_the_command_keeps_the_cache_in_8_bits(folder, fixed, answers, tmp_path,
         (["stdlib_llama", "fp32", "--slots", "2", "--cache", "int8", "--data", "digits"], "token ids (N, T)"),
         (["SLOTS", "fp32", "--model", "elsewhere"], "--model is for studies"),
         (["SLOTS", "int8-max"], "is calibrated on samples"),
+        (["stdlib_llama", "fp33", "--slots", "2"], "There is no recipe 'fp33'"),
     ],
 )
 def test_options_that_do_not_go_together_are_named(fixed, arguments, words: str, capsys) -> None:
