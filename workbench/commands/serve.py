@@ -63,10 +63,10 @@ def serve(options: argparse.Namespace) -> int:
 
 def _has_slots(options: argparse.Namespace) -> bool:
     found = options.slots is not None or _is_slot_folder(options.source)
-    if not found and (options.columns or options.backend or options.cache):
+    if not found and (options.columns or options.backend or options.cache or options.data):
         raise DataError(
-            "--columns, --cache and --backend are for slots: a study's engines are built already. Pass --slots with a "
-            "language model, or a folder that write_slots wrote."
+            "--columns, --cache and --backend are for slots, and --data is for --cache: a study's engines are built already. "
+            "Pass --slots with a language model, or a folder that write_slots wrote."
         )
     return found
 
@@ -83,7 +83,7 @@ def _with_slots(options: argparse.Namespace) -> tuple[wb.llm.LanguageModel, Mapp
     for name in options.variants:
         named(name)  # before the export, which takes longer than reading why there is no such recipe
     if _is_slot_folder(options.source):
-        if options.columns or options.cache:
+        if options.columns or options.cache or options.data:
             raise DataError(
                 f"{options.source} has graphs already, so --columns and --cache cannot change them. Leave them out."
             )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import onnx
 
 from workbench.graph.bodies import opened
-from workbench.graph.editing import Graph, every_node
+from workbench.graph.editing import Graph, every_node, label
 from workbench.graph.tensor_types import Shape, tensor_types
 
 # What multiplies, whether or not it holds weights.
@@ -57,7 +57,7 @@ def cost(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]] | None = 
     unknown = []
     functions = {(one.domain, one.name) for one in model.functions if any(n.op_type in MULTIPLIES for n in one.node)}
     for node in every_node(fixed.graph):
-        count = counts.get(node.name or f"{node.op_type} -> {node.output[0]}")
+        count = counts.get(label(node))
         if count is not None:
             by_operator[node.op_type] = by_operator.get(node.op_type, 0) + count
         elif node.op_type in MULTIPLIES or (node.domain, node.op_type) in functions:
@@ -85,7 +85,7 @@ def _node_flops(model: onnx.ModelProto) -> dict[str, int]:
         if node.domain in ("", "ai.onnx") and node.op_type in (*COUNTED, *_GATES):
             count = _recurrent(node, types.shapes) if node.op_type in _GATES else _flops(node, types.shapes)
             if count is not None:
-                found[node.name or f"{node.op_type} -> {node.output[0]}"] = count
+                found[label(node)] = count
     branches: dict[str, list[dict[str, int]]] = {}
     if any(node.op_type == "If" for node in model.graph.node):
         for node, _, inner in opened(Graph(model), types):

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from workbench.errors import RecipeError, TransformError
 from workbench.graph.bodies import in_every_graph
 from workbench.graph.dialects import Dialect, dialect
-from workbench.graph.editing import Context, Graph, attribute
-from workbench.graph.placement import label, output_axis, quantizable_nodes, told
+from workbench.graph.editing import Context, Graph, attribute, label
+from workbench.graph.placement import output_axis, quantizable_nodes, told
 from workbench.graph.qdq import codes, scale_of_weight, weight_format
 from workbench.graph.quantized_by import quantized_by
 from workbench.recipes import Quantize

@@ -318,6 +318,11 @@ class Graph:
         return self.model
 
 
+def label(node: onnx.NodeProto) -> str:
+    """Return a node's name, or what tells it apart where it has none."""
+    return node.name or f"{node.op_type} -> {node.output[0]}"
+
+
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     """Return the value of an attribute, or `default` where the node has none of that name."""
     found = next((item for item in node.attribute if item.name == name), None)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from workbench.errors import RecipeError, nearest
 from workbench.graph.chains import integer_chains, tail
 from workbench.graph.dialects import DIALECTS, Dialect
-from workbench.graph.editing import FLOAT_TYPES, Context, Graph, attribute
+from workbench.graph.editing import FLOAT_TYPES, Context, Graph, attribute, label
 from workbench.graph.pooling import integer_pools
 from workbench.graph.residual import skip_branches
 from workbench.graph.tensor_types import TensorTypes, tensor_types
@@ -63,11 +63,6 @@ def told(skipped: Sequence[Skipped]) -> str:
     """Return why nodes were left alone as the part of a sentence: the first few, and how many more there are."""
     words = "; ".join(f"{item.name}: {item.reason}" for item in skipped[:_MOST_TOLD])
     return f"{words}; and {len(skipped) - _MOST_TOLD} more" if len(skipped) > _MOST_TOLD else words
-
-
-def label(node: onnx.NodeProto) -> str:
-    """Return a node's name, or what tells it apart where it has none."""
-    return node.name or f"{node.op_type} -> {node.output[0]}"
 
 
 def place(

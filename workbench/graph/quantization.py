@@ -20,8 +20,8 @@ from workbench.calibration.thresholds import clipped_share, threshold
 from workbench.errors import CalibrationError, RecipeError, TransformError
 from workbench.graph.chains import clip_bounds
 from workbench.graph.dialects import Dialect, dialect
-from workbench.graph.editing import Context, Graph, attribute, every_node, subgraphs
-from workbench.graph.placement import QUANTIZABLE, Placement, channel_bias, label, place, told
+from workbench.graph.editing import Context, Graph, attribute, every_node, label, subgraphs
+from workbench.graph.placement import QUANTIZABLE, Placement, channel_bias, place, told
 from workbench.graph.qdq import (
     FLOAT8,
     SEVEN_BIT,

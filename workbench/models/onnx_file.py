@@ -69,7 +69,7 @@ def read(path: Path, *, name: str | None = None, origin: Origin | None = None, p
     return Model(
         name=name or path.stem,
         path=str(file),
-        sha256=_sha256([file, *external]),
+        sha256=_content([file, *external]),
         size_bytes=sum(item.stat().st_size for item in (file, *external)),
         opset=opset(proto),
         inputs=_limited(tuple(_spec(value, file) for value in inputs(proto)), _limits(proto, file)),
@@ -96,10 +96,7 @@ def refuse_changed(model: Model) -> None:
         return
     file = Path(model.path)
     with contextlib.suppress(LoadError, OSError):
-        files = [file, *external_files(parse(file), file)]
-        states = _states(files)
-        if _sha256(files) == model.sha256:
-            _looked_at[model.sha256] = states
+        if _content([file, *external_files(parse(file), file)]) == model.sha256:
             return
     raise LoadError(
         f"The file of the model {model.name!r} ({file}) is gone, or was changed since it was loaded. Load it again, and run "
@@ -117,6 +114,14 @@ def reread(model: Model) -> onnx.ModelProto:
     proto = parse(Path(model.path))
     onnx.load_external_data_for_model(proto, str(Path(model.path).parent))
     return proto
+
+
+def _content(files: Sequence[Path]) -> str:
+    """Return the hash of a model's files, and remember that they had it."""
+    states = _states(files)  # before they are read: what is changed meanwhile is looked at again
+    found = _sha256(files)
+    _looked_at[found] = states
+    return found
 
 
 def _states(files: Iterable[Path]) -> dict[Path, tuple[int, int]]:

@@ -51,25 +51,31 @@ def layers_table(
     limits = partial(ceilings, record.backend, threads=record.options.threads, store=store, handle=handle)
     baseline = next(item for item in record.results if item.recipe.name == record.baseline)
     parent = onnx.load(built(record, baseline)[1])
-    others = [item for item in record.results if item.engine is not None and item.variant is not None]
-    others = [item for item in others if item is not baseline] or [baseline]
+    known = limits()
+    others = [
+        one for one in record.results if one.engine is not None and one.variant is not None and one is not baseline
+    ]
     passes: list[Pass] = []
-    for item in others:
+    errors: list[dict[str, float]] = []
+    notes: list[str] = []
+    for item in others or [baseline]:
         subject = subject_of(record, baseline, item, dataset, store=store, handle=handle)
-        passes += profiled(subject, [parent, onnx.load(subject.variant.file)], limits(), handle)
-    _, passes, notes = under(limits(), passes, partial(limits, again=True))
-    rows = _rows(passes[0])
-    for item, found in zip(others, passes[1::2], strict=True):
-        if item is baseline or item.variant is None:
-            continue
+        file = onnx.load(subject.variant.file)
+        passes += profiled(subject, [parent, file], known, handle)
+        if item is baseline:
+            break  # alone, there is nothing that it could differ from
         try:
-            errors = _errors(parent, onnx.load(item.variant.path), item, dataset)
+            errors.append(_errors(parent, file, item, dataset))
         except WorkbenchError as error:
-            errors, told = {}, f"{item.recipe.name}: errors were not looked at: {error}"
-            notes.append(told)
-        _add(rows, found, errors)
+            errors.append({})
+            notes.append(f"{item.recipe.name}: errors were not looked at: {error}")
+    _, passes, beyond = under(known, passes, partial(limits, again=True))
+    rows = _rows(passes[0])
+    if others:
+        for found, seen in zip(passes[1::2], errors, strict=True):  # each behind the baseline that took turns with it
+            _add(rows, found, seen)
     table = pandas.DataFrame(rows)
-    table.attrs["notes"] = notes
+    table.attrs["notes"] = [*beyond, *notes]
     return table
 
 

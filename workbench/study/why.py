@@ -77,7 +77,8 @@ def explain(
     engines.choose(record.backend)
     dataset = dataset_of(record, data)
     limits = partial(ceilings, record.backend, threads=record.options.threads, store=store, handle=handle)
-    _keep_ceilings(study, limits(), store)
+    measured = limits()
+    _keep_ceilings(study, measured, store)
     notes = [] if dataset is not None else [
         "The study's data were not given, so times were taken with random inputs and no noise was looked at. Pass data=..."
     ]  # fmt: skip
@@ -86,7 +87,7 @@ def explain(
         notes.append(costs)
         costs = None
     subject = subject_of(record, baseline, result, dataset, store=store, handle=handle)
-    evidence = within(gather(subject, limits(), costs, handle), partial(limits, again=True))
+    evidence = within(gather(subject, measured, costs, handle), partial(limits, again=True))
     _keep_ceilings(study, evidence.ceilings, store)
     found = explanation(record.name, evidence, tuple(notes))
     _keep(study, lambda known: explained.keep(known, found), store)

@@ -14,7 +14,7 @@ import onnx
 
 from workbench.graph.bodies import LOOPS
 from workbench.graph.cost import MULTIPLIES, node_flops
-from workbench.graph.editing import FLOAT_TYPES, subgraphs
+from workbench.graph.editing import FLOAT_TYPES, label, subgraphs
 from workbench.recipes import Precision, Quantize, QuantizeWeights, Recipe
 from workbench.records import Skipped, StepReport, Variant
 
@@ -37,7 +37,7 @@ class _Place:
 
     @property
     def label(self) -> str:
-        return _label(self.node)
+        return label(self.node)
 
     def weights(self) -> list[_Constant]:
         """The weights that the node itself reads, each once."""
@@ -113,7 +113,7 @@ def accounted(
 def _places(graph: onnx.GraphProto, outside: _Place | None = None) -> Iterator[_Place]:
     """Yield every node of a graph and of the bodies in it."""
     owners = () if outside is None else (*outside.owners, outside.node)
-    body = "/".join((*map(_label, owners), graph.name))
+    body = "/".join((*map(label, owners), graph.name))
     constants = {} if outside is None else dict(outside.constants)
     constants.update((tensor.name, _Constant(tensor, body)) for tensor in graph.initializer)
     for node in graph.node:
@@ -130,9 +130,9 @@ def _reason(place: _Place, reasons: Mapping[str, str], functions: Mapping[tuple[
     inside = functions.get((node.domain, node.op_type), 0)
     if node.op_type not in MULTIPLIES and not holds and not inside:
         return None
-    owner = next((owner for owner in reversed(place.owners) if _label(owner) in reasons), None)
+    owner = next((owner for owner in reversed(place.owners) if label(owner) in reasons), None)
     if owner is not None:
-        return f"it lies in a body of {_label(owner)!r}: {reasons[_label(owner)]}"
+        return f"it lies in a body of {label(owner)!r}: {reasons[label(owner)]}"
     if inside:
         return f"it calls a function with {inside} nodes that multiply; Fuse writes functions out unless told not to"
     what = "" if node.op_type in MULTIPLIES else "holds weights, and "
@@ -149,18 +149,18 @@ def _coverage(before: onnx.ModelProto, lowering: Sequence[StepReport], recipe: R
     assumed: dict[str, None] = {}
     seen = set()
     for place in _places(before.graph):
-        label, weights = place.label, place.weights()
+        name, weights = place.label, place.weights()
         own = next((_FORMATS.get(one.tensor.data_type, "fp32") for one in weights), "fp32")
-        multiplied[arithmetic.get(label, own)] += flops.get(label, 0)
-        if label in flops:
-            assumed.update((_label(owner), None) for owner in place.owners)
+        multiplied[arithmetic.get(name, own)] += flops.get(name, 0)
+        if name in flops:
+            assumed.update((label(owner), None) for owner in place.owners)
         elif place.node.op_type in MULTIPLIES or (place.node.domain, place.node.op_type) in functions:
             loop = next((owner for owner in place.owners if owner.op_type in LOOPS), place.node)
-            uncounted[_label(loop)] = None
+            uncounted[label(loop)] = None
         for one in weights:
             if (one.body, one.tensor.name) not in seen:
                 seen.add((one.body, one.tensor.name))
-                kept[stored.get(label, _FORMATS.get(one.tensor.data_type, "fp32"))] += _size_bytes(one.tensor)
+                kept[stored.get(name, _FORMATS.get(one.tensor.data_type, "fp32"))] += _size_bytes(one.tensor)
     return Coverage(_shares(multiplied), _shares(kept), tuple(uncounted), tuple(assumed), length)
 
 
@@ -250,7 +250,3 @@ def _size_bytes(tensor: onnx.TensorProto) -> int:
     for size in tensor.dims:
         elements *= size
     return elements * (2 if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) else 4)
-
-
-def _label(node: onnx.NodeProto) -> str:
-    return node.name or f"{node.op_type} -> {node.output[0]}"

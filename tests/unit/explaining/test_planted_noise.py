@@ -82,14 +82,7 @@ def with_outlier_along_a_line(factor: float) -> onnx.ModelProto:
 
 def with_outlier_behind_heads(factor: float) -> onnx.ModelProto:
     """Products over (samples, heads, places, channels): the channels are not on the second axis."""
-    first, second = values((32, 32), 0, 0.2), values((32, 32), 1, 0.2)
-    first[:, 5] *= factor
-    second[5] /= factor
-    return net(
-        "(float[N,4,10,32] x) => (float[N,4,10,32] y) { [m0] a = MatMul(x, w0) [m1] y = MatMul(a, w1) }",
-        w0=first,
-        w1=second,
-    )
+    return with_outlier_between_products(factor, "4,10", 32)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +96,13 @@ def test_channels_are_where_the_products_have_them(explain, made, pairs: str, sh
     assert "outlier_channel" not in kinds(explain(made(1.0), Pairs(pairs), values(shape, 9)))
 
 
-def with_outlier_between_products(factor: float) -> onnx.ModelProto:
-    first, second = values((64, 64), 0, 0.2), values((64, 64), 1, 0.2)
+def with_outlier_between_products(factor: float, places: str = "64", channels: int = 64) -> onnx.ModelProto:
+    first, second = values((channels, channels), 0, 0.2), values((channels, channels), 1, 0.2)
     first[:, 5] *= factor
     second[5] /= factor
+    shape = f"float[N,{places},{channels}]"
     return net(
-        "(float[N,64,64] x) => (float[N,64,64] y) { [m0] a = MatMul(x, w0) [m1] y = MatMul(a, w1) }",
+        f"({shape} x) => ({shape} y) {{ [m0] a = MatMul(x, w0) [m1] y = MatMul(a, w1) }}",
         w0=first,
         w1=second,
     )
